@@ -1,0 +1,97 @@
+// The pybind11 module mtlfast._C: the marshalled table and, on it, the ops that eager calls use.
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <optional>
+
+#include "chunks.h"
+#include "cuda/launchers.h"
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// A list or tuple as borrowed items: what a step's rows are, without a Python call an item.
+class Items {
+ public:
+  explicit Items(py::handle sequence)
+      : fast_(py::reinterpret_steal<py::object>(PySequence_Fast(sequence.ptr(), "expected a sequence"))) {
+    if (!fast_) throw py::error_already_set();
+  }
+  Py_ssize_t size() const { return PySequence_Fast_GET_SIZE(fast_.ptr()); }
+  PyObject* operator[](Py_ssize_t i) const { return PySequence_Fast_GET_ITEM(fast_.ptr(), i); }
+
+ private:
+  py::object fast_;
+};
+
+// The table of rows[k][t], or None if a row is not regular: mtlfast.TaskGradients then says why, or mends it.
+std::optional<mtlfast::TaskTable> marshal(const py::handle& rows) {
+  const Items tasks(rows);
+  if (tasks.size() == 0) return std::nullopt;
+  const Py_ssize_t num_tensors = Items(tasks[0]).size();
+  mtlfast::TaskTable table(tasks.size(), num_tensors);
+  for (Py_ssize_t k = 0; k < tasks.size(); ++k) {
+    const Items row(tasks[k]);
+    if (row.size() != num_tensors) return std::nullopt;
+    for (Py_ssize_t t = 0; t < num_tensors; ++t) {
+      if (row[t] == Py_None) continue;
+      if (!THPVariable_Check(row[t]) || !table.add(k, t, THPVariable_Unpack(row[t]))) return std::nullopt;
+    }
+  }
+  table.finish();
+  return table;
+}
+
+// For each tensor t: does nobody but this list of rows hold the gradients of any task? Then they may be written to.
+std::vector<bool> exclusive(const py::handle& rows) {
+  const Items tasks(rows);
+  std::vector<bool> alone;
+  for (Py_ssize_t k = 0; k < tasks.size(); ++k) {
+    const Items row(tasks[k]);
+    alone.resize(row.size(), true);
+    for (Py_ssize_t t = 0; t < row.size(); ++t) {
+      if (row[t] == Py_None) continue;
+      const at::Tensor& tensor = THPVariable_Unpack(row[t]);
+      alone[t] = alone[t] && Py_REFCNT(row[t]) == 1 && tensor.use_count() == 1 && tensor.has_storage() &&
+                 tensor.storage().use_count() == 1;
+    }
+  }
+  return alone;
+}
+
+py::dict cuda_facts() {
+  py::dict facts;
+#ifdef MTLFAST_WITH_CUDA
+  int count = 0;
+  const char* error = mtlfast::cuda::device_count(&count);
+  facts["runtime"] = mtlfast::cuda::runtime_version();
+  facts["devices"] = count;
+  facts["error"] = error ? py::object(py::str(error)) : py::none();
+#endif
+  return facts;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  using NoGil = py::call_guard<py::gil_scoped_release>;
+  py::class_<mtlfast::TaskTable>(m, "TaskTable")
+      .def_property_readonly("contiguous", &mtlfast::TaskTable::contiguous)
+      .def_property_readonly("numel", &mtlfast::TaskTable::numel);
+  m.def("marshal", &marshal);
+  m.def("exclusive", &exclusive);
+  m.def("gram", &mtlfast::gram, NoGil());
+  m.def("norms", &mtlfast::norms, NoGil());
+  m.def("combine", &mtlfast::combine, NoGil());
+  m.def(
+      "combine_",
+      [](const mtlfast::TaskTable& grads, const at::Tensor& coefficients, const std::vector<at::Tensor>& out,
+         bool accumulate, double scale) { mtlfast::combine_(grads, coefficients, out, accumulate, scale); },
+      NoGil());
+  m.def("flatten", &mtlfast::flatten, NoGil());
+  m.def("scale_", &mtlfast::scale_, NoGil());
+  m.def("isa", [] { return std::string(mtlfast::kernels().isa); });
+  m.def("cuda_facts", &cuda_facts);
+}

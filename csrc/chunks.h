@@ -1,0 +1,50 @@
+// Spreads the Jacobian's columns over threads: fixed chunks, taken in turn by whichever thread is free.
+#pragma once
+#include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "cpu/kernels.h"
+
+namespace mtlfast {
+
+// Chunks depend on P alone, so that what is summed together is the same for any number of threads: about 256 of them
+// (few enough for K^2 partial sums each), none shorter than 8192 columns, borders at multiples of a block.
+struct Chunks {
+  explicit Chunks(int64_t numel) : numel(numel) {
+    constexpr int64_t kMost = 256, kShortest = 8192;
+    size = std::max<int64_t>((numel / kMost + 511) / 512 * 512, kShortest);
+    count = (numel + size - 1) / size;
+  }
+  int64_t numel, size, count;
+  static constexpr std::align_val_t kAlignment{64};
+
+  // work(chunk, begin, end, scratch): every chunk once, with `scratch_bytes` of memory to each thread.
+  template <class Work>
+  void run(int64_t scratch_bytes, const Work& work) const {
+    if (count == 0) return;
+    const int64_t threads = std::min<int64_t>(at::get_num_threads(), count);
+    std::atomic<int64_t> next{0};
+    at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+      const auto release = [](void* memory) { ::operator delete(memory, kAlignment); };
+      const std::unique_ptr<void, decltype(release)> scratch(::operator new(scratch_bytes, kAlignment), release);
+      for (int64_t thread = first; thread < last; ++thread)
+        for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < count;)
+          work(chunk, chunk * size, std::min(numel, (chunk + 1) * size), scratch.get());
+    });
+  }
+};
+
+inline const CpuKernels& kernels() {
+  const char* why = nullptr;
+  const CpuKernels* chosen = cpu_kernels(&why);
+  TORCH_CHECK_VALUE(chosen, why);
+  return *chosen;
+}
+
+}  // namespace mtlfast

@@ -1,0 +1,35 @@
+// The CPU kernels of one instruction set, and the choice among those that this machine can run.
+// Each kernel works on the columns [begin, end) of the Jacobian; the caller spreads such ranges over threads.
+#pragma once
+#include <cstdint>
+
+#include "../kernels.h"
+
+namespace mtlfast {
+
+struct CpuKernels {
+  const char* isa;
+
+  // sums[pair] = sum over the range of g_i * g_j, for the pairs of num_pairs(K). Scratch: gram_scratch(K) bytes.
+  void (*gram)(const TaskView& grads, int64_t begin, int64_t end, void* scratch, double* sums);
+  // sums[k] = sum over the range of g_k * g_k. Scratch: gram_scratch(K) bytes.
+  void (*square_sums)(const TaskView& grads, int64_t begin, int64_t end, void* scratch, double* sums);
+  int64_t (*gram_scratch)(int64_t num_tasks);
+
+  // out[t][r] (+)= sum_k coefficients[r, k] * g_k over the range; out[t]: [R, numel(t)], of the gradients' dtype.
+  // out[t] may be a task's own tensor (R = 1). Scratch: combine_scratch(K, R) bytes.
+  void (*combine)(const TaskView& grads, int64_t begin, int64_t end, const double* coefficients, int64_t num_out,
+                  bool accumulate, void* scratch, void* const* out);
+  int64_t (*combine_scratch)(int64_t num_tasks, int64_t num_out);
+
+  // out[k, c] = g_k[c] over the range, converted to out_dtype; row_stride elements from row to row.
+  void (*flatten)(const TaskView& grads, int64_t begin, int64_t end, DType out_dtype, int64_t row_stride, void* out);
+  // g_k[c] *= factors[k] over the range.
+  void (*scale)(const TaskView& grads, int64_t begin, int64_t end, const double* factors);
+};
+
+// The widest set of kernels that this build holds and this processor runs; MTLFAST_CPU_CAPABILITY=baseline|avx2|avx512
+// asks for one by name and is an error if it cannot be had (nullptr, with the reason in *why).
+const CpuKernels* cpu_kernels(const char** why);
+
+}  // namespace mtlfast

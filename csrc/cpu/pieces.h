@@ -1,0 +1,17 @@
+// Cuts a range of the Jacobian's columns at tensor borders, for the kernels that write element by element.
+#pragma once
+#include "blocks.h"
+
+namespace mtlfast::MTLFAST_ISA {
+
+// use(t, first, n): the range holds the n > 0 elements of tensor t from its element `first` on.
+template <class Use>
+MTLFAST_INLINE void for_each_piece(const TaskView& grads, int64_t begin, int64_t end, Use use) {
+  for (int64_t t = tensor_of(grads, begin), column = begin; column < end; ++t) {
+    const int64_t last = grads.offsets[t + 1] < end ? grads.offsets[t + 1] : end;
+    if (last > column) use(t, column - grads.offsets[t], last - column);
+    column = last;
+  }
+}
+
+}  // namespace mtlfast::MTLFAST_ISA

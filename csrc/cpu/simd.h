@@ -1,0 +1,195 @@
+// Vectors of one instruction set, written in the compiler's vector extension: one source for every unit.
+// Each unit is compiled with its own flags, MTLFAST_ISA (namespace and name) and MTLFAST_VECTOR_BYTES; nothing here
+// comes from a header with inline functions, or the linker could keep a wide copy of one for a narrow machine.
+#pragma once
+#include <cstdint>
+
+#include "../kernels.h"
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace mtlfast::MTLFAST_ISA {
+
+#define MTLFAST_INLINE inline __attribute__((always_inline))
+
+constexpr int kLanes = MTLFAST_VECTOR_BYTES / 4;
+typedef float F32 __attribute__((vector_size(MTLFAST_VECTOR_BYTES)));
+typedef uint32_t U32 __attribute__((vector_size(MTLFAST_VECTOR_BYTES)));
+typedef double F64 __attribute__((vector_size(MTLFAST_VECTOR_BYTES)));
+typedef float HalfF32 __attribute__((vector_size(MTLFAST_VECTOR_BYTES / 2)));
+
+template <class V>
+MTLFAST_INLINE V load_unaligned(const void* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <class V>
+MTLFAST_INLINE void store_unaligned(void* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+
+// Half the lanes as doubles, after adding the other half in float: one rounding more, half the work.
+MTLFAST_INLINE F64 fold_to_double(F32 v) {
+  HalfF32 low, high;
+#if MTLFAST_VECTOR_BYTES == 16
+  low = __builtin_shufflevector(v, v, 0, 1);
+  high = __builtin_shufflevector(v, v, 2, 3);
+#elif MTLFAST_VECTOR_BYTES == 32
+  low = __builtin_shufflevector(v, v, 0, 1, 2, 3);
+  high = __builtin_shufflevector(v, v, 4, 5, 6, 7);
+#else
+  low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+  high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+#endif
+  return __builtin_convertvector(low + high, F64);
+}
+MTLFAST_INLINE F64 fold_to_double(F64 v) { return v; }
+
+MTLFAST_INLINE U32 bfloat16_bits(F32 v) {  // round to nearest even, in the upper half; NaN stays NaN
+  const U32 bits = (U32)v;
+  const U32 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return (v == v ? rounded : (bits | 0x400000u)) & 0xffff0000u;
+}
+
+// kParts vectors of `Vec` make one step of kStep elements, consecutive or (kInterleaved) every other one in turn:
+// store undoes what load did, so sums and element-wise work need not care.
+template <class T>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  using Vec = F32;
+  using Scalar = float;
+  static constexpr int kParts = 1, kStep = kLanes;
+  static constexpr bool kInterleaved = false;
+  static MTLFAST_INLINE Vec load(const float* p, int) { return load_unaligned<F32>(p); }
+  static MTLFAST_INLINE void store(float* p, const Vec* v) { store_unaligned(p, v[0]); }
+};
+
+template <>
+struct Simd<double> {
+  using Vec = F64;
+  using Scalar = double;
+  static constexpr int kParts = 1, kStep = kLanes / 2;
+  static constexpr bool kInterleaved = false;
+  static MTLFAST_INLINE Vec load(const double* p, int) { return load_unaligned<F64>(p); }
+  static MTLFAST_INLINE void store(double* p, const Vec* v) { store_unaligned(p, v[0]); }
+};
+
+template <>
+struct Simd<BFloat16> {  // part 0: even elements, by a shift; part 1: odd ones, by a mask
+  using Vec = F32;
+  using Scalar = float;
+  static constexpr int kParts = 2, kStep = 2 * kLanes;
+  static constexpr bool kInterleaved = true;
+  static MTLFAST_INLINE Vec load(const BFloat16* p, int part) {
+    const U32 raw = load_unaligned<U32>(p);
+    return (F32)(part == 0 ? raw << 16 : raw & 0xffff0000u);
+  }
+  static MTLFAST_INLINE void store(BFloat16* p, const Vec* v) {
+    store_unaligned(p, bfloat16_bits(v[1]) | (bfloat16_bits(v[0]) >> 16));
+  }
+};
+
+#if defined(__F16C__)
+template <>
+struct Simd<Float16> {  // part 0: the first kLanes elements; part 1: the next
+  using Vec = F32;
+  using Scalar = float;
+  static constexpr int kParts = 2, kStep = 2 * kLanes;
+  static constexpr bool kInterleaved = false;
+  static MTLFAST_INLINE Vec load(const Float16* p, int part) {
+#if MTLFAST_VECTOR_BYTES == 64
+    return (F32)_mm512_maskz_cvtph_ps(0xffff, load_unaligned<__m256i>(p + part * kLanes));
+#else
+    return (F32)_mm256_cvtph_ps(load_unaligned<__m128i>(p + part * kLanes));
+#endif
+  }
+  static MTLFAST_INLINE void store(Float16* p, const Vec* v) {
+    for (int part = 0; part < kParts; ++part)
+#if MTLFAST_VECTOR_BYTES == 64
+      store_unaligned(p + part * kLanes, _mm512_maskz_cvtps_ph(0xffff, (__m512)v[part], _MM_FROUND_TO_NEAREST_INT));
+#else
+      store_unaligned(p + part * kLanes, _mm256_cvtps_ph((__m256)v[part], _MM_FROUND_TO_NEAREST_INT));
+#endif
+  }
+};
+#else
+// No conversion instruction: integer arithmetic, as torch's own c10::Half does it.
+MTLFAST_INLINE F32 half_to_float(U32 h) {
+  const U32 sign = (h & 0x8000u) << 16, magnitude = h & 0x7fffu;
+  const F32 two_to_112 = (F32)(U32{} + 0x77800000u);
+  const F32 scaled = (F32)(magnitude << 13) * two_to_112;
+  const U32 bits = magnitude >= 0x7c00u ? (U32)scaled | 0x7f800000u : (U32)scaled;
+  return (F32)(bits | sign);
+}
+MTLFAST_INLINE U32 float_to_half(F32 v) {
+  const U32 bits = (U32)v, sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  // Normal halves: rebias and round on the integer. Subnormal ones: adding 0.5 aligns the bits, the adder rounds.
+  const U32 normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const U32 subnormal = (U32)((F32)magnitude + 0.5f) - 0x3f000000u;
+  const U32 finite = magnitude < 0x38800000u ? subnormal : normal;
+  const U32 infinite = magnitude > 0x7f800000u ? U32{} + 0x7e00u : U32{} + 0x7c00u;
+  return (magnitude >= 0x477ff000u ? infinite : finite) | sign;
+}
+
+template <>
+struct Simd<Float16> {  // part 0: even elements; part 1: odd ones
+  using Vec = F32;
+  using Scalar = float;
+  static constexpr int kParts = 2, kStep = 2 * kLanes;
+  static constexpr bool kInterleaved = true;
+  static MTLFAST_INLINE Vec load(const Float16* p, int part) {
+    const U32 raw = load_unaligned<U32>(p);
+    return half_to_float(part == 0 ? raw & 0xffffu : raw >> 16);
+  }
+  static MTLFAST_INLINE void store(Float16* p, const Vec* v) {
+    store_unaligned(p, float_to_half(v[0]) | (float_to_half(v[1]) << 16));
+  }
+};
+#endif
+
+// n elements, a multiple of the step, to and from plain arrays of float or double in their own order.
+template <class T, class Wide>
+MTLFAST_INLINE void unpack(const T* from, int64_t n, Wide* to) {
+  using S = Simd<T>;
+  constexpr int lanes = S::kStep / S::kParts, apart = S::kInterleaved ? S::kParts : 1;
+  for (int64_t c = 0; c < n; c += S::kStep)
+    for (int part = 0; part < S::kParts; ++part) {
+      const typename S::Vec v = S::load(from + c, part);
+      for (int lane = 0; lane < lanes; ++lane)
+        to[c + (S::kInterleaved ? part : part * lanes) + lane * apart] = static_cast<Wide>(v[lane]);
+    }
+}
+template <class T, class Wide>
+MTLFAST_INLINE void pack(const Wide* from, int64_t n, T* to) {
+  using S = Simd<T>;
+  constexpr int lanes = S::kStep / S::kParts, apart = S::kInterleaved ? S::kParts : 1;
+  for (int64_t c = 0; c < n; c += S::kStep) {
+    typename S::Vec v[S::kParts];
+    for (int part = 0; part < S::kParts; ++part)
+      for (int lane = 0; lane < lanes; ++lane)
+        v[part][lane] =
+            static_cast<typename S::Scalar>(from[c + (S::kInterleaved ? part : part * lanes) + lane * apart]);
+    S::store(to + c, v);
+  }
+}
+
+// Calls use(T{}) with the element type of `dtype`.
+template <class Use>
+MTLFAST_INLINE void visit(DType dtype, Use use) {
+  switch (dtype) {
+    case DType::Float32:
+      return use(float{});
+    case DType::Float64:
+      return use(double{});
+    case DType::BFloat16:
+      return use(BFloat16{});
+    case DType::Float16:
+      return use(Float16{});
+  }
+}
+
+}  // namespace mtlfast::MTLFAST_ISA

@@ -1,0 +1,29 @@
+// The ops behind both doors: the marshalled table (eager calls, bindings.cpp) and the registered schema (traced ones).
+// Arguments were checked in mtlfast.ops; what is checked here is what a direct torch.ops call could get wrong.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "task_table.h"
+
+namespace mtlfast {
+
+at::Tensor gram(const TaskTable& grads);   // [K, K] float64
+at::Tensor norms(const TaskTable& grads);  // [K] float64
+
+// coefficients: [K] -> T tensors [*shape]; [R, K] -> T tensors [R, *shape]; scaled by `scale`.
+std::vector<at::Tensor> combine(const TaskTable& grads, const at::Tensor& coefficients, double scale);
+void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::TensorList out, bool accumulate,
+              double scale);
+
+at::Tensor flatten(const TaskTable& grads, at::ScalarType dtype);  // [K, P]
+void scale_(const TaskTable& grads, const at::Tensor& factors);    // factors: [K]
+
+// gram: [..., K, K] -> [..., K], or [..., K, K] for a method of coefficients. See solve/solvers.h for the methods.
+at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<double> params, at::TensorList inputs,
+                 const std::optional<at::Tensor>& state, at::OptionalIntArrayRef tasks);
+
+}  // namespace mtlfast

@@ -1,0 +1,25 @@
+// The solver list: one line per method. Launcher, schema, fake kernel and binding exist once and read it.
+#pragma once
+#include "pcgrad.h"
+
+namespace mtlfast::solvers {
+
+// Calls use(Method{}) with the solver of that name, or returns false.
+template <class Use, class... Methods>
+bool visit_methods(const char* name, Use use) {
+  const auto same = [](const char* a, const char* b) {
+    while (*a && *a == *b) ++a, ++b;
+    return *a == *b;
+  };
+  return ((same(Methods::name, name) && (use(Methods{}), true)) || ...);
+}
+
+template <class Use>
+bool visit_solver(const char* name, Use use) {
+  return visit_methods<Use,
+                       PCGrad,              //
+                       PCGradCoefficients>  //
+      (name, use);
+}
+
+}  // namespace mtlfast::solvers

@@ -1,0 +1,136 @@
+#include "task_table.h"
+
+#include <ATen/ops/empty_strided.h>
+
+namespace mtlfast {
+
+namespace {
+
+bool known(at::ScalarType type) {
+  return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf;
+}
+
+// Strides of dimensions with one element say nothing.
+bool same_strides(at::IntArrayRef sizes, at::IntArrayRef a, at::IntArrayRef b) {
+  for (size_t d = 0; d < sizes.size(); ++d)
+    if (sizes[d] > 1 && a[d] != b[d]) return false;
+  return true;
+}
+
+bool plain_memory(const at::Tensor& tensor) {
+  const c10::DispatchKeySet keys = tensor.key_set();
+  return tensor.layout() == at::kStrided && (tensor.is_cpu() || tensor.is_cuda()) &&
+         !keys.has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize,
+                                            c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Negative})) &&
+         tensor.has_storage();
+}
+
+}  // namespace
+
+DType dtype_of(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return DType::Float32;
+    case at::kDouble:
+      return DType::Float64;
+    case at::kBFloat16:
+      return DType::BFloat16;
+    case at::kHalf:
+      return DType::Float16;
+    default:
+      TORCH_CHECK(false, "mtlfast: dtype is ", type, ", expected float32, float64, bfloat16 or float16");
+  }
+}
+
+TaskTable::TaskTable(int64_t num_tasks, int64_t num_tensors)
+    : num_tasks_(num_tasks),
+      data_(num_tasks * num_tensors, nullptr),
+      offsets_(num_tensors + 1, 0),
+      first_dim_(num_tensors, -1),
+      rank_(num_tensors, 0),
+      options_(at::TensorOptions().dtype(at::kFloat).device(at::kCPU)) {
+  sizes_.reserve(num_tensors * 2);
+  strides_.reserve(num_tensors * 2);
+}
+
+bool TaskTable::add(int64_t k, int64_t t, const at::Tensor& gradient) {
+  if (!gradient.defined() || !plain_memory(gradient)) return false;
+  const at::IntArrayRef sizes = gradient.sizes(), strides = gradient.strides();
+  const int64_t numel = gradient.numel();
+  if (!any_) {
+    if (!known(gradient.scalar_type())) return false;
+    options_ = at::TensorOptions().dtype(gradient.scalar_type()).device(gradient.device());
+    any_ = true;
+  } else if (gradient.scalar_type() != options_.dtype() || gradient.device() != options_.device()) {
+    return false;
+  }
+  if (numel > 0 && !gradient.unsafeGetTensorImpl()->is_non_overlapping_and_dense()) return false;
+  if (first_dim_[t] < 0) {
+    first_dim_[t] = static_cast<int64_t>(sizes_.size());
+    rank_[t] = static_cast<int64_t>(sizes.size());
+    sizes_.insert(sizes_.end(), sizes.begin(), sizes.end());
+    strides_.insert(strides_.end(), strides.begin(), strides.end());
+    offsets_[t + 1] = numel;
+    contiguous_ = contiguous_ && gradient.is_contiguous();
+  } else if (sizes != this->sizes(t) || (numel > 0 && !same_strides(sizes, strides, this->strides(t)))) {
+    return false;
+  }
+  data_[t * num_tasks_ + k] = numel > 0 ? gradient.const_data_ptr() : nullptr;
+  return true;
+}
+
+void TaskTable::finish() {
+  for (size_t t = 1; t < offsets_.size(); ++t) offsets_[t] += offsets_[t - 1];
+}
+
+TaskView TaskTable::view() const {
+  return {num_tasks_, num_tensors(), data_.data(), offsets_.data(),
+          dtype_of(c10::typeMetaToScalarType(options_.dtype()))};
+}
+
+at::IntArrayRef TaskTable::sizes(int64_t t) const {
+  return {sizes_.data() + first_dim_[t], static_cast<size_t>(rank_[t])};
+}
+at::IntArrayRef TaskTable::strides(int64_t t) const {
+  return {strides_.data() + first_dim_[t], static_cast<size_t>(rank_[t])};
+}
+
+at::Tensor TaskTable::empty_like(int64_t t, std::optional<int64_t> leading) const {
+  if (first_dim_[t] < 0) return at::empty_strided({0}, {1}, options_);  // no task reaches it: mtlfast.ops says None
+  if (!leading) return at::empty_strided(sizes(t), strides(t), options_);
+  std::vector<int64_t> sizes{*leading}, strides{offsets_[t + 1] - offsets_[t]};
+  sizes.insert(sizes.end(), this->sizes(t).begin(), this->sizes(t).end());
+  strides.insert(strides.end(), this->strides(t).begin(), this->strides(t).end());
+  return at::empty_strided(sizes, strides, options_);
+}
+
+bool TaskTable::matches(int64_t t, std::optional<int64_t> leading, const at::Tensor& out) const {
+  if (first_dim_[t] < 0) return true;
+  if (!plain_memory(out) || out.scalar_type() != options_.dtype() || out.device() != options_.device()) return false;
+  const int64_t numel = offsets_[t + 1] - offsets_[t], lead = leading ? 1 : 0;
+  if (out.dim() != rank_[t] + lead || (leading && out.size(0) != *leading)) return false;
+  if (out.sizes().slice(lead) != sizes(t)) return false;
+  if (numel == 0) return true;
+  return same_strides(sizes(t), out.strides().slice(lead), strides(t)) &&
+         (out.numel() <= numel || out.stride(0) == numel);
+}
+
+TaskTable table_of(const char* op, const OptionalTensors& rows, int64_t num_tasks) {
+  const int64_t total = static_cast<int64_t>(rows.size());
+  TORCH_CHECK_VALUE(num_tasks > 0 && total % num_tasks == 0, op, ": got ", total, " rows for ", num_tasks,
+                    " tasks, expected a multiple");
+  const int64_t num_tensors = total / num_tasks;
+  TaskTable table(num_tasks, num_tensors);
+  for (int64_t i = 0; i < total; ++i) {
+    const std::optional<at::Tensor> row = rows.get(i);
+    if (!row || !row->defined()) continue;
+    TORCH_CHECK_VALUE(table.add(i / num_tensors, i % num_tensors, *row), op, ": task ", i / num_tensors, ", tensor ",
+                      i % num_tensors,
+                      " is not dense or differs from the others in dtype, device, shape or strides; "
+                      "mtlfast.TaskGradients makes the rows that this op takes");
+  }
+  table.finish();
+  return table;
+}
+
+}  // namespace mtlfast
