@@ -1,0 +1,15 @@
+"""Gradient surgery for multi-task learning on PyTorch, at the speed of memory."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from mtlfast import aggregation, ops, reference
+from mtlfast._backward import backward
+from mtlfast._step_result import StepResult
+from mtlfast.task_gradients import TaskGradients
+
+try:
+    __version__ = version("mtlfast")
+except PackageNotFoundError:  # a checkout on sys.path that was never installed
+    __version__ = "unknown"
+
+__all__ = ["StepResult", "TaskGradients", "aggregation", "backward", "ops", "reference"]

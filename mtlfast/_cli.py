@@ -1,0 +1,69 @@
+"""The command line."""
+
+import os
+import platform
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import mtlfast
+from mtlfast import _native
+from mtlfast.bench.run import run_bench
+
+app = typer.Typer(help="Gradient surgery for multi-task learning.", no_args_is_help=True, add_completion=False)
+
+
+@app.command()
+def info() -> None:
+    """What was built, what is in use, and why not."""
+    facts, native = _native.build_facts(), _native.C
+    rows = {
+        "mtlfast": f"{mtlfast.__version__}, commit {facts.get('commit', 'unknown')}",
+        "python, torch": f"{platform.python_version()}, {torch.__version__}",
+        "in use": "compiled kernels" if native else f"plain-PyTorch reference: {_native.REASON}",
+    }
+    if facts:
+        rows["built for torch"] = facts["torch"]
+        rows["built with"] = ", ".join(filter(None, [facts["compiler"], facts["nvcc"] and f"nvcc {facts['nvcc']}"]))
+    if native:
+        try:
+            isa = native.isa()
+        except ValueError as error:
+            isa = str(error)
+        rows["CPU kernels"] = f"{', '.join(facts['cpu_units'])}; in use: {isa}, {torch.get_num_threads()} threads"
+        rows["CUDA kernels"] = _cuda_line(facts, native.cuda_facts())
+    settings = {
+        name: os.environ[name] for name in ("MTLFAST_REQUIRE_NATIVE", "MTLFAST_CPU_CAPABILITY") if name in os.environ
+    }
+    rows["environment"] = ", ".join(f"{name}={value}" for name, value in settings.items()) or "nothing set"
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", str(value))
+    Console(soft_wrap=True).print(table)
+
+
+def _cuda_line(facts: dict[str, object], cuda: dict[str, object]) -> str:
+    if not cuda:
+        return "none in this build"
+    archs = facts["cuda_archs"]
+    assert isinstance(archs, list)
+    line = f"{', '.join(sorted(_native.CUDA_OPS - {'unflatten'}))} for {', '.join(archs)}"
+    if cuda["error"] or not cuda["devices"]:
+        return f"{line}; no device to use ({cuda['error'] or 'no GPU'})"
+    if not torch.cuda.is_available():
+        return f"{line}; {cuda['devices']} devices, but this torch has no CUDA"
+    return f"{line}; {cuda['devices']} devices"
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option(help="A minute's worth: 5M elements, fewer rows.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of tables.")] = False,
+    elements: Annotated[int, typer.Option(help="Elements of one task's gradient (P).")] = 25_000_000,
+    rounds: Annotated[int, typer.Option(help="Alternating rounds; the medians are shown.")] = 7,
+) -> None:
+    """The microbenchmark: each op against this machine's memory and against the plain-PyTorch way."""
+    run_bench(elements=5_000_000 if quick else elements, rounds=3 if quick else rounds, quick=quick, as_json=json)

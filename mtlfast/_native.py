@@ -1,0 +1,68 @@
+"""The compiled extension, or the reason why it is not in use.
+
+Importing mtlfast never fails over the extension: without it every op runs its plain-PyTorch reference, and the first
+call says why in one warning. With MTLFAST_REQUIRE_NATIVE=1 that warning is an error.
+"""
+
+import functools
+import importlib
+import json
+import os
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+# Ops with a CUDA kernel. The reference, on the GPU, serves the rest.
+CUDA_OPS = frozenset({"scale_", "unflatten"})
+
+
+def build_facts() -> dict[str, Any]:
+    """What the build wrote down (torch, compilers, architectures, instruction sets, commit); {} without one."""
+    path = Path(__file__).with_name("_build.json")
+    facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return facts
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The extension module and '', or None and the reason why there is none."""
+    built_for = build_facts().get("torch")
+    if built_for is None:
+        return None, "this copy of mtlfast was installed without its compiled extension"
+    if _minor(built_for) != _minor(torch.__version__):
+        return (
+            None,
+            f"mtlfast._C was built for torch {built_for}, this is torch {torch.__version__}: rebuild it",
+        )
+    try:
+        return importlib.import_module("mtlfast._C"), ""
+    except ImportError as error:
+        return None, f"mtlfast._C does not load: {str(error).splitlines()[0]}"
+
+
+C, REASON = _load()
+
+
+@functools.cache
+def _complain() -> None:
+    if os.environ.get("MTLFAST_REQUIRE_NATIVE", "0") not in ("", "0"):
+        raise ImportError(f"MTLFAST_REQUIRE_NATIVE is set, but {REASON}")
+    warnings.warn(f"{REASON}; mtlfast runs its plain-PyTorch reference instead", RuntimeWarning, stacklevel=4)
+
+
+def module() -> ModuleType | None:
+    """The extension, or None after saying once why not."""
+    if C is None and not torch.compiler.is_compiling():
+        _complain()
+    return C
+
+
+def serves(op: str, device: torch.device) -> bool:
+    """Does a compiled kernel serve `op` on `device`? ('meta': its fake kernel does.)"""
+    return module() is not None and (device.type in ("cpu", "meta") or (device.type == "cuda" and op in CUDA_OPS))

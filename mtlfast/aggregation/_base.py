@@ -1,0 +1,114 @@
+"""The protocol that every aggregator keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlfast import ops
+from mtlfast.task_gradients import TaskGradients
+
+
+class Aggregator(nn.Module, ABC):
+    """Task gradients in, one update direction out.
+
+    `aggregator(grads)` takes `TaskGradients` and returns T tensors; `aggregator(matrix)` takes a Jacobian [K, P] and
+    returns a vector [P]. `losses` [K], `grad_scale` (a float or 0-dim tensor by which the losses were multiplied) and
+    `tasks` (the present tasks' indices; all tensors hold those only) are there for methods that read them.
+    """
+
+    def forward(
+        self,
+        grads: TaskGradients | Tensor,
+        *,
+        losses: Tensor | None = None,
+        grad_scale: float | Tensor | None = None,
+        tasks: Sequence[int] | None = None,
+    ) -> list[Tensor | None] | Tensor:
+        """Aggregates; see the class."""
+        if isinstance(grads, Tensor):
+            (direction,) = self.aggregate(
+                TaskGradients.from_matrix(grads), losses=losses, grad_scale=grad_scale, tasks=tasks
+            )
+            assert direction is not None
+            return direction
+        return self.aggregate(grads, losses=losses, grad_scale=grad_scale, tasks=tasks)
+
+    @abstractmethod
+    def aggregate(
+        self,
+        grads: TaskGradients,
+        *,
+        losses: Tensor | None,
+        grad_scale: float | Tensor | None,
+        tasks: Sequence[int] | None,
+    ) -> list[Tensor | None]:
+        """The direction, T tensors."""
+
+    def reset(self) -> None:
+        """Forgets all state, as if new."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Aggregator:
+        # State stays float64: `.to(dtype)` and `.half()` move it, and must not round it.
+        exact = {
+            name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()
+        }
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in exact.items():
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+class GramAggregator(Aggregator):
+    """An aggregator that is defined by weights computed from the Gram matrix: direction = w(G)^T J."""
+
+    # False where the weights do not depend on G: then it is not computed, and `weights` sees its shape alone.
+    uses_gram = True
+
+    @abstractmethod
+    def weights(
+        self,
+        gram: Tensor,
+        *,
+        losses: Tensor | None = None,
+        grad_scale: float | Tensor | None = None,
+        tasks: Sequence[int] | None = None,
+        rtol: float | None = None,
+    ) -> Tensor:
+        """The tasks' weights.
+
+        Args:
+            gram: [..., K, K] float64, the Gram matrix; leading dimensions are groups.
+            losses: [K], the losses' values, for methods that read them.
+            grad_scale: what the losses were multiplied by, for methods with an absolute norm.
+            tasks: indices of the K present tasks; None: all.
+            rtol: relative precision of the gradients behind `gram`, for rank decisions; None: K * 1e-6.
+
+        Returns:
+            [..., K] float64, on gram's device; NaN where `gram` is not finite.
+        """
+
+    def weigh(self, grads: TaskGradients, *, need_gram: bool = False, **context: Any) -> tuple[Tensor, Tensor | None]:
+        """The weights [K] for task gradients, and the Gram matrix if it was computed."""
+        K = grads.num_tasks
+        if self.uses_gram or need_gram:
+            gram = ops.gram(grads)
+            return self.weights(gram, rtol=precision(grads), **context), gram
+        shape_only = torch.empty(K, K, dtype=torch.float64, device=grads.device)
+        return self.weights(shape_only, rtol=precision(grads), **context), None
+
+    def aggregate(self, grads: TaskGradients, **context: Any) -> list[Tensor | None]:
+        """One read for the Gram matrix, one for the weighted sum."""
+        weights, _ = self.weigh(grads, **context)
+        return ops.combine(grads, weights)
+
+
+def precision(grads: TaskGradients) -> float:
+    """`rtol` for rank decisions: K times the relative precision of the gradients behind the Gram matrix."""
+    return grads.num_tasks * (torch.finfo(torch.float64).eps if grads.dtype == torch.float64 else 1e-6)

@@ -1,0 +1,80 @@
+"""Aggregators whose weights do not depend on the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlfast.aggregation._base import GramAggregator
+
+
+class Sum(GramAggregator):
+    """The sum of the task gradients: what `sum(losses).backward()` gives.
+
+    Cost: one read of K * P, one write of P.
+    """
+
+    uses_gram = False
+
+    def weights(self, gram: Tensor, **context: Any) -> Tensor:
+        """Ones, [..., K]."""
+        return gram.new_ones(gram.shape[:-1])
+
+
+class Mean(GramAggregator):
+    """The mean of the present tasks' gradients.
+
+    Cost: one read of K * P, one write of P.
+    """
+
+    uses_gram = False
+
+    def weights(self, gram: Tensor, **context: Any) -> Tensor:
+        """1/K, [..., K]."""
+        return gram.new_full(gram.shape[:-1], 1 / gram.shape[-1])
+
+
+class Constant(GramAggregator):
+    """A weighted sum with weights that the user fixes; an absent task's weight goes unused.
+
+    Args:
+        weights: [K], one for each task, any real dtype.
+
+    Raises:
+        ValueError: `weights` has not one dimension.
+
+    Cost: one read of K * P, one write of P. On a GPU move the aggregator there first (`.to(device)`), or the first
+    step waits for the copy.
+    """
+
+    uses_gram = False
+    task_weights: Tensor
+
+    def __init__(self, weights: Tensor) -> None:
+        """See the class."""
+        super().__init__()
+        if weights.dim() != 1:
+            raise ValueError(f"Constant: weights have shape {list(weights.shape)}, expected [K]")
+        self.register_buffer("task_weights", weights.detach().to(torch.float64, copy=True))
+
+    def weights(self, gram: Tensor, *, tasks: Sequence[int] | None = None, **context: Any) -> Tensor:
+        """The present tasks' weights, [..., K].
+
+        Raises:
+            ValueError: there are more tasks than weights.
+        """
+        K, known = gram.shape[-1], len(self.task_weights)
+        present = range(K) if tasks is None else tasks
+        if (tasks is None and known != K) or any(task >= known for task in present):
+            raise ValueError(f"Constant: got tasks {list(present)}, expected {known} tasks as there are weights")
+        if self.task_weights.device != gram.device:
+            self.task_weights = self.task_weights.to(gram.device)
+        chosen = self.task_weights if tasks is None else torch.stack([self.task_weights[task] for task in tasks])
+        return chosen.expand(gram.shape[:-1]).clone()
+
+    def extra_repr(self) -> str:
+        """The number of tasks."""
+        return f"num_tasks={len(self.task_weights)}"

@@ -1,0 +1,1 @@
+"""The microbenchmark: what is timed, against what, and how it is shown."""

@@ -1,0 +1,85 @@
+"""What the ops are measured against: the machine's read bandwidth, and the plain-PyTorch way."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mtlfast.task_gradients import TaskGradients
+
+
+def read_stream(grads: TaskGradients) -> Callable[[], Tensor]:
+    """Reads every byte once as `torch.sum` does it, one stream a thread: the bandwidth that percentages refer to.
+
+    The bytes are those of all K * T tensors, laid in one buffer so that a call a tensor does not count.
+    """
+    nbytes = sum(g.numel() * g.element_size() for g in grads.flat() if g is not None)
+    buffer = torch.ones(max(nbytes // 4, 1), device=grads.device)
+    return buffer.sum
+
+
+def plain_gram(grads: TaskGradients) -> Callable[[], Tensor]:
+    """`cat` each task's tensors, `stack` the tasks, J @ J.T: what one writes without this package."""
+
+    def run() -> Tensor:
+        J = torch.stack([torch.cat([g.reshape(-1) for g in row if g is not None]) for row in grads.rows])
+        return J @ J.T
+
+    return run
+
+
+def plain_norms(grads: TaskGradients) -> Callable[[], Tensor]:
+    """Each task's norm from its tensors' norms."""
+
+    def run() -> Tensor:
+        return torch.stack(
+            [torch.stack(torch._foreach_norm([g for g in row if g is not None])).norm() for row in grads.rows]
+        )
+
+    return run
+
+
+def plain_combine(grads: TaskGradients, weights: Tensor) -> Callable[[], list[Tensor]]:
+    """The weighted sum with torch's multi-tensor ops."""
+    weight_list = weights.tolist()
+
+    def run() -> list[Tensor]:
+        total: list[Tensor] = list(torch._foreach_mul([g for g in grads.rows[0] if g is not None], weight_list[0]))
+        for row, weight in zip(grads.rows[1:], weight_list[1:], strict=True):
+            torch._foreach_add_(total, [g for g in row if g is not None], alpha=weight)
+        return total
+
+    return run
+
+
+def plain_flatten(grads: TaskGradients) -> Callable[[], Tensor]:
+    """`cat` and `stack`."""
+    return lambda: torch.stack([torch.cat([g.reshape(-1) for g in row if g is not None]) for row in grads.rows])
+
+
+def plain_scale(grads: TaskGradients, factors: Tensor) -> Callable[[], None]:
+    """Each task's tensors times its factor, with torch's multi-tensor op."""
+    values = factors.tolist()
+
+    def run() -> None:
+        for row, value in zip(grads.rows, values, strict=True):
+            torch._foreach_mul_([g for g in row if g is not None], value)
+
+    return run
+
+
+def plain_pcgrad(grads: TaskGradients) -> Callable[[], Tensor]:
+    """PCGrad as public implementations write it: flatten, then K^2 walks over the gradients."""
+
+    def run() -> Tensor:
+        J = torch.stack([torch.cat([g.reshape(-1) for g in row if g is not None]) for row in grads.rows])
+        total = torch.zeros_like(J[0])
+        for i in range(len(J)):
+            g = J[i].clone()
+            for j in torch.randperm(len(J)).tolist():
+                if j != i and (dot := g @ J[j]) < 0:
+                    g -= dot / J[j].norm() ** 2 * J[j]
+            total += g
+        return total
+
+    return run

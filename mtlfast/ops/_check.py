@@ -1,0 +1,90 @@
+"""The checks that ops share. Each raises one sentence, before anything is written."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtlfast.task_gradients import TaskGradients, memory_spans
+
+
+def check_grads(op: str, grads: TaskGradients) -> None:
+    """`grads` is a TaskGradients."""
+    if not isinstance(grads, TaskGradients):
+        raise TypeError(
+            f"{op}: grads is a {type(grads).__name__}, expected TaskGradients (TaskGradients.from_rows makes one)"
+        )
+
+
+def check_vector(op: str, name: str, vector: Tensor, grads: TaskGradients, matrix: bool = False) -> None:
+    """`vector` is a real [K] (or, with `matrix`, [R, K]) tensor on the gradients' device."""
+    K = grads.num_tasks
+    expected = f"[{K}] or [R, {K}]" if matrix else f"[{K}]"
+    if not isinstance(vector, Tensor):
+        raise TypeError(f"{op}: {name} is a {type(vector).__name__}, expected a Tensor of shape {expected}")
+    if vector.dim() not in ((1, 2) if matrix else (1,)) or vector.shape[-1] != K:
+        raise ValueError(f"{op}: {name} has shape {list(vector.shape)}, expected {expected}")
+    if vector.is_complex():
+        raise TypeError(f"{op}: {name} has dtype {vector.dtype}, expected a real one")
+    if vector.device != grads.device:
+        raise ValueError(f"{op}: {name} is on {vector.device}, expected {grads.device} as the task gradients")
+
+
+def check_out(op: str, out: Sequence[Tensor | None], grads: TaskGradients, leading: tuple[int, ...]) -> None:
+    """`out` can take the result: shapes, dtype, device, strides, and memory that is its own or a whole gradient's."""
+    if len(out) != len(grads.shapes):
+        raise ValueError(f"{op}: out has {len(out)} tensors, expected {len(grads.shapes)}")
+    for t, (target, shape) in enumerate(zip(out, grads.shapes, strict=True)):
+        if shape is None:
+            continue
+        if not isinstance(target, Tensor):
+            raise TypeError(f"{op}: out {t} is a {type(target).__name__}, expected a Tensor")
+        if target.shape != (*leading, *shape):
+            raise ValueError(f"{op}: out {t} has shape {list(target.shape)}, expected {[*leading, *shape]}")
+        if target.dtype != grads.dtype:
+            raise TypeError(f"{op}: out {t} has dtype {target.dtype}, expected {grads.dtype} as the task gradients")
+        if target.device != grads.device:
+            raise ValueError(f"{op}: out {t} is on {target.device}, expected {grads.device} as the task gradients")
+        strides = out_strides(grads, t, leading)
+        if target.numel() > 0 and target.stride() != strides and not _same_order(target, strides):
+            raise ValueError(f"{op}: out {t} has strides {list(target.stride())}, expected {list(strides)}")
+    if not torch.compiler.is_compiling():
+        _check_memory(op, out, grads, bool(leading))
+
+
+def out_strides(grads: TaskGradients, t: int, leading: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of an output for tensor t: its gradients' own, behind the leading dimension if there is one."""
+    first = next(gradient for gradient in grads.column(t) if gradient is not None)
+    return (*((first.numel(),) if leading else ()), *first.stride())
+
+
+def _same_order(target: Tensor, strides: tuple[int, ...]) -> bool:
+    triples = zip(target.shape, target.stride(), strides, strict=True)
+    return all(size == 1 or have == want for size, have, want in triples)
+
+
+def _check_memory(op: str, out: Sequence[Tensor | None], grads: TaskGradients, leading: bool) -> None:
+    """No output overlaps another or a gradient, but for a task's whole gradient of the same tensor."""
+    reached = [target if shape is not None else None for target, shape in zip(out, grads.shapes, strict=True)]
+    T = len(reached)
+    entries = [*reached, *grads.flat()]
+    widest_out = widest = (0, -1)  # (end, index) of what reaches furthest, among outputs and among all
+    for begin, end, i in memory_spans(entries):
+        other = widest[1] if i < T else widest_out[1]
+        reach = widest[0] if i < T else widest_out[0]
+        if begin < reach and not (_in_place(entries, i, other, T) and not leading):
+            first, second = sorted((i, other))
+            what = (
+                f"out {second}" if second < T else f"task {(second - T) // T}'s gradient of tensor {(second - T) % T}"
+            )
+            raise ValueError(f"{op}: out {first} shares memory with {what}, expected memory of its own")
+        widest = max(widest, (end, i))
+        widest_out = max(widest_out, (end, i)) if i < T else widest_out
+
+
+def _in_place(entries: Sequence[Tensor | None], i: int, j: int, T: int) -> bool:
+    """Is one of the two an output and the other a whole gradient of the same tensor, at the same address?"""
+    a, b = entries[min(i, j)], entries[max(i, j)]
+    assert a is not None
+    assert b is not None
+    return min(i, j) < T <= max(i, j) and (max(i, j) - T) % T == min(i, j) and a.data_ptr() == b.data_ptr()

@@ -1,0 +1,100 @@
+"""Weighted sums of the task gradients."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtlfast import _native, reference
+from mtlfast.ops._check import check_grads, check_out, check_vector
+from mtlfast.ops._fake import fake
+from mtlfast.task_gradients import TaskGradients
+
+
+def combine(
+    grads: TaskGradients,
+    weights: Tensor,
+    out: Sequence[Tensor | None] | None = None,
+    accumulate: bool = False,
+    scale: float = 1.0,
+) -> list[Tensor | None]:
+    """Weighted sums of the task gradients, scale * w J, one tensor at a time as they lie.
+
+    Args:
+        grads: K tasks x T tensors, P elements a task.
+        weights: [K] for one sum, [R, K] for R; any real dtype, on the gradients' device. A weight of 0 still reads its
+            task: inf and NaN reach the result.
+        out: T tensors to write, [*shape] or [R, *shape], of the gradients' dtype, device and strides; with weights [K]
+            they may be a task's own gradients. None: new tensors.
+        accumulate: add to `out` instead of overwriting it.
+        scale: a factor for all weights.
+
+    Returns:
+        T tensors [*shape] (or [R, *shape]), `out` itself if given; None for a tensor that no task reaches.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; nothing has been written.
+
+    Cost: one read of K * P, one write of R * P (and one read, with `accumulate`). Sums run in float32 (float64 for
+    float64), tasks in ascending order, rounded once. Deterministic.
+    """
+    check_grads("combine", grads)
+    check_vector("combine", "weights", weights, grads, matrix=True)
+    if out is not None:
+        check_out("combine", out, grads, tuple(weights.shape[:-1]))
+    elif accumulate:
+        raise ValueError("combine: accumulate is set, expected tensors to add to in out")
+    return write(grads, weights, out, accumulate, scale)
+
+
+def write(
+    grads: TaskGradients,
+    weights: Tensor,
+    out: Sequence[Tensor | None] | None,
+    accumulate: bool = False,
+    scale: float = 1.0,
+) -> list[Tensor | None]:
+    """`combine` for arguments that are known to fit."""
+    if not _native.serves("combine", grads.device):
+        return reference.combine(grads, weights, out, accumulate, scale)
+    with torch.no_grad():
+        if out is None:
+            fresh: list[Tensor] = grads.run(
+                lambda C, table: C.combine(table, weights, scale),
+                lambda ops: ops.combine(grads.flat(), grads.num_tasks, weights, scale),
+            )
+            return [None if shape is None else x for x, shape in zip(fresh, grads.shapes, strict=True)]
+        targets = [weights.new_empty(0) if target is None else target for target in out]
+        grads.run(
+            lambda C, table: C.combine_(table, weights, targets, accumulate, scale),
+            lambda ops: ops.combine_(grads.flat(), grads.num_tasks, weights, targets, accumulate, scale),
+        )
+    return [None if shape is None else x for x, shape in zip(out, grads.shapes, strict=True)]
+
+
+@fake("combine")
+def _fake_combine(rows: list[Tensor | None], num_tasks: int, coefficients: Tensor, scale: float) -> list[Tensor]:
+    num_tensors = len(rows) // num_tasks
+    result = []
+    for t in range(num_tensors):
+        column = [row for row in rows[t::num_tensors] if row is not None]
+        if not column:
+            result.append(coefficients.new_empty((0,), dtype=torch.float32))
+        elif coefficients.dim() == 1:
+            result.append(torch.empty_like(column[0]))
+        else:
+            shape, strides = column[0].shape, column[0].stride()
+            result.append(column[0].new_empty_strided((len(coefficients), *shape), (column[0].numel(), *strides)))
+    return result
+
+
+@fake("combine_")
+def _fake_combine_(
+    rows: list[Tensor | None],
+    num_tasks: int,
+    coefficients: Tensor,
+    out: list[Tensor],
+    accumulate: bool,
+    scale: float,
+) -> None:
+    return None

@@ -1,0 +1,74 @@
+"""The task gradients as one matrix, and a vector as tensors again."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtlfast import _native, reference
+from mtlfast.ops._check import check_grads
+from mtlfast.ops._fake import example, fake
+from mtlfast.task_gradients import DTYPES, TaskGradients
+
+
+def flatten(grads: TaskGradients, dtype: torch.dtype | None = None) -> Tensor:
+    """The Jacobian as a matrix: each task's gradients, tensor after tensor, in the order of their indices.
+
+    Args:
+        grads: K tasks x T tensors, P elements a task.
+        dtype: of the result: float32, float64, bfloat16 or float16. None: the gradients'.
+
+    Returns:
+        [K, P], contiguous; zeros where a task does not reach a tensor.
+
+    Raises:
+        TypeError: `grads` is not a TaskGradients, or `dtype` is none of the four.
+
+    Cost: one read and one write of K * P. Deterministic.
+    """
+    check_grads("flatten", grads)
+    dtype = grads.dtype if dtype is None else dtype
+    if dtype not in DTYPES:
+        raise TypeError(f"flatten: dtype is {dtype}, expected float32, float64, bfloat16 or float16")
+    if not _native.serves("flatten", grads.device):
+        return reference.flatten(grads, dtype)
+    dense = grads.contiguous()
+    result: Tensor = dense.run(
+        lambda C, table: C.flatten(table, dtype),
+        lambda ops: ops.flatten(dense.flat(), dense.num_tasks, dtype),
+    )
+    return result
+
+
+def unflatten(vector: Tensor, like: TaskGradients | Sequence[Tensor]) -> list[Tensor | None]:
+    """Views of a vector with the shapes of the task gradients' tensors: the inverse of `flatten` for one row.
+
+    Args:
+        vector: [P].
+        like: task gradients, or T tensors (parameters, say), whose shapes the views take.
+
+    Returns:
+        T views of `vector`, contiguous; None for a tensor that no task reaches.
+
+    Raises:
+        ValueError: `vector` has not P elements in one dimension.
+
+    Cost: none of K * P; no copy. Differentiable.
+    """
+    shapes = like.shapes if isinstance(like, TaskGradients) else tuple(tensor.shape for tensor in like)
+    total = sum(shape.numel() for shape in shapes if shape is not None)
+    if vector.dim() != 1 or vector.numel() != total:
+        raise ValueError(f"unflatten: vector has shape {list(vector.shape)}, expected [{total}]")
+    if not _native.serves("unflatten", vector.device):
+        return reference.unflatten(vector, like)
+    examples = like.examples() if isinstance(like, TaskGradients) else like
+    views = torch.ops.mtlfast.unflatten(vector, [vector.new_empty(0) if x is None else x for x in examples])
+    return [None if shape is None else view for shape, view in zip(shapes, views, strict=True)]
+
+
+@fake("flatten")
+def _fake_flatten(rows: list[Tensor | None], num_tasks: int, dtype: torch.dtype) -> Tensor:
+    num_tensors = len(rows) // num_tasks
+    columns = [[row for row in rows[t::num_tensors] if row is not None] for t in range(num_tensors)]
+    numel = sum(column[0].numel() for column in columns if column)
+    return example(rows).new_empty((num_tasks, numel), dtype=dtype)

@@ -1,0 +1,18 @@
+"""Every op again in plain PyTorch, written to be obviously right: the oracle, and what serves without the extension."""
+
+from mtlfast.reference.engine import combine, flatten, gram, norms, project, scale_, unflatten
+from mtlfast.reference.pcgrad import pcgrad
+from mtlfast.reference.solve import SOLVERS, solve
+
+__all__ = [
+    "SOLVERS",
+    "combine",
+    "flatten",
+    "gram",
+    "norms",
+    "pcgrad",
+    "project",
+    "scale_",
+    "solve",
+    "unflatten",
+]

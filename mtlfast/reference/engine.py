@@ -1,0 +1,100 @@
+"""The engine's ops in plain PyTorch, computed in float64."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtlfast.reference.pcgrad import pcgrad_coefficients
+from mtlfast.task_gradients import TaskGradients
+
+
+def gram(grads: TaskGradients, other: TaskGradients | None = None) -> Tensor:
+    """The Gram matrix J J^T, [K, K] float64; with `other` the cross-Gram J_a J_b^T [K, K']."""
+    other = grads if other is None else other
+    result = torch.zeros(grads.num_tasks, other.num_tasks, dtype=torch.float64, device=grads.device)
+    for t in range(len(grads.shapes)):
+        if grads.shapes[t] is not None and other.shapes[t] is not None:
+            result += _column(grads, t) @ _column(other, t).T
+    return result
+
+
+def norms(grads: TaskGradients) -> Tensor:
+    """The norm of each task's gradient, [K] float64."""
+    result = torch.zeros(grads.num_tasks, dtype=torch.float64, device=grads.device)
+    for t, shape in enumerate(grads.shapes):
+        if shape is not None:
+            result += _column(grads, t).square().sum(dim=1)
+    return result.sqrt()
+
+
+def combine(
+    grads: TaskGradients,
+    weights: Tensor,
+    out: Sequence[Tensor | None] | None = None,
+    accumulate: bool = False,
+    scale: float = 1.0,
+) -> list[Tensor | None]:
+    """scale * w J: weights [K] -> T tensors [*shape]; weights [R, K] -> T tensors [R, *shape]."""
+    result: list[Tensor | None] = []
+    with torch.no_grad():
+        for t, shape in enumerate(grads.shapes):
+            if shape is None:
+                result.append(None)
+                continue
+            total = (scale * weights.double() @ _column(grads, t)).reshape((*weights.shape[:-1], *shape))
+            target = None if out is None else out[t]
+            if target is None:
+                target = _empty_out(grads, t, weights).copy_(total)
+            else:
+                target.copy_(target.double() + total if accumulate else total)
+            result.append(target)
+    return result
+
+
+def flatten(grads: TaskGradients, dtype: torch.dtype | None = None) -> Tensor:
+    """The Jacobian [K, P]: each task's gradients one after another."""
+    columns = [_column(grads, t) for t, shape in enumerate(grads.shapes) if shape is not None]
+    empty = torch.empty(grads.num_tasks, 0, dtype=torch.float64, device=grads.device)
+    return torch.cat([empty, *columns], dim=1).to(dtype or grads.dtype)
+
+
+def unflatten(vector: Tensor, like: TaskGradients | Sequence[Tensor]) -> list[Tensor | None]:
+    """Views of a [P] vector with the shapes of `like`."""
+    shapes = like.shapes if isinstance(like, TaskGradients) else tuple(tensor.shape for tensor in like)
+    parts = torch.split(vector, [0 if shape is None else shape.numel() for shape in shapes]) if shapes else ()
+    return [None if shape is None else part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def project(grads: TaskGradients, order: Tensor | None = None) -> TaskGradients:
+    """PCGrad's K projected gradients: the coefficients of Algorithm 1 on the K x P matrix, then their sums."""
+    matrix = flatten(grads, torch.float64)
+    stacked = combine(grads, pcgrad_coefficients(matrix, order))
+    columns = [(None,) * grads.num_tasks if x is None else x.unbind(0) for x in stacked]
+    return TaskGradients.from_rows(list(zip(*columns, strict=True)) if columns else [()] * grads.num_tasks)
+
+
+def scale_(grads: TaskGradients, factors: Tensor) -> TaskGradients:
+    """Multiplies each task's gradients by its factor, in place."""
+    with torch.no_grad():
+        for row, factor in zip(grads.rows, factors.double(), strict=True):
+            for gradient in row:
+                if gradient is not None:
+                    gradient.copy_(gradient.double() * factor)
+    return grads
+
+
+def _column(grads: TaskGradients, t: int) -> Tensor:
+    """The K gradients of tensor t as a [K, numel] float64 matrix."""
+    shape = grads.shapes[t]
+    assert shape is not None
+    zeros = torch.zeros(shape.numel(), dtype=torch.float64, device=grads.device)
+    return torch.stack([zeros if g is None else g.detach().double().reshape(-1) for g in grads.column(t)])
+
+
+def _empty_out(grads: TaskGradients, t: int, weights: Tensor) -> Tensor:
+    """A new tensor with the strides of tensor t, behind the leading dimension of [R, K] weights."""
+    first = next(g for g in grads.column(t) if g is not None)
+    if weights.dim() == 1:
+        return torch.empty_like(first, requires_grad=False)
+    return first.new_empty_strided((len(weights), *first.shape), (first.numel(), *first.stride()))

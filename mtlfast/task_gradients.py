@@ -1,0 +1,243 @@
+"""Task gradients: K tasks' gradients of T tensors, checked and marshalled once, copied never."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlfast import _native
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+Rows = tuple[tuple[Tensor | None, ...], ...]
+
+
+class TaskGradients:
+    """K tasks' gradients of T tensors: the Jacobian J [K, P], as the tensors that autograd made.
+
+    Make one with `from_rows`, `from_stacked` or `from_matrix`. `None` stands for a task that does not reach a tensor:
+    zeros, never read. Nothing is copied but a tensor that no kernel could read as it lies: one that overlaps itself
+    (stride 0), is not dense, or whose strides differ from its other tasks'.
+
+    The gradients are constants: no op here is differentiable.
+    """
+
+    __slots__ = ("_table", "device", "dtype", "rows", "shapes")
+
+    rows: Rows
+    shapes: tuple[torch.Size | None, ...]
+    dtype: torch.dtype
+    device: torch.device
+    _table: Any
+
+    def __init__(self, rows: Sequence[Sequence[Tensor | None]]) -> None:
+        """Use `from_rows`."""
+        self.rows = tuple(tuple(row) for row in rows)
+        native = None if _is_traced(self.rows) else _native.module()
+        self._table = native.marshal(self.rows) if native is not None else None
+        if self._table is None:
+            self.rows = _regular(self.rows)
+            self._table = native.marshal(self.rows) if native is not None else None
+        firsts = self.examples()
+        self.shapes = tuple(None if first is None else first.shape for first in firsts)
+        example = _first(firsts)
+        self.dtype = torch.get_default_dtype() if example is None else example.dtype
+        self.device = torch.device("cpu") if example is None else example.device
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[Tensor | None]]) -> TaskGradients:
+        """Task gradients from K rows of T tensors, as K calls of `torch.autograd.grad` return them.
+
+        Args:
+            rows: K sequences of T entries; `rows[k][t]` is task k's gradient of tensor t, or None. One dtype of
+                float32, float64, bfloat16, float16 and one device for all; one shape for each t.
+
+        Raises:
+            ValueError, TypeError: a row or tensor does not fit the others; the message names task and tensor.
+        """
+        return cls(rows)
+
+    @classmethod
+    def from_stacked(cls, jac: Sequence[Tensor]) -> TaskGradients:
+        """Task gradients from T tensors of shape [K, *shape], as vmap makes them and TorchJD keeps them in `.jac`.
+
+        Args:
+            jac: T tensors, `jac[t]` of shape [K, *shape of tensor t].
+
+        Raises:
+            ValueError, TypeError: no tensor, one without a leading dimension, or two that differ in K.
+        """
+        if len(jac) == 0:
+            raise ValueError("TaskGradients.from_stacked: got no tensor, expected at least one")
+        for t, stacked in enumerate(jac):
+            if stacked.dim() == 0 or len(stacked) != len(jac[0]):
+                raise ValueError(
+                    f"TaskGradients.from_stacked: tensor {t} has shape {list(stacked.shape)}, "
+                    f"expected [{len(jac[0]) if jac[0].dim() else 'K'}, ...]"
+                )
+        return cls(list(zip(*(stacked.unbind(0) for stacked in jac), strict=True)))
+
+    @classmethod
+    def from_matrix(cls, matrix: Tensor) -> TaskGradients:
+        """Task gradients from a Jacobian matrix: K tasks, one tensor of P elements.
+
+        Args:
+            matrix: [K, P].
+
+        Raises:
+            ValueError: `matrix` has not two dimensions.
+        """
+        if matrix.dim() != 2:
+            raise ValueError(f"TaskGradients.from_matrix: matrix has shape {list(matrix.shape)}, expected [K, P]")
+        return cls([(row,) for row in matrix.unbind(0)])
+
+    @property
+    def num_tasks(self) -> int:
+        """K."""
+        return len(self.rows)
+
+    def numel(self) -> int:
+        """P, the elements of one task's gradient; a tensor that no task reaches has none."""
+        return sum(shape.numel() for shape in self.shapes if shape is not None)
+
+    def column(self, t: int) -> tuple[Tensor | None, ...]:
+        """The K tasks' gradients of tensor t."""
+        return tuple(row[t] for row in self.rows)
+
+    def examples(self) -> list[Tensor | None]:
+        """For each tensor the first task's gradient that reaches it: its shape, its strides."""
+        return [_first(column) for column in zip(*self.rows, strict=True)]
+
+    def flat(self) -> list[Tensor | None]:
+        """All K * T entries, task after task: what the registered ops take."""
+        return [gradient for row in self.rows for gradient in row]
+
+    def contiguous(self) -> TaskGradients:
+        """These task gradients with every tensor in the order of its indices; copies only the tensors that are not."""
+        if all(gradient is None or gradient.is_contiguous() for gradient in self.flat()):
+            return self
+        return TaskGradients([[None if g is None else g.contiguous() for g in row] for row in self.rows])
+
+    def separate(self) -> None:
+        """Gives entries that share memory memory of their own, all but the first of each, before they are written."""
+        if _is_traced(self.rows):
+            return
+        T, reach, shared = len(self.shapes), 0, set()
+        for begin, end, i in memory_spans(self.flat()):
+            if begin < reach:
+                shared.add(divmod(i, T))
+            reach = max(reach, end)
+        if shared:
+            self.rows = tuple(
+                tuple(g.clone() if g is not None and (k, t) in shared else g for t, g in enumerate(row))
+                for k, row in enumerate(self.rows)
+            )
+            self._table = None if self._table is None else _native.module().marshal(self.rows)  # type: ignore[union-attr]
+
+    def run(self, on_table: Callable[[ModuleType, Any], Any], on_rows: Callable[[Any], Any]) -> Any:
+        """One op on native code: `on_table(C, table)` on the marshalled table, or `on_rows(torch.ops.mtlfast)`."""
+        native = _native.module()
+        if native is not None and self._table is not None:
+            return on_table(native, self._table)
+        return on_rows(torch.ops.mtlfast)
+
+    def __repr__(self) -> str:
+        """K, T, P, dtype and device."""
+        return (
+            f"TaskGradients({self.num_tasks} tasks x {len(self.shapes)} tensors, {self.numel()} elements, "
+            f"{self.dtype}, {self.device})"
+        )
+
+
+def _first(gradients: Sequence[Tensor | None]) -> Tensor | None:
+    return next((gradient for gradient in gradients if gradient is not None), None)
+
+
+def _is_traced(rows: Rows) -> bool:
+    """Are these symbols of a graph being traced (torch.compile, export, FakeTensorMode), without memory?"""
+    if torch.compiler.is_compiling():
+        return True
+    example = _first([_first(row) for row in rows])
+    return example is not None and (example.is_meta or type(example) not in (Tensor, torch.nn.Parameter))
+
+
+def _regular(rows: Rows) -> Rows:
+    """`rows`, with every tensor that kernels could not read as it lies made dense; raises if one does not fit."""
+    if len(rows) == 0:
+        raise ValueError("TaskGradients: got 0 tasks, expected at least one")
+    firsts: list[Tensor | None] = [None] * len(rows[0])
+    example: Tensor | None = None
+    dense = []
+    for k, row in enumerate(rows):
+        if len(row) != len(firsts):
+            raise ValueError(f"TaskGradients: task {k} has {len(row)} tensors, expected {len(firsts)} as task 0")
+        entries: list[Tensor | None] = []
+        for t, gradient in enumerate(row):
+            if gradient is not None:
+                _check(gradient, f"task {k}, tensor {t}", example, firsts[t])
+                gradient = _made_dense(gradient, firsts[t])
+                firsts[t] = gradient if firsts[t] is None else firsts[t]
+                example = gradient if example is None else example
+            entries.append(gradient)
+        dense.append(tuple(entries))
+    return tuple(dense)
+
+
+def _check(gradient: Tensor, where: str, example: Tensor | None, first: Tensor | None) -> None:
+    """One sentence if `gradient` fits neither kernels, nor `example` (any earlier one), nor `first` (its tensor's)."""
+    if not isinstance(gradient, Tensor):
+        raise TypeError(f"TaskGradients: {where} is a {type(gradient).__name__}, expected a Tensor or None")
+    if gradient.layout != torch.strided:
+        raise TypeError(f"TaskGradients: {where} has layout {gradient.layout}, expected torch.strided (dense)")
+    if gradient.dtype not in DTYPES:
+        expected = "float32, float64, bfloat16 or float16"
+        raise TypeError(f"TaskGradients: {where} has dtype {gradient.dtype}, expected {expected}")
+    if example is not None and gradient.dtype != example.dtype:
+        raise TypeError(f"TaskGradients: {where} has dtype {gradient.dtype}, expected {example.dtype} as the others")
+    if example is not None and gradient.device != example.device:
+        raise ValueError(f"TaskGradients: {where} is on {gradient.device}, expected {example.device} as the others")
+    if first is not None and gradient.shape != first.shape:
+        raise ValueError(
+            f"TaskGradients: {where} has shape {list(gradient.shape)}, expected {list(first.shape)} as its other tasks"
+        )
+
+
+def _made_dense(gradient: Tensor, first: Tensor | None) -> Tensor:
+    """`gradient` itself if it is dense and lies as `first` does (None: as it likes), else a copy that does."""
+    if gradient.numel() == 0:
+        return gradient
+    if not torch.compiler.is_compiling() and gradient.is_neg():
+        gradient = gradient.resolve_neg()
+    if first is None:
+        return gradient if _is_dense(gradient) else gradient.contiguous()
+    if _strides(gradient) == _strides(first):
+        return gradient
+    return torch.empty_strided(first.shape, first.stride(), dtype=first.dtype, device=first.device).copy_(gradient)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Does the tensor fill its memory, each element once, in whatever order?"""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """Strides of the dimensions that have more than one element: the others say nothing."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+
+
+def memory_spans(tensors: Sequence[Tensor | None]) -> Iterator[tuple[int, int, int]]:
+    """(first byte, end, index) of each tensor that has memory, by address."""
+    spans = [
+        (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size(), i)
+        for i, tensor in enumerate(tensors)
+        if tensor is not None and tensor.numel() > 0
+    ]
+    return iter(sorted(spans))
