@@ -1,0 +1,131 @@
+"""combine against float64: one rounding to the output, float sums before it."""
+
+import pytest
+import torch
+from cases import DTYPES, LAYOUTS, SHAPES, TASKS, draw, draw_rows, laid_out, wide
+
+from mtlfast import TaskGradients, ops, reference
+
+
+def assert_close(grads: TaskGradients, result, weights, scale=1.0, plus=None) -> None:
+    """`result` is scale * weights J (+ plus), but for float sums over the tasks and one rounding."""
+    exact = reference.combine(wide(grads), weights, scale=scale)
+    size = reference.combine(TaskGradients.from_rows(_abs(grads)), weights.abs(), scale=abs(scale))
+    one_rounding = torch.finfo(grads.dtype).eps
+    sums = grads.num_tasks * torch.finfo(torch.float64 if grads.dtype == torch.float64 else torch.float32).eps
+    assert len(result) == len(grads.shapes)
+    for t, (x, want, most) in enumerate(zip(result, exact, size, strict=True)):
+        assert (x is None) == (grads.shapes[t] is None)
+        if x is None:
+            continue
+        assert x.dtype == grads.dtype
+        want, most = (want, most) if plus is None else (want + plus[t].double(), most + plus[t].double().abs())
+        tiny = torch.finfo(grads.dtype).smallest_normal
+        assert ((x.double() - want).abs() <= want.abs() * one_rounding + most * sums + tiny).all()
+
+
+def _abs(grads):
+    return [[None if g is None else g.double().abs() for g in row] for row in grads.rows]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("missing", [0.0, 0.4])
+@pytest.mark.parametrize("num_tasks", [1, 3, 8])
+def test_shapes(num_tasks, missing, shapes, dtype):
+    grads = draw(num_tasks, shapes, dtype, missing=missing)
+    weights = torch.randn(num_tasks)
+    assert_close(grads, ops.combine(grads, weights), weights)
+    assert_close(grads, ops.combine(grads, weights.half(), scale=-0.5), weights.half().double(), scale=-0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tasks", [*TASKS, 33])
+@pytest.mark.parametrize("num_out", [None, 0, 1, 3])
+def test_numbers_of_tasks_and_outputs(num_out, num_tasks, dtype):
+    grads = draw(num_tasks, [*SHAPES["borders"], (9001,)], dtype, missing=0.1)
+    weights = torch.randn(num_tasks) if num_out is None else torch.randn(num_out, num_tasks)
+    result = ops.combine(grads, weights)
+    for x, shape in zip(result, grads.shapes, strict=True):
+        assert shape is None or x.shape == (shape if num_out is None else (num_out, *shape))
+    assert_close(grads, result, weights)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_are_kept(layout, dtype):
+    grads = draw(4, [(5, 7, 3, 3), (65, 33), (129,)], dtype, layout, missing=0.2)
+    weights = torch.randn(4)
+    result = ops.combine(grads, weights)
+    assert_close(grads, result, weights)
+    for x, example in zip(result, grads.examples(), strict=True):
+        assert example is None or x.stride() == example.stride()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tasks", [1, 2, 5, 9])
+def test_in_place_over_any_task(num_tasks, dtype):
+    for own in range(num_tasks):
+        grads = draw(num_tasks, [(5000,), (3,), (8, 9), (0,)], dtype)
+        weights = torch.randn(num_tasks)
+        fresh = ops.combine(grads, weights)
+        result = ops.combine(grads, weights, out=grads.rows[own])
+        for x, want, target in zip(result, fresh, grads.rows[own], strict=True):
+            assert x is target
+            assert torch.equal(x, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("leading", [(), (2,)])
+def test_accumulate(leading, dtype):
+    grads = draw(6, [(700,), (3, 5), (4097,)], dtype)
+    weights = torch.randn(*leading, 6)
+    before = [torch.randn(*leading, *shape).to(dtype) for shape in grads.shapes]
+    out = [x.clone() for x in before]
+    assert_close(grads, ops.combine(grads, weights, out=out, accumulate=True), weights, plus=before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_element_is_written(dtype):
+    grads = draw(5, SHAPES["borders"], dtype)
+    for R in (None, 2):
+        weights = torch.randn(5) if R is None else torch.randn(R, 5)
+        out = [torch.full((*weights.shape[:-1], *shape), torch.nan, dtype=dtype) for shape in grads.shapes]
+        assert all(x.isfinite().all() for x in ops.combine(grads, weights, out=out))
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_what_is_not_finite_comes_out_even_with_weight_zero(value):
+    grads = draw(2, [(100,)])
+    grads.rows[1][0][37] = value
+    (x,) = ops.combine(grads, torch.tensor([1.0, 0.0]))
+    assert not x[37].isfinite()
+    assert x.isfinite().sum() == 99
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_extremes_round_as_torch_rounds(dtype):
+    info = torch.finfo(dtype)
+    tiny = info.smallest_normal * info.eps
+    values = torch.tensor([info.max, -info.max, info.smallest_normal, tiny, -tiny, 0.0, 1.0, 1 + info.eps], dtype=dtype)
+    grads = TaskGradients.from_rows([[values.repeat(20)]])
+    for factor in (1.0, 2.0, 0.5, 0.75, 1.0 + 2**-12):
+        wanted = (values.double() * factor).to(torch.float64 if dtype == torch.float64 else torch.float32).to(dtype)
+        (x,) = ops.combine(grads, torch.tensor([factor], dtype=torch.float64))
+        assert torch.equal(x, wanted.repeat(20))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bitwise_equal_over_repeats_threads_and_addresses(dtype, threads):
+    rows = draw_rows(7, [(70_001,), (3, 5), (8193,), (1,)], dtype, missing=0.1)
+    elsewhere = [[None if g is None else laid_out(g, "misaligned") for g in row] for row in rows]
+    weights = torch.randn(3, 7)
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        for same in (rows, elsewhere):
+            grads = TaskGradients.from_rows(same)
+            results.append([*ops.combine(grads, weights), *ops.combine(grads, weights[0])])
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))

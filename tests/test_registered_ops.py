@@ -1,0 +1,82 @@
+"""The ops as torch knows them: schemas, fake kernels, tracing, and the same bits as the marshalled calls."""
+
+import pytest
+import torch
+from cases import DTYPES, draw, draw_rows
+
+from mtlfast import TaskGradients, ops
+
+pytestmark = pytest.mark.native
+MT = torch.ops.mtlfast
+
+
+def samples(dtype):
+    grads = draw(3, [(5, 7), (), (130,), (0,)], dtype, missing=0.2)
+    flat = grads.flat()
+    weights, coefficients = torch.randn(3), torch.randn(2, 3)
+    out = [torch.zeros(0) if x is None else x for x in ops.combine(grads, weights)]
+    present = [(k, g) for k, row in enumerate(grads.rows) for g in row if g is not None]
+    gram = ops.gram(grads)
+    return {
+        MT.gram: [(flat, 3)],
+        MT.norms: [(flat, 3)],
+        MT.combine: [(flat, 3, weights, 0.5), (flat, 3, coefficients, 1.0)],
+        MT.combine_: [(flat, 3, weights, out, True, 0.5)],
+        MT.flatten: [(flat, 3, dtype), (flat, 3, torch.float64)],
+        MT.unflatten: [(torch.randn(9), [torch.randn(2, 3), torch.randn(3)]), (torch.randn(0), [])],
+        MT.scale_: [([g for _, g in present], [k for k, _ in present], weights)],
+        MT.solve: [
+            (gram, "pcgrad", [0.0], [torch.rand(3, 3)], None, None),
+            (gram, "pcgrad_coefficients", [], [], None, None),
+        ],
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", samples(torch.float32), ids=lambda op: op._qualified_op_name)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_opcheck(op, dtype):
+    for args in samples(dtype)[op]:
+        torch.library.opcheck(op.default, args)
+
+
+def surgery(rows, weights):
+    grads = TaskGradients.from_rows(rows)
+    gram = ops.gram(grads)
+    w = ops.solve(gram, "pcgrad", [0.0])
+    scaled = ops.combine(grads, w + weights)
+    return gram, ops.norms(grads), ops.flatten(grads), *scaled, *ops.combine(grads, torch.stack([w, w]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_traced_calls_give_the_bits_of_eager_ones(dtype):
+    rows, weights = draw_rows(3, [(5, 7), (130,), (9001,)], dtype), torch.rand(3, dtype=torch.float64)
+    eager = surgery(rows, weights)
+    traced = torch.compile(surgery, backend="aot_eager", fullgraph=True)(rows, weights)
+    assert len(eager) == len(traced)
+    assert all(torch.equal(a, b) for a, b in zip(eager, traced, strict=True))
+
+
+def test_meta_tensors_have_shapes():
+    grads = TaskGradients.from_rows([[torch.empty(3, 4, device="meta"), None] for _ in range(5)])
+    assert ops.gram(grads).shape == (5, 5)
+    assert ops.gram(grads).is_meta
+    assert ops.flatten(grads).shape == (5, 12)
+    x, none = ops.combine(grads, torch.empty(2, 5, device="meta"))
+    assert none is None
+    assert x.shape == (2, 3, 4)
+
+
+def test_direct_calls_that_do_not_fit():
+    x = torch.zeros(3)
+    with pytest.raises(ValueError, match="got 3 rows for 2 tasks"):
+        MT.gram([x, x, x], 2)
+    with pytest.raises(ValueError, match="gram: task 1, tensor 0 is not dense or differs"):
+        MT.gram([x, x.double()], 2)
+    with pytest.raises(ValueError, match=r"combine: weights have shape \[2\]"):
+        MT.combine([x, x, x], 3, torch.ones(2), 1.0)
+    with pytest.raises(ValueError, match="combine: out has 0 tensors, expected 1"):
+        MT.combine_([x], 1, torch.ones(1), [], False, 1.0)
+    with pytest.raises(ValueError, match="scale_: task index 2 of tensor 0 is not below 2"):
+        MT.scale_([x], [2], torch.ones(2))

@@ -1,0 +1,72 @@
+"""scale_: norm balancing in place."""
+
+import pytest
+import torch
+from cases import DTYPES, LAYOUTS, SHAPES, draw, draw_rows
+
+from mtlfast import TaskGradients, ops, reference
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def copy_of(grads: TaskGradients) -> TaskGradients:
+    return TaskGradients.from_rows([[None if g is None else g.clone() for g in row] for row in grads.rows])
+
+
+def assert_scaled(grads: TaskGradients, before: TaskGradients, factors: torch.Tensor) -> None:
+    # The kernel multiplies in float (fp64 in double) by the factor rounded to it.
+    wide = torch.float64 if grads.dtype == torch.float64 else torch.float32
+    for row, old_row, factor in zip(grads.rows, before.rows, factors.to(wide), strict=True):
+        for g, old in zip(row, old_row, strict=True):
+            assert (g is None) == (old is None)
+            if g is not None:
+                assert torch.equal(g, (old.to(wide) * factor).to(grads.dtype))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_shapes(layout, shapes, dtype, device):
+    grads = draw(4, shapes, dtype, layout, missing=0.2, device=device)
+    before, factors = copy_of(grads), torch.randn(4, device=grads.device)
+    assert ops.scale_(grads, factors) is grads
+    assert_scaled(grads, before, factors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_agrees_with_the_reference(dtype):
+    grads = draw(3, SHAPES["mixed"], dtype)
+    other, factors = copy_of(grads), torch.tensor([2.0, -0.25, 1.0])
+    ops.scale_(grads, factors)
+    reference.scale_(other, factors)
+    assert all(torch.equal(a, b) for a, b in zip(grads.flat(), other.flat(), strict=True))
+
+
+def test_entries_that_share_memory_are_scaled_once():
+    twice, own = torch.ones(10), torch.ones(4)
+    grads = TaskGradients.from_rows([[twice, twice, own], [twice, twice[:10], own[:4]]])
+    ops.scale_(grads, torch.tensor([2.0, 3.0]))
+    assert [[g.unique().item() for g in row] for row in grads.rows] == [[2, 2, 2], [3, 3, 3]]
+    assert ops.gram(grads)[0, 1] == 24 * 6
+
+
+def test_what_is_not_finite_stays():
+    grads = draw(1, [(5,)])
+    grads.rows[0][0][2] = torch.inf
+    ops.scale_(grads, torch.zeros(1))
+    assert grads.rows[0][0].isnan().tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.cuda
+def test_many_launches_and_more_than_one_stream():
+    rows = draw_rows(3, [(7,)] * 2000, device="cuda")
+    grads = TaskGradients.from_rows(rows)
+    before, factors = copy_of(grads), torch.tensor([2.0, 0.5, -1.0], device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        ops.scale_(grads, factors)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert_scaled(grads, before, factors)

@@ -1,0 +1,97 @@
+"""The solve op, its twins, and project."""
+
+import pytest
+import torch
+from cases import draw, matrix
+
+from mtlfast import ops, reference
+from mtlfast.aggregation import PCGrad
+
+
+def random_order(num_tasks: int) -> torch.Tensor:
+    """int64 [K, K-1]."""
+    others = [[j for j in range(num_tasks) if j != i] for i in range(num_tasks)]
+    shuffled = [[row[n] for n in torch.randperm(num_tasks - 1)] for row in others]
+    return torch.tensor(shuffled, dtype=torch.int64).reshape(num_tasks, num_tasks - 1)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 8, 20])
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_project_is_the_papers_algorithm_on_the_matrix(dtype, ordered, num_tasks):
+    grads = draw(num_tasks, [(4, 3), (0,), (5,)], dtype, missing=0.1)
+    order = random_order(num_tasks) if ordered else None
+    projected = ops.project(grads, order)
+    literal = reference.pcgrad(matrix(grads), order)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    assert torch.allclose(matrix(projected), literal, rtol=tolerance, atol=tolerance)
+    assert torch.allclose(matrix(reference.project(grads, order)), literal, rtol=tolerance, atol=tolerance)
+    assert projected.shapes == grads.shapes
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("method", sorted(reference.SOLVERS))
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 8, 40])
+def test_native_solver_agrees_with_its_twin(num_tasks, method):
+    J = torch.randn(5, num_tasks, 2 * num_tasks, dtype=torch.float64)
+    gram, keys = J @ J.mT, torch.rand(5, num_tasks, num_tasks, dtype=torch.float64)
+    for inputs in ([], [keys]):
+        for mean in (0.0, 1.0):
+            native = ops.solve(gram, method, [mean], inputs)
+            twin = reference.solve(gram, method, [mean], inputs)
+            assert torch.allclose(native, twin, rtol=1e-8, atol=1e-9)
+
+
+def test_ties_among_keys_go_by_index():
+    gram = torch.tensor([[2.0, -1, -1], [-1, 2, 0.5], [-1, 0.5, 2]], dtype=torch.float64)
+    ascending = ops.solve(gram, "pcgrad_coefficients")
+    assert torch.equal(ops.solve(gram, "pcgrad_coefficients", inputs=[torch.zeros(3, 3)]), ascending)
+
+
+def test_pcgrad_by_hand():
+    # g0 = (1, 0), g1 = (-1, 1): each loses its component along the other.
+    gram = torch.tensor([[1.0, -1.0], [-1.0, 2.0]], dtype=torch.float64)
+    C = ops.solve(gram, "pcgrad_coefficients")
+    assert C.tolist() == [[1.0, 0.5], [1.0, 1.0]]
+    assert ops.solve(gram, "pcgrad", [0.0]).tolist() == [2.0, 1.5]
+    assert ops.solve(gram, "pcgrad", [1.0]).tolist() == [1.0, 0.75]
+
+
+def test_groups_are_solved_alone_and_a_sick_one_harms_no_other():
+    J = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    gram = J @ J.mT
+    healthy = ops.solve(gram, "pcgrad", [0.0])
+    assert healthy.shape == (2, 3, 4)
+    assert torch.allclose(healthy[1, 2], ops.solve(gram[1, 2], "pcgrad", [0.0]))
+    gram[0, 1, 2, 2] = torch.inf
+    sick = ops.solve(gram, "pcgrad", [0.0])
+    assert sick[0, 1].isnan().all()
+    sick[0, 1] = healthy[0, 1]
+    assert torch.equal(sick, healthy)
+
+
+def test_zero_and_opposite_gradients():
+    zero = torch.zeros(3, 3, dtype=torch.float64)
+    assert ops.solve(zero, "pcgrad", [0.0]).tolist() == [1.0, 1.0, 1.0]
+    opposite = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    w = ops.solve(opposite, "pcgrad", [0.0])
+    assert (w @ opposite @ w).item() == 0.0
+
+
+def test_more_tasks_than_the_solver_takes():
+    J = torch.randn(130, 300, dtype=torch.float64)
+    w = PCGrad(order="fixed").weights(J @ J.T)
+    assert torch.allclose(w @ J, reference.pcgrad(J).sum(0), atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("gram", "method", "message"),
+    [
+        (torch.zeros(2, 3, dtype=torch.float64), "pcgrad", r"gram is \[2, 3\] torch.float64"),
+        (torch.zeros(2, 2), "pcgrad", r"expected \[..., K, K\] torch.float64"),
+        (torch.zeros(2, 2, dtype=torch.float64), "unheard", "method is 'unheard', expected one of pcgrad"),
+    ],
+)
+def test_bad_input(gram, method, message):
+    with pytest.raises(ValueError, match=message):
+        ops.solve(gram, method)
