@@ -8,7 +8,9 @@ CXX_FILES := $(filter-out setup.py,$(SOURCES))
 # A first build is for this machine's GPU, or for one architecture where there is none. Wheels name their own list.
 export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';' | grep . || echo 9.0)
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-isa lint format bench clean
+.DEFAULT_GOAL := test
+
 build/ready: $(SOURCES) pyproject.toml $(VENV)/ready
 	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	$(PY) -m mtlfast info
@@ -20,11 +22,20 @@ $(VENV)/ready: requirements-dev.txt
 	touch $@
 
 demo: build/ready
-	$(PY) examples/digits/main.py
+	$(PY) examples/digits/main.py --out build/digits.png
 	$(PY) -m mtlfast bench --quick
 
 test: build/ready
 	$(PY) -m pytest tests
+
+# The op tests again with each instruction set that this machine has (the first test run used the widest).
+OP_TESTS := $(foreach op,gram combine flatten scale solve,tests/test_$(op).py)
+test-isa: build/ready
+	for isa in baseline avx2 avx512; do \
+	  echo "-- $$isa"; \
+	  MTLFAST_CPU_CAPABILITY=$$isa $(PY) -c 'import mtlfast; mtlfast._native.C.isa()' 2>/dev/null || { echo "not on this machine"; continue; }; \
+	  MTLFAST_CPU_CAPABILITY=$$isa $(PY) -m pytest $(OP_TESTS) || exit 1; \
+	done
 
 bench: build/ready
 	$(PY) -m mtlfast bench

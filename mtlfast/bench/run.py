@@ -2,52 +2,18 @@
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
-from mtlfast import _native, ops
-from mtlfast.aggregation import PCGrad
-from mtlfast.bench import baselines
+from mtlfast import _native
+from mtlfast.bench import baselines, peers
+from mtlfast.bench.contests import contests_on
 from mtlfast.bench.timing import take_turns
 from mtlfast.bench.workload import scattered
-from mtlfast.task_gradients import TaskGradients
-
-
-class Contest(NamedTuple):
-    """One op on one workload: the native way, the plain way, and how often J's bytes go over the memory bus."""
-
-    native: Callable[[], object]
-    plain: Callable[[], object]
-    passes: float  # bytes read and written, over the bytes of J
-
-
-def _contests(grads: TaskGradients) -> dict[str, Contest]:
-    K = grads.num_tasks
-    weights = torch.linspace(0.5, 1.5, K, dtype=torch.float64)
-    signs = torch.ones(K, dtype=torch.float64).neg()
-    pcgrad, out = PCGrad(), ops.combine(grads, weights)
-    return {
-        "gram": Contest(lambda: ops.gram(grads), baselines.plain_gram(grads), 1),
-        "norms": Contest(lambda: ops.norms(grads), baselines.plain_norms(grads), 1),
-        "combine": Contest(
-            lambda: ops.combine(grads, weights, out=out), baselines.plain_combine(grads, weights), 1 + 1 / K
-        ),
-        "flatten": Contest(lambda: ops.flatten(grads), baselines.plain_flatten(grads), 2),
-        "scale_": Contest(lambda: ops.scale_(grads, signs), baselines.plain_scale(grads, signs), 2),
-        "PCGrad": Contest(lambda: _surgery(grads, pcgrad, out), baselines.plain_pcgrad(grads), 2 + 1 / K),
-    }
-
-
-def _surgery(grads: TaskGradients, pcgrad: PCGrad, out: list[Tensor | None]) -> None:
-    """From the lists of gradients to the update: marshalling, Gram matrix, solve, combine."""
-    fresh = TaskGradients.from_rows(grads.rows)
-    weights, _ = pcgrad.weigh(fresh)
-    ops.combine(fresh, weights, out=out)
 
 
 def _rows(elements: int, rounds: int, quick: bool, progress: bool) -> Iterator[dict[str, Any]]:
@@ -57,7 +23,7 @@ def _rows(elements: int, rounds: int, quick: bool, progress: bool) -> Iterator[d
     for K, dtype in track(cases, "timing", disable=not progress, transient=True):
         grads = scattered(K, elements, dtype)
         nbytes = K * elements * dtype.itemsize
-        contests = _contests(grads)
+        contests = contests_on(grads)
         read = baselines.read_stream(grads)
         turns: dict[str, Callable[[], object]] = {"read": read}
         for name, contest in contests.items():
@@ -89,6 +55,7 @@ def run_bench(elements: int, rounds: int, quick: bool, as_json: bool) -> None:
         as_json: print JSON.
     """
     rows = list(_rows(elements, rounds, quick, progress=not as_json))
+    against = list(peers.compare(elements, rounds)) if peers.installed() else []
     native = _native.C
     facts = {
         "torch": torch.__version__,
@@ -98,7 +65,7 @@ def run_bench(elements: int, rounds: int, quick: bool, as_json: bool) -> None:
         "build": _native.build_facts(),
     }
     if as_json:
-        print(json.dumps({"facts": facts, "rows": rows}, indent=1))
+        print(json.dumps({"facts": facts, "rows": rows, "peers": against}, indent=1))
         return
     console = Console()
     table = Table(
@@ -130,6 +97,33 @@ def run_bench(elements: int, rounds: int, quick: bool, as_json: bool) -> None:
             end_section=row["op"] == "PCGrad",
         )
     console.print(table)
+    if against:
+        console.print(_peers_table(against, rounds))
+
+
+def _peers_table(rows: list[dict[str, Any]], rounds: int) -> Table:
+    table = Table(
+        title="A whole PCGrad step, from the task gradients to .grad, beside TorchJD",
+        caption=f"Medians of {rounds} alternating rounds, quartiles in brackets. The floor: reading the K gradients "
+        "twice and writing one, at the speed of torch.sum.",
+    )
+    columns = (
+        "K",
+        "mtlfast, ms",
+        "of the floor",
+        "TorchJD, Gramian",
+        "times faster",
+        "TorchJD, default",
+        "times faster",
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        cells = [f"{row['ms']['mtlfast']:.1f}", _spread(row["floors"], ".2f")]
+        for name in ("TorchJD, Gramian", "TorchJD, default"):
+            cells += [f"{row['ms'][name]:.0f} ms", _spread(row["times faster"][name], ".1f")]
+        table.add_row(str(row["K"]), *cells)
+    return table
 
 
 def _spread(quartiles: list[float], form: str) -> str:
