@@ -11,12 +11,13 @@ from mtlfast.task_gradients import TaskGradients
 
 def gram(grads: TaskGradients, other: TaskGradients | None = None) -> Tensor:
     """The Gram matrix J J^T, [K, K] float64; with `other` the cross-Gram J_a J_b^T [K, K']."""
-    other = grads if other is None else other
-    result = torch.zeros(grads.num_tasks, other.num_tasks, dtype=torch.float64, device=grads.device)
+    right = grads if other is None else other
+    result = torch.zeros(grads.num_tasks, right.num_tasks, dtype=torch.float64, device=grads.device)
     for t in range(len(grads.shapes)):
-        if grads.shapes[t] is not None and other.shapes[t] is not None:
-            result += _column(grads, t) @ _column(other, t).T
-    return result
+        if grads.shapes[t] is not None and right.shapes[t] is not None:
+            result += _column(grads, t) @ _column(right, t).T
+    # A matrix product need not be symmetric to the last bit.
+    return result.tril() + result.tril(-1).T if other is None else result
 
 
 def norms(grads: TaskGradients) -> Tensor:
