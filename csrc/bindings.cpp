@@ -92,6 +92,7 @@ PYBIND11_MODULE(_C, m) {
       NoGil());
   m.def("flatten", &mtlfast::flatten, NoGil());
   m.def("scale_", &mtlfast::scale_, NoGil());
+  m.def("read", &mtlfast::read, NoGil());
   m.def("isa", [] { return std::string(mtlfast::kernels().isa); });
   m.def("cuda_facts", &cuda_facts);
 }

@@ -13,12 +13,13 @@
 
 namespace mtlfast {
 
-// Chunks depend on P alone, so that what is summed together is the same for any number of threads: about 256 of them
-// (few enough for K^2 partial sums each), none shorter than 8192 columns, borders at multiples of a block.
+// Chunks depend on sizes alone, so that what is summed together is the same for any number of threads: about `most` of
+// them, none shorter than 8192 columns, borders at multiples of a block.
 struct Chunks {
-  explicit Chunks(int64_t numel) : numel(numel) {
-    constexpr int64_t kMost = 256, kShortest = 8192;
-    size = std::max<int64_t>((numel / kMost + 511) / 512 * 512, kShortest);
+  static constexpr int64_t kMost = 256;
+  explicit Chunks(int64_t numel, int64_t most = kMost) : numel(numel) {
+    constexpr int64_t kShortest = 8192;
+    size = std::max<int64_t>((numel / most + 1023) / 1024 * 1024, kShortest);
     count = (numel + size - 1) / size;
   }
   int64_t numel, size, count;

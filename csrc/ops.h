@@ -26,4 +26,7 @@ void scale_(const TaskTable& grads, const at::Tensor& factors);    // factors: [
 at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<double> params, at::TensorList inputs,
                  const std::optional<at::Tensor>& state, at::OptionalIntArrayRef tasks);
 
+// Reads all gradients and keeps nothing, `streams` (1 or 4) rows side by side: what the benchmark calls 100 %.
+uint32_t read(const TaskTable& grads, int64_t streams);
+
 }  // namespace mtlfast

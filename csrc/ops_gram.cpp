@@ -1,6 +1,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -14,11 +15,13 @@ namespace {
 // Runs a summing kernel over all chunks and adds their partial sums in chunk order: `count` sums.
 template <class Kernel>
 std::vector<double> sum_chunks(const TaskView& view, int64_t count, Kernel kernel) {
-  const Chunks chunks(view.numel());
+  constexpr int64_t kPartials = 1 << 16;  // doubles: half a MiB of partial sums, as far as 64 chunks allow
+  const Chunks chunks(view.numel(), std::clamp<int64_t>(kPartials / count, 64, Chunks::kMost));
   std::vector<double> partials(chunks.count * count), sums(count, 0.0);
-  chunks.run(kernels().gram_scratch(view.num_tasks), [&](int64_t chunk, int64_t begin, int64_t end, void* scratch) {
-    kernel(view, begin, end, scratch, partials.data() + chunk * count);
-  });
+  chunks.run(kernels().gram_scratch(view.num_tasks, view.dtype),
+             [&](int64_t chunk, int64_t begin, int64_t end, void* scratch) {
+               kernel(view, begin, end, scratch, partials.data() + chunk * count);
+             });
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk)
     for (int64_t i = 0; i < count; ++i) sums[i] += partials[chunk * count + i];
   return sums;
@@ -43,6 +46,15 @@ at::Tensor norms(const TaskTable& grads) {
   at::Tensor out = at::empty({view.num_tasks}, grads.options().dtype(at::kDouble));
   for (int64_t k = 0; k < view.num_tasks; ++k) out.mutable_data_ptr<double>()[k] = std::sqrt(sums[k]);
   return out;
+}
+
+uint32_t read(const TaskTable& grads, int64_t streams) {
+  const TaskView view = grads.view();
+  std::atomic<uint32_t> sum{0};
+  Chunks(view.numel()).run(64, [&](int64_t, int64_t begin, int64_t end, void*) {
+    sum += kernels().read(view, begin, end, streams);
+  });
+  return sum;
 }
 
 TORCH_LIBRARY_FRAGMENT(mtlfast, m) {

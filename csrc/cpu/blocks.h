@@ -9,17 +9,17 @@
 
 namespace mtlfast::MTLFAST_ISA {
 
-// Float accumulators take one add a vector: a block is at most 64 adds a lane, the bound of promise 3.
-constexpr int64_t kBlock = MTLFAST_VECTOR_BYTES == 16 ? 256 : 512;
-constexpr int64_t kGrain = 64;                        // every block is a multiple of this: no kernel has a scalar tail
-constexpr int64_t kDirect = kBlock / 2;               // shorter pieces than this are gathered
-alignas(64) inline const double kZeros[kBlock] = {};  // what a task that does not reach a tensor reads
+// Float accumulators take one add a vector: 64 adds a lane, the most that promise 3's bound allows.
+constexpr int64_t kBlock = 64 * kLanes;
+constexpr int64_t kGrain = 64;  // every block is a multiple of this: no kernel has a scalar tail
+constexpr int64_t kDirect = kBlock < 512 ? kBlock / 2 : 256;  // shorter pieces than this are gathered
+alignas(64) inline const double kZeros[kBlock] = {};          // what a task that does not reach a tensor reads
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // Memory for one walk: K row pointers, then K gathered rows of kBlock elements.
-constexpr int64_t blocks_scratch(int64_t num_tasks) {
-  return round_up(num_tasks * 8, 64) + num_tasks * kBlock * static_cast<int64_t>(sizeof(double));
+inline int64_t blocks_scratch(int64_t num_tasks, DType dtype) {
+  return round_up(num_tasks * 8, 64) + num_tasks * kBlock * item_size(dtype);
 }
 
 // The tensor that holds column c (the last of several that begin there): binary search in the prefix sum.
@@ -32,7 +32,8 @@ inline int64_t tensor_of(const TaskView& grads, int64_t c) {
   return low;
 }
 
-// use(rows, n): rows[k] points to n elements of task k, n a positive multiple of kGrain and at most kBlock.
+// use(rows, n, in_place): rows[k] points to n elements of task k, n a positive multiple of kGrain and at most kBlock;
+// in_place: they are the gradients' own memory, where more may follow.
 template <class T, class Use>
 void for_each_block(const TaskView& grads, int64_t begin, int64_t end, void* scratch, Use use) {
   const int64_t K = grads.num_tasks;
@@ -46,7 +47,7 @@ void for_each_block(const TaskView& grads, int64_t begin, int64_t end, void* scr
       __builtin_memset(gathered + k * kBlock + filled, 0, (n - filled) * sizeof(T));
       rows[k] = gathered + k * kBlock;
     }
-    use(rows, n);
+    use(rows, n, false);
     filled = 0;
   };
 
@@ -57,7 +58,7 @@ void for_each_block(const TaskView& grads, int64_t begin, int64_t end, void* scr
     while (last - column >= kDirect) {
       const int64_t left = (last - column) / kGrain * kGrain, n = left < kBlock ? left : kBlock;
       for (int64_t k = 0; k < K; ++k) rows[k] = data[k] ? static_cast<const T*>(data[k]) + (column - first) : zeros;
-      use(rows, n);
+      use(rows, n, true);
       column += n;
     }
     while (column < last) {

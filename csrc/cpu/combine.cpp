@@ -16,84 +16,138 @@ namespace {
 constexpr int64_t kGroup = 4;
 constexpr int64_t kSingleBlock = 4096;  // columns of a block when R = 1: its sums fill half the first-level cache
 constexpr int64_t kManyBlock = 512;     // and when R > 1
+constexpr int64_t kOutGroup = 4;        // outputs made at once when R > 1: a row is loaded once for them
 constexpr int64_t kMostStep = 64;       // no Simd<T>::kStep is larger
 
-// One group of rows over n columns, a multiple of the step. First: sums start here. Last: they go to out.
-template <class T, int Rows, bool First, bool Last>
-void pass(const T* const* rows, const typename Simd<T>::Scalar* weights, int64_t n, bool accumulate,
-          typename Simd<T>::Vec* sums, T* out) {
+// What several outputs take from a block: their weights, where their sums wait and where they go.
+template <class T>
+struct Outputs {
+  const typename Simd<T>::Scalar* weights;  // [outputs, K]
+  int64_t num_tasks;                        // K, from one output's weights to the next's
+  typename Simd<T>::Vec* sums;              // [outputs, kManyBlock], or [kSingleBlock] for one
+  T* const* to;                             // [outputs]
+  bool accumulate;
+};
+
+// Rows first .. first + Rows over n columns, a multiple of the step, for Outs outputs. First: sums start here. Last:
+// they go out. Ahead: bring these rows of the block after the next closer.
+template <class T, int Outs, int Rows, bool First, bool Last>
+void pass(const T* const* rows, int64_t first, int64_t n, const Outputs<T>& out, bool ahead) {
   using S = Simd<T>;
+  using Vec = typename S::Vec;
+  typename S::Scalar weights[Outs][Rows];
+  for (int r = 0; r < Outs; ++r)
+    for (int i = 0; i < Rows; ++i) weights[r][i] = out.weights[r * out.num_tasks + first + i];
+  Vec* sums = out.sums;
   for (int64_t c = 0; c < n; c += S::kStep, sums += S::kParts) {
-    typename S::Vec v[S::kParts];
+    if (ahead)
+      for (int i = 0; i < Rows; ++i)
+        __builtin_prefetch(reinterpret_cast<const char*>(rows[first + i]) + (c + 2 * n) * sizeof(T), 0, 2);
+    Vec v[Outs][S::kParts];
 #pragma GCC unroll 2
     for (int part = 0; part < S::kParts; ++part) {
-      v[part] = First ? weights[0] * S::load(rows[0] + c, part) : sums[part] + weights[0] * S::load(rows[0] + c, part);
+      Vec row[Rows];
 #pragma GCC unroll 4
-      for (int i = 1; i < Rows; ++i) v[part] += weights[i] * S::load(rows[i] + c, part);
-      if (Last && accumulate) v[part] += S::load(out + c, part);
-      if (!Last) sums[part] = v[part];
+      for (int i = 0; i < Rows; ++i) row[i] = S::load(rows[first + i] + c, part);
+#pragma GCC unroll 4
+      for (int r = 0; r < Outs; ++r) {
+        Vec* sum = sums + r * (kManyBlock * S::kParts / S::kStep) + part;
+        v[r][part] = First ? weights[r][0] * row[0] : *sum + weights[r][0] * row[0];
+#pragma GCC unroll 4
+        for (int i = 1; i < Rows; ++i) v[r][part] += weights[r][i] * row[i];
+        if (Last && out.accumulate) v[r][part] += S::load(out.to[r] + c, part);
+        if (!Last) *sum = v[r][part];
+      }
     }
-    if (Last) S::store(out + c, v);
+    if (Last)
+#pragma GCC unroll 4
+      for (int r = 0; r < Outs; ++r) S::store(out.to[r] + c, v[r]);
   }
 }
 
-template <class T, bool First, bool Last>
-void group(const T* const* rows, int64_t count, const typename Simd<T>::Scalar* weights, int64_t n, bool accumulate,
-           typename Simd<T>::Vec* sums, T* out) {
+template <class T, int Outs, bool First, bool Last>
+void group(const T* const* rows, int64_t first, int64_t count, int64_t n, const Outputs<T>& out, bool ahead) {
   switch (count) {
     case 1:
-      return pass<T, 1, First, Last>(rows, weights, n, accumulate, sums, out);
+      return pass<T, Outs, 1, First, Last>(rows, first, n, out, ahead);
     case 2:
-      return pass<T, 2, First, Last>(rows, weights, n, accumulate, sums, out);
+      return pass<T, Outs, 2, First, Last>(rows, first, n, out, ahead);
     case 3:
-      return pass<T, 3, First, Last>(rows, weights, n, accumulate, sums, out);
+      return pass<T, Outs, 3, First, Last>(rows, first, n, out, ahead);
     default:
-      return pass<T, 4, First, Last>(rows, weights, n, accumulate, sums, out);
+      return pass<T, Outs, 4, First, Last>(rows, first, n, out, ahead);
   }
 }
 
-// All `count` rows over n columns, a multiple of the step and at most a block.
-template <class T>
-void weighted_sum(const T* const* rows, int64_t count, const typename Simd<T>::Scalar* weights, int64_t n,
-                  bool accumulate, typename Simd<T>::Vec* sums, T* out) {
-  if (count <= kGroup) return group<T, true, true>(rows, count, weights, n, accumulate, sums, out);
-  group<T, true, false>(rows, kGroup, weights, n, accumulate, sums, out);
-  int64_t k = kGroup;
-  for (; count - k > kGroup; k += kGroup)
-    group<T, false, false>(rows + k, kGroup, weights + k, n, accumulate, sums, out);
-  group<T, false, true>(rows + k, count - k, weights + k, n, accumulate, sums, out);
+// All `count` rows over n columns, a multiple of the step and at most a block. Of the rows' groups every
+// `turns`-th, from `turn` on, is brought ahead (turns = 0: none).
+template <class T, int Outs>
+void weighted_sum(const T* const* rows, int64_t count, int64_t n, const Outputs<T>& out, int64_t turn, int64_t turns) {
+  for (int64_t k = 0; k < count; k += kGroup) {
+    const int64_t left = count - k;
+    const bool ahead = turns > 0 && k / kGroup % turns == turn;
+    if (k == 0 && left <= kGroup)
+      group<T, Outs, true, true>(rows, k, left, n, out, ahead);
+    else if (k == 0)
+      group<T, Outs, true, false>(rows, k, kGroup, n, out, ahead);
+    else if (left > kGroup)
+      group<T, Outs, false, false>(rows, k, kGroup, n, out, ahead);
+    else
+      group<T, Outs, false, true>(rows, k, left, n, out, ahead);
+  }
 }
 
 // The memory that one range needs beside its operands.
 template <class T>
 struct Scratch {
   using S = Simd<T>;
-  typename S::Vec* sums;        // [kSingleBlock]
+  typename S::Vec* sums;        // [kSingleBlock], or [kOutGroup, kManyBlock]
   const T** rows;               // [K] where the present tasks' rows of this block begin
-  T* tail;                      // [K + 1, step] what is left of each row and of out, padded with zeros
+  const T** tail_rows;          // [K] where their padded tails are
+  T* tail;                      // [K + kOutGroup, step] what is left of each row and of the outputs, padded
   typename S::Scalar* weights;  // [R, K] of the present tasks
 
   static int64_t bytes(int64_t K, int64_t R) {
-    return kSingleBlock * 8 + round_up(K * 8, 64) + (K + 1) * kMostStep * 8 + R * K * 8;
+    return kSingleBlock * 8 + 2 * round_up(K * 8, 64) + (K + kOutGroup) * kMostStep * 8 + R * K * 8;
   }
   Scratch(void* memory, int64_t K) {
     char* p = static_cast<char*>(memory);
     sums = reinterpret_cast<typename S::Vec*>(p);
     rows = reinterpret_cast<const T**>(p += kSingleBlock * 8);
+    tail_rows = reinterpret_cast<const T**>(p += round_up(K * 8, 64));
     tail = reinterpret_cast<T*>(p += round_up(K * 8, 64));
-    weights = reinterpret_cast<typename S::Scalar*>(p + (K + 1) * kMostStep * 8);
+    weights = reinterpret_cast<typename S::Scalar*>(p + (K + kOutGroup) * kMostStep * 8);
+  }
+
+  // Copies the n < step elements of each row from `from` on, padded with zeros: every element meets the same
+  // arithmetic.
+  void pad_tails(int64_t count, int64_t from, int64_t n) const {
+    constexpr int step = S::kStep;
+    __builtin_memset(tail, 0, (count + kOutGroup) * step * sizeof(T));
+    for (int64_t k = 0; k < count; ++k) {
+      __builtin_memcpy(tail + k * step, rows[k] + from, n * sizeof(T));
+      tail_rows[k] = tail + k * step;
+    }
   }
 };
 
-// The last n < step columns of a piece: s.rows are padded copies, so that every element meets the same arithmetic.
-template <class T>
-void tail_sum(const Scratch<T>& s, int64_t count, const typename Simd<T>::Scalar* weights, int64_t n, bool accumulate,
-              T* out) {
+// Outs outputs over one block of n columns: whole steps from the rows, the rest from their padded tails.
+template <class T, int Outs>
+void combine_block(const Scratch<T>& s, int64_t count, int64_t n, Outputs<T> out, T* const* to, int64_t turn,
+                   int64_t turns) {
   constexpr int step = Simd<T>::kStep;
-  T* sum = s.tail + count * step;
-  if (accumulate) __builtin_memcpy(sum, out, n * sizeof(T));
-  weighted_sum(s.rows, count, weights, step, accumulate, s.sums, sum);
-  __builtin_memcpy(out, sum, n * sizeof(T));
+  const int64_t whole = n / step * step;
+  T* rest[Outs];
+  out.to = to;
+  if (whole > 0) weighted_sum<T, Outs>(s.rows, count, whole, out, turn, turns);
+  if (whole == n) return;
+  for (int r = 0; r < Outs; ++r) {
+    rest[r] = s.tail + (count + r) * step;
+    if (out.accumulate) __builtin_memcpy(rest[r], to[r] + whole, (n - whole) * sizeof(T));
+  }
+  out.to = rest;
+  weighted_sum<T, Outs>(s.tail_rows, count, step, out, 0, 0);
+  for (int r = 0; r < Outs; ++r) __builtin_memcpy(to[r] + whole, rest[r], (n - whole) * sizeof(T));
 }
 
 template <class T>
@@ -116,18 +170,17 @@ void combine_range(const TaskView& grads, int64_t begin, int64_t end, const doub
       int64_t present = 0;
       for (int64_t k = 0; k < K; ++k)
         if (data[k]) s.rows[present++] = static_cast<const T*>(data[k]) + at;
-      if (whole > 0)
-        for (int64_t r = 0; r < R; ++r)
-          weighted_sum(s.rows, count, s.weights + r * K, whole, accumulate, s.sums,
-                       static_cast<T*>(out[t]) + r * numel + at);
-      if (n == whole) continue;
-      __builtin_memset(s.tail, 0, (count + 1) * step * sizeof(T));
-      for (int64_t k = 0; k < count; ++k) {
-        __builtin_memcpy(s.tail + k * step, s.rows[k] + whole, (n - whole) * sizeof(T));
-        s.rows[k] = s.tail + k * step;
+      if (whole < n) s.pad_tails(count, whole, n - whole);
+      for (int64_t r = 0, outs; r < R; r += outs) {
+        outs = R - r < kOutGroup ? 1 : kOutGroup;
+        T* to[kOutGroup];
+        for (int64_t i = 0; i < outs; ++i) to[i] = static_cast<T*>(out[t]) + (r + i) * numel + at;
+        const Outputs<T> outputs{s.weights + r * K, K, s.sums, nullptr, accumulate};
+        if (outs == 1)
+          combine_block<T, 1>(s, count, n, outputs, to, 0, 0);
+        else
+          combine_block<T, kOutGroup>(s, count, n, outputs, to, r / kOutGroup, R / kOutGroup);
       }
-      for (int64_t r = 0; r < R; ++r)
-        tail_sum(s, count, s.weights + r * K, n - whole, accumulate, static_cast<T*>(out[t]) + r * numel + at + whole);
     }
   });
 }

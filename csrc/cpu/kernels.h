@@ -10,11 +10,11 @@ namespace mtlfast {
 struct CpuKernels {
   const char* isa;
 
-  // sums[pair] = sum over the range of g_i * g_j, for the pairs of num_pairs(K). Scratch: gram_scratch(K) bytes.
+  // sums[pair] = sum over the range of g_i * g_j, for the pairs of num_pairs(K). Scratch: gram_scratch(K, dtype) bytes.
   void (*gram)(const TaskView& grads, int64_t begin, int64_t end, void* scratch, double* sums);
-  // sums[k] = sum over the range of g_k * g_k. Scratch: gram_scratch(K) bytes.
+  // sums[k] = sum over the range of g_k * g_k. Scratch: gram_scratch(K, dtype) bytes.
   void (*square_sums)(const TaskView& grads, int64_t begin, int64_t end, void* scratch, double* sums);
-  int64_t (*gram_scratch)(int64_t num_tasks);
+  int64_t (*gram_scratch)(int64_t num_tasks, DType dtype);
 
   // out[t][r] (+)= sum_k coefficients[r, k] * g_k over the range; out[t]: [R, numel(t)], of the gradients' dtype.
   // out[t] may be a task's own tensor (R = 1). Scratch: combine_scratch(K, R) bytes.
@@ -26,6 +26,9 @@ struct CpuKernels {
   void (*flatten)(const TaskView& grads, int64_t begin, int64_t end, DType out_dtype, int64_t row_stride, void* out);
   // g_k[c] *= factors[k] over the range.
   void (*scale)(const TaskView& grads, int64_t begin, int64_t end, const double* factors);
+
+  // Reads the range and returns a checksum: `streams` (1 or 4) rows side by side. For the benchmark.
+  uint32_t (*read)(const TaskView& grads, int64_t begin, int64_t end, int64_t streams);
 };
 
 // The widest set of kernels that this build holds and this processor runs; MTLFAST_CPU_CAPABILITY=baseline|avx2|avx512

@@ -8,14 +8,16 @@ namespace mtlfast::MTLFAST_ISA {
 
 void gram(const TaskView&, int64_t, int64_t, void*, double*);
 void square_sums(const TaskView&, int64_t, int64_t, void*, double*);
-int64_t gram_scratch(int64_t);
+int64_t gram_scratch(int64_t, DType);
 void combine(const TaskView&, int64_t, int64_t, const double*, int64_t, bool, void*, void* const*);
 int64_t combine_scratch(int64_t, int64_t);
 void flatten(const TaskView&, int64_t, int64_t, DType, int64_t, void*);
+uint32_t read(const TaskView&, int64_t, int64_t, int64_t);
 void scale(const TaskView&, int64_t, int64_t, const double*);
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {MTLFAST_TEXT(MTLFAST_ISA), gram,    square_sums, gram_scratch, combine,
-                            combine_scratch,           flatten, scale};
+const CpuKernels kernels = {
+    MTLFAST_TEXT(MTLFAST_ISA), gram, square_sums, gram_scratch, combine, combine_scratch, flatten, scale, read,
+};
 
 }  // namespace mtlfast::MTLFAST_ISA
