@@ -44,6 +44,18 @@ std::optional<mtlfast::TaskTable> marshal(const py::handle& rows) {
   return table;
 }
 
+// TaskTable::accepts of a list of tensors and None; false also for anything else in the list.
+bool accepts(const mtlfast::TaskTable& table, const py::handle& out, std::optional<int64_t> leading) {
+  const Items items(out);
+  std::vector<at::Tensor> tensors(items.size());
+  for (Py_ssize_t t = 0; t < items.size(); ++t) {
+    if (items[t] == Py_None) continue;
+    if (!THPVariable_Check(items[t])) return false;
+    tensors[t] = THPVariable_Unpack(items[t]);
+  }
+  return table.accepts(tensors, leading);
+}
+
 // For each tensor t: does nobody but this list of rows hold the gradients of any task? Then they may be written to.
 std::vector<bool> exclusive(const py::handle& rows) {
   const Items tasks(rows);
@@ -81,6 +93,7 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("contiguous", &mtlfast::TaskTable::contiguous)
       .def_property_readonly("numel", &mtlfast::TaskTable::numel);
   m.def("marshal", &marshal);
+  m.def("accepts", &accepts);
   m.def("exclusive", &exclusive);
   m.def("gram", &mtlfast::gram, NoGil());
   m.def("norms", &mtlfast::norms, NoGil());

@@ -2,6 +2,8 @@
 
 #include <ATen/ops/empty_strided.h>
 
+#include <algorithm>
+
 namespace mtlfast {
 
 namespace {
@@ -113,6 +115,39 @@ bool TaskTable::matches(int64_t t, std::optional<int64_t> leading, const at::Ten
   if (numel == 0) return true;
   return same_strides(sizes(t), out.strides().slice(lead), strides(t)) &&
          (out.numel() <= numel || out.stride(0) == numel);
+}
+
+bool TaskTable::accepts(const std::vector<at::Tensor>& out, std::optional<int64_t> leading) const {
+  struct Span {
+    uintptr_t begin, end;
+    int64_t t;
+  };
+  if (static_cast<int64_t>(out.size()) != num_tensors()) return false;
+  const auto address = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
+  const int64_t size = item_size(view().dtype);
+  std::vector<Span> spans;
+  for (int64_t t = 0; t < num_tensors(); ++t) {
+    if (first_dim_[t] < 0) continue;
+    if (!out[t].defined() || !matches(t, leading, out[t])) return false;
+    if (out[t].numel() == 0) continue;
+    const uintptr_t begin = address(out[t].const_data_ptr());
+    spans.push_back({begin, begin + out[t].numel() * size, t});
+  }
+  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
+  for (size_t i = 1; i < spans.size(); ++i)
+    if (spans[i].begin < spans[i - 1].end) return false;
+  for (int64_t i = 0; i < static_cast<int64_t>(data_.size()); ++i) {
+    if (!data_[i]) continue;
+    const int64_t t = i / num_tasks_;
+    const uintptr_t begin = address(data_[i]), end = begin + (offsets_[t + 1] - offsets_[t]) * size;
+    // The last span that begins before the gradient ends: spans are disjoint, so no other one can reach further.
+    const auto after = std::lower_bound(spans.begin(), spans.end(), end,
+                                        [](const Span& span, uintptr_t value) { return span.begin < value; });
+    if (after == spans.begin()) continue;
+    const Span& span = *std::prev(after);
+    if (span.end > begin && (leading || span.t != t || span.begin != begin)) return false;
+  }
+  return true;
 }
 
 TaskTable table_of(const char* op, const OptionalTensors& rows, int64_t num_tasks) {

@@ -33,6 +33,10 @@ class TaskTable {
   at::Tensor empty_like(int64_t t, std::optional<int64_t> leading) const;
   bool matches(int64_t t, std::optional<int64_t> leading, const at::Tensor& out) const;  // could that have made it?
 
+  // Does each output match, with memory of its own, or (without a leading dimension) a task's whole gradient of the
+  // same tensor? An undefined output stands for a tensor that no task reaches.
+  bool accepts(const std::vector<at::Tensor>& out, std::optional<int64_t> leading) const;
+
  private:
   at::IntArrayRef sizes(int64_t t) const;
   at::IntArrayRef strides(int64_t t) const;

@@ -60,10 +60,15 @@ def _cuda_line(facts: dict[str, object], cuda: dict[str, object]) -> str:
 
 @app.command()
 def bench(
-    quick: Annotated[bool, typer.Option(help="A minute's worth: 5M elements, fewer rows.")] = False,
+    quick: Annotated[bool, typer.Option(help="A minute's worth: ops and peers alone, 5M elements, 3 rounds.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of tables.")] = False,
-    elements: Annotated[int, typer.Option(help="Elements of one task's gradient (P).")] = 25_000_000,
-    rounds: Annotated[int, typer.Option(help="Alternating rounds; the medians are shown.")] = 7,
+    elements: Annotated[int | None, typer.Option(help="Elements of one task's gradient (P); 25M.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Alternating rounds, of which medians are shown; 7.")] = None,
 ) -> None:
-    """The microbenchmark: each op against this machine's memory and against the plain-PyTorch way."""
-    run_bench(elements=5_000_000 if quick else elements, rounds=3 if quick else rounds, quick=quick, as_json=json)
+    """The microbenchmark: each op against this machine's memory, the plain-PyTorch way and peers."""
+    run_bench(
+        elements=elements or (5_000_000 if quick else 25_000_000),
+        rounds=rounds or (3 if quick else 7),
+        quick=quick,
+        as_json=json,
+    )

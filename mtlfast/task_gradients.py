@@ -109,7 +109,7 @@ class TaskGradients:
 
     def examples(self) -> list[Tensor | None]:
         """For each tensor the first task's gradient that reaches it: its shape, its strides."""
-        return [_first(column) for column in zip(*self.rows, strict=True)]
+        return [_first(self.column(t)) if first is None else first for t, first in enumerate(self.rows[0])]
 
     def flat(self) -> list[Tensor | None]:
         """All K * T entries, task after task: what the registered ops take."""
@@ -136,6 +136,14 @@ class TaskGradients:
                 for k, row in enumerate(self.rows)
             )
             self._table = None if self._table is None else _native.module().marshal(self.rows)  # type: ignore[union-attr]
+
+    def accepts(self, out: Sequence[Tensor | None], leading: tuple[int, ...]) -> bool:
+        """Can `out` take results [*leading, *shape]? Native code's quick answer: False may mean 'look closer'."""
+        native = _native.module()
+        if native is None or self._table is None:
+            return False
+        answer: bool = native.accepts(self._table, out, leading[0] if leading else None)
+        return answer
 
     def run(self, on_table: Callable[[ModuleType, Any], Any], on_rows: Callable[[Any], Any]) -> Any:
         """One op on native code: `on_table(C, table)` on the marshalled table, or `on_rows(torch.ops.mtlfast)`."""

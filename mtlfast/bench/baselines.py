@@ -5,17 +5,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mtlfast import _native
 from mtlfast.task_gradients import TaskGradients
 
 
-def read_stream(grads: TaskGradients) -> Callable[[], Tensor]:
-    """Reads every byte once as `torch.sum` does it, one stream a thread: the bandwidth that percentages refer to.
+def read_streams(grads: TaskGradients, streams: int) -> Callable[[], object]:
+    """Reads every tensor once and keeps nothing: the bandwidth that percentages refer to.
 
-    The bytes are those of all K * T tensors, laid in one buffer so that a call a tensor does not count.
+    Args:
+        grads: what is read, where it lies.
+        streams: 1, one tensor after another as `torch.sum` reads, or 4, four tasks side by side.
+
+    Returns:
+        The call. Without the extension it is `torch.sum` of each tensor, whatever `streams`.
     """
-    nbytes = sum(g.numel() * g.element_size() for g in grads.flat() if g is not None)
-    buffer = torch.ones(max(nbytes // 4, 1), device=grads.device)
-    return buffer.sum
+    if _native.serves("read", grads.device):
+        return lambda: grads.run(lambda C, table: C.read(table, streams), lambda ops: None)
+    return lambda: [g.sum() for g in grads.flat() if g is not None]
 
 
 def plain_gram(grads: TaskGradients) -> Callable[[], Tensor]:

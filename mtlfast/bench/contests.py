@@ -23,19 +23,30 @@ class Contest(NamedTuple):
 def contests_on(grads: TaskGradients) -> dict[str, Contest]:
     """The contests, by op, on one workload."""
     K = grads.num_tasks
-    weights = torch.linspace(0.5, 1.5, K, dtype=torch.float64)
+    weights = torch.full((K,), 1 / (2 * K), dtype=torch.float64)  # in place, again and again: nothing may grow
     signs = torch.ones(K, dtype=torch.float64).neg()
-    pcgrad, out = PCGrad(), ops.combine(grads, weights)
+    pcgrad, out, own = PCGrad(), ops.combine(grads, weights), list(grads.rows[0])
+    plain_combine = baselines.plain_combine(grads, weights)
     return {
         "gram": Contest(lambda: ops.gram(grads), baselines.plain_gram(grads), 1),
         "norms": Contest(lambda: ops.norms(grads), baselines.plain_norms(grads), 1),
-        "combine": Contest(
-            lambda: ops.combine(grads, weights, out=out), baselines.plain_combine(grads, weights), 1 + 1 / K
-        ),
+        "combine": Contest(lambda: ops.combine(grads, weights, out=out), plain_combine, 1 + 1 / K),
+        "combine in place": Contest(lambda: ops.combine(grads, weights, out=own), plain_combine, 1 + 1 / K),
         "flatten": Contest(lambda: ops.flatten(grads), baselines.plain_flatten(grads), 2),
         "scale_": Contest(lambda: ops.scale_(grads, signs), baselines.plain_scale(grads, signs), 2),
         "PCGrad": Contest(lambda: _surgery(grads, pcgrad, out), baselines.plain_pcgrad(grads), 2 + 1 / K),
     }
+
+
+def many_outputs(grads: TaskGradients) -> dict[str, Contest]:
+    """`combine` with as many outputs as tasks, as `project` uses it; it has no plain rival of its own."""
+    coefficients = torch.randn(grads.num_tasks, grads.num_tasks)
+    out = ops.combine(grads, coefficients)
+
+    def run() -> object:
+        return ops.combine(grads, coefficients, out=out)
+
+    return {"combine, R = K": Contest(run, run, 2)}
 
 
 def _surgery(grads: TaskGradients, pcgrad: PCGrad, out: list[Tensor | None]) -> None:

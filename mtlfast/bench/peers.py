@@ -1,7 +1,7 @@
 """Whole surgery steps beside an installed TorchJD: from the task gradients to `.grad` of the parameters."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from mtlfast import ops
 from mtlfast.aggregation import PCGrad
-from mtlfast.bench.baselines import read_stream
+from mtlfast.bench.baselines import read_streams
+from mtlfast.bench.section import Section
 from mtlfast.bench.timing import take_turns
 from mtlfast.bench.workload import scattered
 from mtlfast.task_gradients import TaskGradients
@@ -51,20 +52,26 @@ def torchjd_surgery(jacobians: list[Tensor], parameters: list[nn.Parameter], opt
     return run
 
 
-def compare(elements: int, rounds: int) -> Iterator[dict[str, Any]]:
-    """One dict a K: milliseconds of each, and how many times faster mtlfast is, as quartiles.
+def measure(elements: int, rounds: int) -> Section:
+    """Times a PCGrad step of each.
 
     Args:
         elements: P.
         rounds: alternating rounds.
     """
+    section = Section(
+        "peers",
+        "A whole PCGrad step, from the task gradients to .grad, beside TorchJD",
+        f"Medians of {rounds} alternating rounds, quartiles in brackets. The floor: reading the K gradients twice and "
+        "writing one, at one-stream speed. Gramian: optimize_gramian_computation=True.",
+    )
     for K in TASKS:
         grads = scattered(K, elements)
         mine, theirs = ([nn.Parameter(torch.zeros(shape or ())) for shape in grads.shapes] for _ in range(2))
         jacobians = [torch.stack([g for g in grads.column(t) if g is not None]) for t in range(len(grads.shapes))]
         times = take_turns(
             {
-                "read": read_stream(grads),
+                "read": read_streams(grads, 1),
                 "mtlfast": surgery(grads.rows, mine),
                 "TorchJD, Gramian": torchjd_surgery(jacobians, theirs, optimize=True),
                 "TorchJD, default": torchjd_surgery(jacobians, theirs, optimize=False),
@@ -72,10 +79,13 @@ def compare(elements: int, rounds: int) -> Iterator[dict[str, Any]]:
             rounds,
         )
         floor = (2 * K + 1) / K  # of the time that reading J once takes
-        yield {
+        row: dict[str, Any] = {
             "K": K,
-            "elements": elements,
-            "ms": {name: timing.median * 1e3 for name, timing in times.items()},
-            "floors": [ratio / floor for ratio in times["mtlfast"].ratio_to(times["read"])],
-            "times faster": {name: list(times[name].ratio_to(times["mtlfast"])) for name in times if "TorchJD" in name},
+            "mtlfast, ms": times["mtlfast"].median * 1e3,
+            "of the floor": [ratio / floor for ratio in times["mtlfast"].ratio_to(times["read"])],
         }
+        for name in ("TorchJD, Gramian", "TorchJD, default"):
+            row[f"{name}, ms"] = times[name].median * 1e3
+            row[f"{name}: times faster"] = list(times[name].ratio_to(times["mtlfast"]))
+        section.rows.append(row)
+    return section

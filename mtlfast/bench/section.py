@@ -1,0 +1,45 @@
+"""One table of the benchmark: rows as data for --json, and as a person reads them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+
+@dataclass
+class Section:
+    """A table; a cell that is a list of three numbers is (quartile, median, quartile).
+
+    Attributes:
+        name: its key in the JSON object.
+        title: what one sees.
+        caption: how to read it.
+        rows: column -> value.
+    """
+
+    name: str
+    title: str
+    caption: str
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def table(self) -> Table:
+        """The section as a table to print."""
+        table = Table(title=self.title, caption=self.caption, title_justify="left", caption_justify="left")
+        for column, value in self.rows[0].items() if self.rows else ():
+            table.add_column(column, justify="left" if isinstance(value, str) else "right")
+        for row in self.rows:
+            table.add_row(*map(_cell, row.values()))
+        return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        low, middle, high = map(_number, value)
+        return f"{middle} [dim]({low}-{high})[/dim]"
+    return _number(value) if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _number(value: float) -> str:
+    """Three digits that count, or all digits before the point."""
+    return f"{value:.0f}" if abs(value) >= 20 else f"{value:.3g}"
