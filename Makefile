@@ -8,7 +8,7 @@ CXX_FILES := $(filter-out setup.py,$(SOURCES))
 # A first build is for this machine's GPU, or for one architecture where there is none. Wheels name their own list.
 export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';' | grep . || echo 9.0)
 
-.PHONY: demo test test-isa lint format bench clean
+.PHONY: demo test test-isa fuzz lint format bench clean
 .DEFAULT_GOAL := test
 
 build/ready: $(SOURCES) pyproject.toml $(VENV)/ready
@@ -29,13 +29,17 @@ test: build/ready
 	$(PY) -m pytest tests
 
 # The op tests again with each instruction set that this machine has (the first test run used the widest).
-OP_TESTS := $(foreach op,gram combine flatten scale solve,tests/test_$(op).py)
+OP_TESTS := $(foreach name,gram combine flatten scale solve properties,tests/test_$(name).py)
 test-isa: build/ready
 	for isa in baseline avx2 avx512; do \
 	  echo "-- $$isa"; \
 	  MTLFAST_CPU_CAPABILITY=$$isa $(PY) -c 'import mtlfast; mtlfast._native.C.isa()' 2>/dev/null || { echo "not on this machine"; continue; }; \
 	  MTLFAST_CPU_CAPABILITY=$$isa $(PY) -m pytest $(OP_TESTS) || exit 1; \
 	done
+
+# The properties on 20 times as many random problems.
+fuzz: build/ready
+	MTLFAST_EXAMPLES=20 $(PY) -m pytest tests/test_properties.py
 
 bench: build/ready
 	$(PY) -m mtlfast bench
