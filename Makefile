@@ -8,7 +8,7 @@ CXX_FILES := $(filter-out setup.py,$(SOURCES))
 # A first build is for this machine's GPU, or for one architecture where there is none. Wheels name their own list.
 export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';' | grep . || echo 9.0)
 
-.PHONY: demo test test-isa fuzz lint format bench clean
+.PHONY: demo test test-isa fuzz asan lint format bench clean
 .DEFAULT_GOAL := test
 
 build/ready: $(SOURCES) pyproject.toml $(VENV)/ready
@@ -30,8 +30,9 @@ test: build/ready
 
 # The op tests again with each instruction set that this machine has (the first test run used the widest).
 OP_TESTS := $(foreach name,gram combine flatten scale solve properties,tests/test_$(name).py)
+ISAS ?= baseline avx2 avx512
 test-isa: build/ready
-	for isa in baseline avx2 avx512; do \
+	for isa in $(ISAS); do \
 	  echo "-- $$isa"; \
 	  MTLFAST_CPU_CAPABILITY=$$isa $(PY) -c 'import mtlfast; mtlfast._native.C.isa()' 2>/dev/null || { echo "not on this machine"; continue; }; \
 	  MTLFAST_CPU_CAPABILITY=$$isa $(PY) -m pytest $(OP_TESTS) || exit 1; \
@@ -40,6 +41,22 @@ test-isa: build/ready
 # The properties on 20 times as many random problems.
 fuzz: build/ready
 	MTLFAST_EXAMPLES=20 $(PY) -m pytest tests/test_properties.py
+
+# And again under AddressSanitizer and UndefinedBehaviorSanitizer (alignment included): any report ends the run.
+# Python is not linked with them, so they come first by LD_PRELOAD; Python's own leaks are not ours to report, and
+# pytest must not capture what a dying process says. The build lies apart, or it and the others would recompile each other.
+LIBRARY = $(shell $${CXX:-g++} -print-file-name=$(1))
+asan: $(VENV)/ready
+	MTLFAST_SANITIZE=1 MTLFAST_CUDA=0 $(PY) setup.py -q build --build-base build/asan/tmp --build-lib build/asan
+	rm -rf build/asan/tests && cp -r tests pyproject.toml build/asan
+	cd build/asan && export PYTHONPATH=$$PWD MTLFAST_REQUIRE_NATIVE=1 ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 LD_PRELOAD="$(call LIBRARY,libasan.so) $(call LIBRARY,libstdc++.so)"; \
+	$(abspath $(PY)) -c 'import mtlfast; assert mtlfast._native.module()' || exit 1; \
+	for isa in $(ISAS); do \
+	  echo "-- $$isa"; \
+	  MTLFAST_CPU_CAPABILITY=$$isa $(abspath $(PY)) -c 'import mtlfast; mtlfast._native.C.isa()' 2>/dev/null || { echo "not on this machine"; continue; }; \
+	  MTLFAST_CPU_CAPABILITY=$$isa $(abspath $(PY)) -m pytest -p no:cacheprovider --capture=sys $(OP_TESTS) || exit 1; \
+	done
 
 bench: build/ready
 	$(PY) -m mtlfast bench

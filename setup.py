@@ -4,7 +4,8 @@ The kernels include no torch header, so they are compiled apart from the glue, b
 `csrc/cpu` kernel once per instruction set, every `csrc/cuda/*.cu` by nvcc where one is found. Their objects and the
 static CUDA runtime are linked with the glue, which torch's own BuildExtension compiles.
 
-Environment: MTLFAST_NATIVE=0 builds no extension; MTLFAST_CUDA=auto|1|0; CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS
+Environment: MTLFAST_NATIVE=0 builds no extension; MTLFAST_CUDA=auto|1|0; MTLFAST_SANITIZE=1 has the host's code report
+bad addresses and undefined behaviour (see `make asan`); CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS
 """
 
 import json
@@ -30,6 +31,8 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 CXX = os.environ.get("CXX", "g++")
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
+SANITIZE_FLAGS = SANITIZE if os.environ.get("MTLFAST_SANITIZE", "0") == "1" else []
 NVCC_FLAGS = ["-std=c++17", "-O3", "--Werror=all-warnings", "-Xcompiler=-fPIC,-Wall,-fvisibility=hidden"]
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
@@ -114,7 +117,7 @@ def static_runtime(home: Path) -> list[str]:
 def compile_kernels(folder: Path, toolkit: tuple[Path, Path] | None) -> list[str]:
     """Compiles every kernel into `folder` with ninja, as far as it is out of date; returns the objects."""
     rules = [
-        f"rule cxx\n  command = {CXX} {' '.join(CXX_FLAGS)} $flags -MMD -MF $out.d -c $in -o $out\n"
+        f"rule cxx\n  command = {CXX} {' '.join(CXX_FLAGS + SANITIZE_FLAGS)} $flags -MMD -MF $out.d -c $in -o $out\n"
         "  depfile = $out.d\n  description = c++ $out\n"
     ]
     objects = []
@@ -192,8 +195,9 @@ def extension() -> CppExtension:
             "-Wall",
             "-Werror",
             "-fvisibility=hidden",
+            *SANITIZE_FLAGS,
         ],
-        extra_link_args=["-fopenmp", "-Wl,--exclude-libs,ALL"],
+        extra_link_args=["-fopenmp", "-Wl,--exclude-libs,ALL", *SANITIZE_FLAGS],
         define_macros=[],
     )
 
