@@ -8,7 +8,7 @@ CXX_FILES := $(filter-out setup.py,$(SOURCES))
 # A first build is for this machine's GPU, or for one architecture where there is none. Wheels name their own list.
 export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';' | grep . || echo 9.0)
 
-.PHONY: demo test test-isa fuzz asan lint format bench clean
+.PHONY: demo test test-isa fuzz asan check-aarch64 lint format bench clean
 .DEFAULT_GOAL := test
 
 build/ready: $(SOURCES) pyproject.toml $(VENV)/ready
@@ -56,6 +56,14 @@ asan: $(VENV)/ready
 	  echo "-- $$isa"; \
 	  MTLFAST_CPU_CAPABILITY=$$isa $(abspath $(PY)) -c 'import mtlfast; mtlfast._native.C.isa()' 2>/dev/null || { echo "not on this machine"; continue; }; \
 	  MTLFAST_CPU_CAPABILITY=$$isa $(abspath $(PY)) -m pytest -p no:cacheprovider --capture=sys $(OP_TESTS) || exit 1; \
+	done
+
+# The kernels' one source for other processors: what x86-64 compiles another compiler may refuse.
+check-aarch64:
+	for source in csrc/cpu/*.cpp; do \
+	  echo $$source; \
+	  aarch64-linux-gnu-g++ -std=c++20 -O3 -Wall -Wextra -Werror -DMTLFAST_ISA=baseline -DMTLFAST_VECTOR_BYTES=16 \
+	    -c $$source -o /dev/null || exit 1; \
 	done
 
 bench: build/ready
