@@ -33,9 +33,9 @@ def measure(elements: int, rounds: int, quick: bool, progress: bool) -> Section:
     section = Section(
         "ops",
         f"Ops: {elements / 1e6:g}M elements a task in 150 tensors, {torch.get_num_threads()} threads",
-        f"Medians of {rounds} alternating rounds, quartiles in brackets. 100 %: the bytes that the op must read and "
-        "write, at the speed of reading the same tensors one after another (one stream a thread, as torch.sum does) "
-        "or four side by side.",
+        f"Medians of {rounds} alternating rounds, on a wide screen with quartiles. 100 %: the bytes that the op must "
+        "read and write, at the speed of reading the same tensors one after another (one stream a thread, as torch.sum "
+        "does) or four side by side.",
     )
     for K, dtype, beside_plain in track(
         QUICK if quick else CASES, "ops against memory", disable=not progress, transient=True
@@ -67,7 +67,7 @@ def measure(elements: int, rounds: int, quick: bool, progress: bool) -> Section:
                     "GB/s": contest.passes * nbytes / times[name].median / 1e9,
                     "% of one stream": _percent(times["one stream"].ratio_to(times[name]), contest.passes),
                     "% of four": _percent(times["four streams"].ratio_to(times[name]), contest.passes),
-                    "plain PyTorch, ms": plain and plain.median * 1e3,
+                    "plain, ms": plain and plain.median * 1e3,
                     "times faster": plain and list(plain.ratio_to(times[name])),
                 }
             )

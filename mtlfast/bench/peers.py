@@ -62,8 +62,8 @@ def measure(elements: int, rounds: int) -> Section:
     section = Section(
         "peers",
         "A whole PCGrad step, from the task gradients to .grad, beside TorchJD",
-        f"Medians of {rounds} alternating rounds, quartiles in brackets. The floor: reading the K gradients twice and "
-        "writing one, at one-stream speed. Gramian: optimize_gramian_computation=True.",
+        f"Medians of {rounds} alternating rounds, on a wide screen with quartiles. The floor: reading the K gradients "
+        "twice and writing one, at one-stream speed. Gramian: optimize_gramian_computation=True.",
     )
     for K in TASKS:
         grads = scattered(K, elements)

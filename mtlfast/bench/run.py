@@ -28,7 +28,7 @@ def run_bench(elements: int, rounds: int, quick: bool, as_json: bool) -> None:
     for section in _sections(elements, rounds, quick, progress=not as_json):
         done[section.name] = {"title": section.title, "caption": section.caption, "rows": section.rows}
         if section.rows and not as_json:
-            console.print(section.table())
+            console.print(section.table(console.width))
     if as_json:
         print(json.dumps(done, indent=1))
 

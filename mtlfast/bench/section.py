@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich import box
 from rich.table import Table
+
+WIDE = 150  # characters that the widest table takes with its quartiles
 
 
 @dataclass
@@ -23,20 +26,22 @@ class Section:
     caption: str
     rows: list[Mapping[str, Any]] = field(default_factory=list)
 
-    def table(self) -> Table:
-        """The section as a table to print."""
-        table = Table(title=self.title, caption=self.caption, title_justify="left", caption_justify="left")
+    def table(self, width: int) -> Table:
+        """The section as a table to print, with quartiles where `width` characters have room for them."""
+        table = Table(title=self.title, caption=self.caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table.title_justify = table.caption_justify = "left"
         for column, value in self.rows[0].items() if self.rows else ():
-            table.add_column(column, justify="left" if isinstance(value, str) else "right")
+            words = isinstance(value, str)
+            table.add_column(column, justify="left" if words else "right", no_wrap=words)
         for row in self.rows:
-            table.add_row(*map(_cell, row.values()))
+            table.add_row(*(_cell(value, spread=width >= WIDE) for value in row.values()))
         return table
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, spread: bool) -> str:
     if isinstance(value, list):
         low, middle, high = map(_number, value)
-        return f"{middle} [dim]({low}-{high})[/dim]"
+        return f"{middle} [dim]({low}-{high})[/dim]" if spread else middle
     return _number(value) if isinstance(value, float) else "" if value is None else str(value)
 
 
