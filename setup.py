@@ -33,7 +33,7 @@ CXX = os.environ.get("CXX", "g++")
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
 SANITIZE_FLAGS = SANITIZE if os.environ.get("MTLFAST_SANITIZE", "0") == "1" else []
-NVCC_FLAGS = ["-std=c++17", "-O3", "--Werror=all-warnings", "-Xcompiler=-fPIC,-Wall,-fvisibility=hidden"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "--Werror=all-warnings", "-Xcompiler=-fPIC,-Wall,-fvisibility=hidden"]
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 # Instruction set -> its vector's bytes and the compiler's flags; mtlfast chooses among them when it runs.

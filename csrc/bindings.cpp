@@ -97,6 +97,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("exclusive", &exclusive);
   m.def("gram", &mtlfast::gram, NoGil());
   m.def("norms", &mtlfast::norms, NoGil());
+  m.def("gram_plain", &mtlfast::gram_plain, NoGil());
   m.def("combine", &mtlfast::combine, NoGil());
   m.def(
       "combine_",

@@ -11,8 +11,9 @@
 
 namespace mtlfast {
 
-at::Tensor gram(const TaskTable& grads);   // [K, K] float64
-at::Tensor norms(const TaskTable& grads);  // [K] float64
+at::Tensor gram(const TaskTable& grads);        // [K, K] float64
+at::Tensor norms(const TaskTable& grads);       // [K] float64
+at::Tensor gram_plain(const TaskTable& grads);  // gram by the slow, obvious CUDA kernel, for tests
 
 // coefficients: [K] -> T tensors [*shape]; [R, K] -> T tensors [R, *shape]; scaled by `scale`.
 std::vector<at::Tensor> combine(const TaskTable& grads, const at::Tensor& coefficients, double scale);

@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include "chunks.h"
+#include "device.h"
 #include "ops.h"
 
 namespace mtlfast {
@@ -11,6 +12,11 @@ at::Tensor flatten(const TaskTable& grads, at::ScalarType dtype) {
   const TaskView view = grads.view();
   at::Tensor out = at::empty({view.num_tasks, view.numel()}, grads.options().dtype(dtype));
   const DType out_dtype = dtype_of(dtype);
+  if (!out.is_cpu()) {
+    on_gpu("flatten", out.device(),
+           [&](void* stream) { return cuda::flatten(view, out_dtype, out.mutable_data_ptr(), stream); });
+    return out;
+  }
   Chunks(view.numel()).run(0, [&](int64_t, int64_t begin, int64_t end, void*) {
     kernels().flatten(view, begin, end, out_dtype, view.numel(), out.mutable_data_ptr());
   });
@@ -51,7 +57,7 @@ TORCH_LIBRARY_FRAGMENT(mtlfast, m) {
   m.def("flatten(Tensor?[] rows, int num_tasks, ScalarType dtype) -> Tensor");
   m.def("unflatten(Tensor(a) vector, Tensor[] like) -> Tensor(a)[]");
 }
-TORCH_LIBRARY_IMPL(mtlfast, CPU, m) { m.impl("flatten", flatten_rows); }
+MTLFAST_IMPL(m) { m.impl("flatten", flatten_rows); }
 TORCH_LIBRARY_IMPL(mtlfast, CompositeImplicitAutograd, m) { m.impl("unflatten", unflatten); }
 
 }  // namespace mtlfast

@@ -1,4 +1,5 @@
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -6,6 +7,7 @@
 #include <vector>
 
 #include "chunks.h"
+#include "device.h"
 #include "ops.h"
 
 namespace mtlfast {
@@ -27,11 +29,34 @@ std::vector<double> sum_chunks(const TaskView& view, int64_t count, Kernel kerne
   return sums;
 }
 
+// A summing launcher on the gradients' GPU, with memory for its partial sums.
+template <class NumPartials, class Launch>
+at::Tensor sum_on_gpu(const char* op, const TaskTable& grads, at::IntArrayRef shape, NumPartials num_partials,
+                      Launch launch) {
+  const at::TensorOptions options = grads.options();
+  at::Tensor out = at::empty(shape, options.dtype(at::kDouble));
+  on_gpu(op, options.device(), [&](void* stream) {
+    at::Tensor partials = at::empty({num_partials(grads.view())}, options.dtype(at::kDouble)), zero;
+    unsigned* counter = cuda::counter_of(stream);
+    if (!counter) {
+      zero = at::zeros({1}, options.dtype(at::kInt));
+      counter = reinterpret_cast<unsigned*>(zero.mutable_data_ptr<int>());
+    }
+    const cuda::Workspace workspace{partials.mutable_data_ptr<double>(), counter};
+    return launch(grads.view(), workspace, out.mutable_data_ptr<double>(), stream);
+  });
+  return out;
+}
+
 }  // namespace
 
 at::Tensor gram(const TaskTable& grads) {
   const TaskView view = grads.view();
   const int64_t K = view.num_tasks;
+  if (!grads.options().device().is_cpu())
+    return sum_on_gpu(
+        "gram", grads, {K, K}, [](auto... args) { return cuda::gram_partials(args...); },
+        [](auto... args) { return cuda::gram(args...); });
   const std::vector<double> sums = sum_chunks(view, num_pairs(K), kernels().gram);
   at::Tensor out = at::empty({K, K}, grads.options().dtype(at::kDouble));
   double* g = out.mutable_data_ptr<double>();
@@ -40,8 +65,21 @@ at::Tensor gram(const TaskTable& grads) {
   return out;
 }
 
+at::Tensor gram_plain(const TaskTable& grads) {
+  const int64_t K = grads.num_tasks();
+  TORCH_CHECK_VALUE(!grads.options().device().is_cpu(), "gram_plain: expected tensors on a GPU");
+  at::Tensor out = at::empty({K, K}, grads.options().dtype(at::kDouble));
+  on_gpu("gram_plain", out.device(),
+         [&](void* stream) { return cuda::gram_plain(grads.view(), out.mutable_data_ptr<double>(), stream); });
+  return out;
+}
+
 at::Tensor norms(const TaskTable& grads) {
   const TaskView view = grads.view();
+  if (!grads.options().device().is_cpu())
+    return sum_on_gpu(
+        "norms", grads, {view.num_tasks}, [](auto... args) { return cuda::norms_partials(args...); },
+        [](auto... args) { return cuda::norms(args...); });
   const std::vector<double> sums = sum_chunks(view, view.num_tasks, kernels().square_sums);
   at::Tensor out = at::empty({view.num_tasks}, grads.options().dtype(at::kDouble));
   for (int64_t k = 0; k < view.num_tasks; ++k) out.mutable_data_ptr<double>()[k] = std::sqrt(sums[k]);
@@ -61,7 +99,7 @@ TORCH_LIBRARY_FRAGMENT(mtlfast, m) {
   m.def("gram(Tensor?[] rows, int num_tasks) -> Tensor");
   m.def("norms(Tensor?[] rows, int num_tasks) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(mtlfast, CPU, m) {
+MTLFAST_IMPL(m) {
   m.impl("gram",
          [](const OptionalTensors& rows, int64_t num_tasks) { return gram(table_of("gram", rows, num_tasks)); });
   m.impl("norms",

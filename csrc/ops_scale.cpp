@@ -1,9 +1,7 @@
-#include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 
 #include "chunks.h"
-#include "cuda/launchers.h"
+#include "device.h"
 #include "ops.h"
 
 namespace mtlfast {
@@ -22,15 +20,7 @@ void scale_(const TaskTable& grads, const at::Tensor& factors) {
     });
     return;
   }
-#ifdef MTLFAST_WITH_CUDA
-  const at::Device device = grads.options().device();
-  const c10::DeviceGuard guard(device);
-  void* stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
-  const char* error = cuda::scale(view, values, stream);
-  TORCH_CHECK(!error, "scale_: CUDA launch failed: ", error);
-#else
-  TORCH_CHECK(false, "scale_: this build of mtlfast holds no CUDA kernels");
-#endif
+  on_gpu("scale_", grads.options().device(), [&](void* stream) { return cuda::scale(view, values, stream); });
 }
 
 namespace {
@@ -53,9 +43,6 @@ void scale_tensors(at::TensorList tensors, at::IntArrayRef tasks, const at::Tens
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mtlfast, m) { m.def("scale_(Tensor(a!)[] tensors, int[] tasks, Tensor factors) -> ()"); }
-TORCH_LIBRARY_IMPL(mtlfast, CPU, m) { m.impl("scale_", scale_tensors); }
-#ifdef MTLFAST_WITH_CUDA
-TORCH_LIBRARY_IMPL(mtlfast, CUDA, m) { m.impl("scale_", scale_tensors); }
-#endif
+MTLFAST_IMPL(m) { m.impl("scale_", scale_tensors); }
 
 }  // namespace mtlfast

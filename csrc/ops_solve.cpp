@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "device.h"
 #include "ops.h"
 #include "solve/solvers.h"
 
@@ -16,39 +17,51 @@ namespace {
 
 constexpr int64_t kMostTasks = 128;
 
+// What a solve works on, all float64 and contiguous, group after group.
+struct Call {
+  int64_t K, groups;
+  at::Tensor gram, out;
+  std::vector<at::Tensor> inputs;
+  std::vector<const double*> input_data;
+  std::vector<int64_t> input_sizes;  // of one group
+  at::ArrayRef<double> params;
+  double* state;
+  int64_t state_size;
+  const int64_t* tasks;
+};
+
 template <class Method>
-at::Tensor solve_with(const at::Tensor& gram, at::ArrayRef<double> params, at::TensorList inputs,
-                      const std::optional<at::Tensor>& state, at::OptionalIntArrayRef tasks) {
-  const int64_t K = gram.size(-1), groups = K == 0 ? 0 : gram.numel() / (K * K);
-  std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - (Method::square ? 0 : 1));
-  at::Tensor out = at::empty(shape, gram.options());
-  std::vector<at::Tensor> wide;
-  for (const at::Tensor& input : inputs) {
-    TORCH_CHECK_VALUE(groups == 0 || input.numel() % groups == 0, "solve: input of ", input.numel(), " elements for ",
-                      groups, " groups");
-    wide.push_back(input.to(at::kDouble).contiguous());
-  }
-  const at::Tensor g = gram.contiguous();
-  const int64_t each = Method::square ? K * K : K, state_size = state && groups ? state->numel() / groups : 0;
-  at::parallel_for(0, groups, 1, [&](int64_t first, int64_t last) {
+void solve_on_cpu(const Call& call) {
+  const int64_t K = call.K, each = Method::square ? K * K : K;
+  at::parallel_for(0, call.groups, 1, [&](int64_t first, int64_t last) {
     std::vector<double> scratch(Method::scratch_size(K));
-    std::vector<const double*> data(wide.size());
+    std::vector<const double*> inputs(call.inputs.size());
     for (int64_t group = first; group < last; ++group) {
-      const double* matrix = g.const_data_ptr<double>() + group * K * K;
-      double* result = out.mutable_data_ptr<double>() + group * each;
+      const double* matrix = call.gram.const_data_ptr<double>() + group * K * K;
+      double* result = call.out.mutable_data_ptr<double>() + group * each;
       if (!std::all_of(matrix, matrix + K * K, [](double v) { return std::isfinite(v); })) {
         std::fill_n(result, each, std::numeric_limits<double>::quiet_NaN());
         continue;  // the state stays as it was
       }
-      for (size_t i = 0; i < wide.size(); ++i)
-        data[i] = wide[i].const_data_ptr<double>() + group * (wide[i].numel() / groups);
+      for (size_t i = 0; i < inputs.size(); ++i) inputs[i] = call.input_data[i] + group * call.input_sizes[i];
       Method::solve(solvers::SerialTeam{},
-                    solvers::Problem{K, matrix, params.data(), data.data(), static_cast<int64_t>(data.size()),
-                                     state ? state->mutable_data_ptr<double>() + group * state_size : nullptr,
-                                     tasks ? tasks->data() : nullptr, scratch.data(), result});
+                    solvers::Problem{K, matrix, call.params.data(), inputs.data(), static_cast<int64_t>(inputs.size()),
+                                     call.state ? call.state + group * call.state_size : nullptr, call.tasks,
+                                     scratch.data(), result});
     }
   });
-  return out;
+}
+
+template <class Method>
+void solve_on_gpu(const Call& call) {
+  const at::Tensor scratch = at::empty({call.groups * Method::scratch_size(call.K)}, call.gram.options());
+  on_gpu("solve", call.gram.device(), [&](void* stream) {
+    return cuda::solve({Method::name, call.groups, call.K, call.gram.const_data_ptr<double>(), call.params.data(),
+                        static_cast<int64_t>(call.params.size()), call.input_data.data(), call.input_sizes.data(),
+                        static_cast<int64_t>(call.inputs.size()), call.state, call.state_size, call.tasks,
+                        scratch.mutable_data_ptr<double>(), call.out.mutable_data_ptr<double>()},
+                       stream);
+  });
 }
 
 }  // namespace
@@ -60,19 +73,37 @@ at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<d
                     ", expected [..., K, K] float64");
   TORCH_CHECK_VALUE(gram.size(-1) <= kMostTasks, "solve: gram has ", gram.size(-1), " tasks, expected at most ",
                     kMostTasks);
-  TORCH_CHECK_VALUE(!state || (state->scalar_type() == at::kDouble && state->is_contiguous()),
-                    "solve: state must be contiguous float64");
-  at::Tensor out;
+  TORCH_CHECK_VALUE(
+      !state || (state->scalar_type() == at::kDouble && state->is_contiguous() && state->device() == gram.device()),
+      "solve: state must be contiguous float64 on gram's device");
+  const int64_t K = gram.size(-1), groups = K == 0 ? 0 : gram.numel() / (K * K);
+  Call call{K, groups, gram.contiguous(), {}, {}, {}, {}, params, nullptr, 0, tasks ? tasks->data() : nullptr};
+  for (const at::Tensor& input : inputs) {
+    TORCH_CHECK_VALUE(groups == 0 || input.numel() % groups == 0, "solve: input of ", input.numel(), " elements for ",
+                      groups, " groups");
+    TORCH_CHECK_VALUE(input.device() == gram.device(), "solve: an input is on ", input.device(), ", expected ",
+                      gram.device(), " as gram");
+    call.inputs.push_back(input.to(at::kDouble).contiguous());
+    call.input_data.push_back(call.inputs.back().const_data_ptr<double>());
+    call.input_sizes.push_back(groups ? input.numel() / groups : 0);
+  }
+  if (state) call.state = state->mutable_data_ptr<double>();
+  if (state && groups) call.state_size = state->numel() / groups;
   const bool found = solvers::visit_solver(std::string(method).c_str(), [&]<class Method>(Method) {
-    out = solve_with<Method>(gram, params, inputs, state, tasks);
+    std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - (Method::square ? 0 : 1));
+    call.out = at::empty(shape, gram.options());
+    if (gram.is_cpu())
+      solve_on_cpu<Method>(call);
+    else if (groups > 0)
+      solve_on_gpu<Method>(call);
   });
   TORCH_CHECK_VALUE(found, "solve: no method is named ", method);
-  return out;
+  return call.out;
 }
 
 TORCH_LIBRARY_FRAGMENT(mtlfast, m) {
   m.def("solve(Tensor gram, str method, float[] params, Tensor[] inputs, Tensor(a!)? state, int[]? tasks) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(mtlfast, CPU, m) { m.impl("solve", solve); }
+MTLFAST_IMPL(m) { m.impl("solve", solve); }
 
 }  // namespace mtlfast

@@ -50,7 +50,7 @@ def _cuda_line(facts: dict[str, object], cuda: dict[str, object]) -> str:
         return "none in this build"
     archs = facts["cuda_archs"]
     assert isinstance(archs, list)
-    line = f"{', '.join(sorted(_native.CUDA_OPS - {'unflatten'}))} for {', '.join(archs)}"
+    line = f"every op for {', '.join(archs)}"
     if cuda["error"] or not cuda["devices"]:
         return f"{line}; no device to use ({cuda['error'] or 'no GPU'})"
     if not torch.cuda.is_available():

@@ -15,9 +15,6 @@ from typing import Any
 
 import torch
 
-# Ops with a CUDA kernel. The reference, on the GPU, serves the rest.
-CUDA_OPS = frozenset({"scale_", "unflatten"})
-
 
 def build_facts() -> dict[str, Any]:
     """What the build wrote down (torch, compilers, architectures, instruction sets, commit); {} without one."""
@@ -63,6 +60,11 @@ def module() -> ModuleType | None:
     return C
 
 
-def serves(op: str, device: torch.device) -> bool:
-    """Does a compiled kernel serve `op` on `device`? ('meta': its fake kernel does.)"""
-    return module() is not None and (device.type in ("cpu", "meta") or (device.type == "cuda" and op in CUDA_OPS))
+@functools.cache
+def _with_cuda() -> bool:
+    return build_facts().get("nvcc") is not None
+
+
+def serves(device: torch.device) -> bool:
+    """Do the compiled kernels serve tensors on `device`? ('meta': the fake kernels do.)"""
+    return module() is not None and (device.type in ("cpu", "meta") or (device.type == "cuda" and _with_cuda()))

@@ -105,7 +105,7 @@ def test_info():
     assert facts["compiler"] in lines["built with"]
     assert f"in use: {_native.C.isa()}" in lines["CPU kernels"]
     cuda = lines["CUDA kernels"].strip()
-    assert cuda == "none in this build" if facts["nvcc"] is None else cuda.startswith("scale_ for ")
+    assert cuda == "none in this build" if facts["nvcc"] is None else cuda.startswith("every op for ")
     assert lines["environment"].strip() == "MTLFAST_REQUIRE_NATIVE=1"
 
 

@@ -1,8 +1,33 @@
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
+#include <utility>
+
 #include "launchers.h"
 
 namespace mtlfast::cuda {
+
+namespace {
+constexpr int kMostStreams = 256;            // of all devices
+__device__ unsigned finished[kMostStreams];  // zeros when the program is loaded, and after every op
+}  // namespace
+
+// Launches of one stream run in turn, so they can share a counter. Not so those of a captured graph, which runs
+// wherever it is replayed, and of the per-thread default streams, which share a handle.
+unsigned* counter_of(void* stream) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, void*>, int> slots;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  int device = 0;
+  void* counters = nullptr;
+  if (stream == cudaStreamPerThread || cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status) ||
+      status != cudaStreamCaptureStatusNone || cudaGetDevice(&device) || cudaGetSymbolAddress(&counters, finished))
+    return nullptr;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const int slot = slots.try_emplace({device, stream}, static_cast<int>(slots.size())).first->second;
+  return slot < kMostStreams ? static_cast<unsigned*>(counters) + slot : nullptr;
+}
 
 int runtime_version() {
   int version = 0;

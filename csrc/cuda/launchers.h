@@ -4,8 +4,49 @@
 
 namespace mtlfast::cuda {
 
-// Each returns nullptr, or the CUDA error's text. Pointers in the view and `factors` lie on the current device.
+// All but the last few return nullptr, or one sentence about what went wrong. Pointers lie on the current device,
+// those in a TaskView included; `stream` is a cudaStream_t.
+
+// Memory for gram and norms: `partials` doubles, uninitialised, and a counter that is 0 before the call. It is 0 again
+// after it, so calls that one stream runs in turn share a counter.
+struct Workspace {
+  double* partials;
+  unsigned* counter;
+};
+int64_t gram_partials(const TaskView& grads);
+int64_t norms_partials(const TaskView& grads);
+
+const char* gram(const TaskView& grads, const Workspace& workspace, double* out, void* stream);   // out: [K, K]
+const char* norms(const TaskView& grads, const Workspace& workspace, double* out, void* stream);  // out: [K]
+const char* gram_plain(const TaskView& grads, double* out, void* stream);  // the slow twin of gram
+
+// out[t]: [R, numel of t] of out_dtype, num_out = R; with R = 1 it may be one of tensor t's gradients of that dtype.
+const char* combine(const TaskView& grads, const double* coefficients, int64_t num_out, double scale, bool accumulate,
+                    DType out_dtype, void* const* out, void* stream);
+
+const char* flatten(const TaskView& grads, DType out_dtype, void* out, void* stream);  // out: [K, P]
 const char* scale(const TaskView& grads, const double* factors, void* stream);
+
+// One method of solve/solvers.h on `groups` Gram matrices; arrays as in solve::Problem, group after group.
+struct SolveArguments {
+  const char* method;
+  int64_t groups, num_tasks;
+  const double* gram;    // [groups, K, K]
+  const double* params;  // host memory
+  int64_t num_params;
+  const double* const* inputs;  // host array of device pointers
+  const int64_t* input_sizes;   // of one group
+  int64_t num_inputs;
+  double* state;  // or nullptr
+  int64_t state_size;
+  const int64_t* tasks;  // host memory, or nullptr
+  double* scratch;
+  double* out;
+};
+const char* solve(const SolveArguments& arguments, void* stream);
+
+// A counter for the Workspace of calls on this stream; nullptr: bring a new one.
+unsigned* counter_of(void* stream);
 
 // Facts for `python -m mtlfast info`.
 int runtime_version();                 // 13000 = CUDA 13.0

@@ -1,12 +1,6 @@
 // What a K x K solver is given: the workers that share it and the memory of one group. Host and device from one source.
 #pragma once
-#include <cstdint>
-
-#if defined(__CUDACC__)
-#define MTLFAST_HD __host__ __device__
-#else
-#define MTLFAST_HD
-#endif
+#include "../host_device.h"
 
 namespace mtlfast::solvers {
 

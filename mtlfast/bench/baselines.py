@@ -17,9 +17,9 @@ def read_streams(grads: TaskGradients, streams: int) -> Callable[[], object]:
         streams: 1, one tensor after another as `torch.sum` reads, or 4, four tasks side by side.
 
     Returns:
-        The call. Without the extension it is `torch.sum` of each tensor, whatever `streams`.
+        The call. Without the extension, and on a GPU, it is `torch.sum` of each tensor, whatever `streams`.
     """
-    if _native.serves("read", grads.device):
+    if grads.device.type == "cpu" and _native.serves(grads.device):
         return lambda: grads.run(lambda C, table: C.read(table, streams), lambda ops: None)
     return lambda: [g.sum() for g in grads.flat() if g is not None]
 

@@ -55,7 +55,7 @@ def write(
     scale: float = 1.0,
 ) -> list[Tensor | None]:
     """`combine` for arguments that are known to fit."""
-    if not _native.serves("combine", grads.device):
+    if not _native.serves(grads.device):
         return reference.combine(grads, weights, out, accumulate, scale)
     with torch.no_grad():
         if out is None:

@@ -30,7 +30,7 @@ def flatten(grads: TaskGradients, dtype: torch.dtype | None = None) -> Tensor:
     dtype = grads.dtype if dtype is None else dtype
     if dtype not in DTYPES:
         raise TypeError(f"flatten: dtype is {dtype}, expected float32, float64, bfloat16 or float16")
-    if not _native.serves("flatten", grads.device):
+    if not _native.serves(grads.device):
         return reference.flatten(grads, dtype)
     dense = grads.contiguous()
     result: Tensor = dense.run(
@@ -59,7 +59,7 @@ def unflatten(vector: Tensor, like: TaskGradients | Sequence[Tensor]) -> list[Te
     total = sum(shape.numel() for shape in shapes if shape is not None)
     if vector.dim() != 1 or vector.numel() != total:
         raise ValueError(f"unflatten: vector has shape {list(vector.shape)}, expected [{total}]")
-    if not _native.serves("unflatten", vector.device):
+    if not _native.serves(vector.device):
         return reference.unflatten(vector, like)
     examples = like.examples() if isinstance(like, TaskGradients) else like
     views = torch.ops.mtlfast.unflatten(vector, [vector.new_empty(0) if x is None else x for x in examples])

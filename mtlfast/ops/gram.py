@@ -29,7 +29,7 @@ def gram(grads: TaskGradients, other: TaskGradients | None = None) -> Tensor:
     check_grads("gram", grads)
     if other is not None:
         raise NotImplementedError("gram: the cross-Gram with another batch (other=) is not built yet")
-    if not _native.serves("gram", grads.device):
+    if not _native.serves(grads.device):
         return reference.gram(grads)
     result: Tensor = grads.run(lambda C, table: C.gram(table), lambda ops: ops.gram(grads.flat(), grads.num_tasks))
     return result
@@ -50,7 +50,7 @@ def norms(grads: TaskGradients) -> Tensor:
     Cost: one read of K * P. Deterministic, bitwise, for any number of threads.
     """
     check_grads("norms", grads)
-    if not _native.serves("norms", grads.device):
+    if not _native.serves(grads.device):
         return reference.norms(grads)
     result: Tensor = grads.run(lambda C, table: C.norms(table), lambda ops: ops.norms(grads.flat(), grads.num_tasks))
     return result

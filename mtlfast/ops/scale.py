@@ -28,7 +28,7 @@ def scale_(grads: TaskGradients, factors: Tensor) -> TaskGradients:
     check_grads("scale_", grads)
     check_vector("scale_", "factors", factors, grads)
     grads.separate()
-    if not _native.serves("scale_", grads.device):
+    if not _native.serves(grads.device):
         reference.scale_(grads, factors)
         return grads
 

@@ -41,7 +41,7 @@ def solve(
         raise ValueError(f"solve: gram is {list(gram.shape)} {gram.dtype}, expected [..., K, K] torch.float64")
     if method not in reference.SOLVERS:
         raise ValueError(f"solve: method is '{method}', expected one of {', '.join(sorted(reference.SOLVERS))}")
-    if gram.shape[-1] > MOST_TASKS or not _native.serves("solve", gram.device):
+    if gram.shape[-1] > MOST_TASKS or not _native.serves(gram.device):
         return reference.solve(gram, method, params, inputs, state, tasks)
     result: Tensor = torch.ops.mtlfast.solve(gram, method, list(params), list(inputs), state, tasks)
     return result

@@ -1,0 +1,52 @@
+#include "combine.cuh"
+#include "instances.h"
+#include "launch.cuh"
+#include "launchers.h"
+#include "pack.h"
+
+namespace mtlfast::cuda {
+
+namespace {
+
+template <class T, class Out>
+const char* launch_combine(const Table& table, const Outputs& outputs, void* stream) {
+  if (table.num_chunks == 0) return nullptr;
+  const int blocks = blocks_to_fill(table.num_chunks);
+  const int shared_bytes = outputs.num_out * (table.num_rows - 1) * static_cast<int>(sizeof(Wider<T, Out>));
+  if (outputs.num_out % kOutsAtOnce == 0)
+    return launch<combine_kernel<T, Out, kOutsAtOnce>>(dim3(blocks), kThreads, shared_bytes, stream, table, outputs);
+  return launch<combine_kernel<T, Out, 1>>(dim3(blocks), kThreads, shared_bytes, stream, table, outputs);
+}
+
+}  // namespace
+
+const char* combine(const TaskView& grads, const double* coefficients, int64_t num_out, double scale, bool accumulate,
+                    DType out_dtype, void* const* out, void* stream) {
+  const int64_t K = grads.num_tasks, most = K < kMostWeights ? kMostWeights / K : 1;
+  const auto launch_outputs = [&](const Table& table, bool, bool) {
+    const char* error = nullptr;
+    // As many outputs a launch as shared memory has room for weights, in fours while that is possible.
+    for (int64_t r = 0, count; r < num_out && !error; r += count) {
+      count = num_out - r < most ? num_out - r : most;
+      if (count > kOutsAtOnce) count -= count % kOutsAtOnce;
+      const Outputs outputs{coefficients, scale, static_cast<int>(r), static_cast<int>(count), accumulate};
+      error = visit(grads.dtype, [&]<class T>(T) {
+        return visit(out_dtype, [&]<class Out>(Out) { return launch_combine<T, Out>(table, outputs, stream); });
+      });
+    }
+    return error;
+  };
+  Packer<decltype(launch_outputs)> packer(K + 1, launch_outputs);
+  for (int64_t t = 0; t < grads.num_tensors; ++t) {
+    const void* const* rows = grads.tensor(t);
+    const int64_t numel = grads.offsets[t + 1] - grads.offsets[t];
+    if (numel == 0) continue;
+    unsigned long long places = reinterpret_cast<unsigned long long>(out[t]);
+    if (num_out > 1) places |= static_cast<unsigned long long>(numel * item_size(out_dtype));
+    packer.add(numel, widest_access(rows, K) | widest_access(places) << 8,
+               [&](int r) { return r < K ? rows[r] : out[t]; });
+  }
+  return packer.finish();
+}
+
+}  // namespace mtlfast::cuda

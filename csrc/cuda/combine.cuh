@@ -1,0 +1,89 @@
+// out[r] (+)= sum_k scale * coefficients[r, k] * g_k: one read of the K rows, one write of R.
+//
+// Thread to work: blocks take chunks in turn; inside one, thread i takes groups i, i + 256, ... (16 bytes of each row).
+// It loads four rows at a time, so that their loads are in flight together, and adds them up for Outs outputs at once;
+// with more outputs its group's rows come again from the first-level cache. Every element of a row is read before the
+// same thread writes it: out may be one of the rows (then R = 1).
+//
+// Bytes moved: (K * itemsize + R * itemsize of out) * P; with accumulate R reads more. Deterministic: an element's sum
+// runs over the tasks in ascending order, in float (double if rows or out are fp64), and rounds once.
+#pragma once
+#include "elements.cuh"
+#include "table.h"
+
+namespace mtlfast::cuda {
+
+constexpr int kRowsAtOnce = 4;
+constexpr int kMostWeights = 4096;  // R * K of one launch: 32 KiB of shared memory
+
+template <class A, class B>
+using Wider = decltype(Wide<A>{} + Wide<B>{});
+
+// The outputs of one launch: num_out of the op's, from first_out on.
+struct Outputs {
+  const double* coefficients;  // [R, K]
+  double scale;
+  int first_out, num_out;
+  int accumulate;
+};
+
+// An entry's rows: K of the gradients, then the tensor [R, numel] that is written. Its tag: the widest access to the
+// rows, and 256 times the widest to the output. Grid: any; block: kThreads; dynamic shared memory: num_out * K wide
+// elements.
+template <class T, class Out, int Outs>
+__global__ void __launch_bounds__(kThreads) combine_kernel(const Table __grid_constant__ table, const Outputs outputs) {
+  using W = Wider<T, Out>;
+  constexpr int width = kGroup<T>;
+  W* weights = static_cast<W*>(dynamic_shared());  // [num_out, K]
+  const int K = table.num_rows - 1;
+  for (int i = thread(); i < outputs.num_out * K; i += kThreads)
+    weights[i] =
+        static_cast<W>(outputs.coefficients[static_cast<long long>(outputs.first_out) * K + i] * outputs.scale);
+  __syncthreads();
+
+  for (long long chunk = blockIdx.x; chunk < table.num_chunks; chunk += gridDim.x) {
+    const Piece piece = piece_of(table, static_cast<int>(chunk));
+    const int load_bytes = table.tag(piece.entry) & 255, store_bytes = table.tag(piece.entry) >> 8;
+    const long long numel = table.numel(piece.entry);
+    for (int column = thread() * width; column < piece.n; column += kThreads * width) {
+      const long long at = piece.begin + column;
+      const int left = piece.n - column;
+      for (int r = 0; r < outputs.num_out; r += Outs) {
+        W sums[Outs][width] = {};
+        for (int k = 0; k < K; k += kRowsAtOnce) {
+          const T* from[kRowsAtOnce];
+          Group<T> rows[kRowsAtOnce];
+#pragma unroll
+          for (int i = 0; i < kRowsAtOnce; ++i) {
+            const T* row = k + i < K ? table.row<const T>(piece.entry, k + i) : nullptr;
+            from[i] = row ? row + at : nullptr;
+          }
+          load_groups(from, left, load_bytes, rows);
+#pragma unroll
+          for (int i = 0; i < kRowsAtOnce; ++i) {
+            if (!from[i]) continue;
+#pragma unroll
+            for (int o = 0; o < Outs; ++o) {
+              const W weight = weights[(r + o) * K + k + i];
+#pragma unroll
+              for (int e = 0; e < width; ++e) sums[o][e] += weight * static_cast<W>(widen(rows[i].element[e]));
+            }
+          }
+        }
+#pragma unroll
+        for (int o = 0; o < Outs; ++o) {
+          Out* to = table.row<Out>(piece.entry, K) + (outputs.first_out + r + o) * numel + at;
+          Group<Out, width> result;
+#pragma unroll
+          for (int e = 0; e < width; ++e) {
+            if (outputs.accumulate && e < left) sums[o][e] += static_cast<W>(widen(to[e]));
+            narrow(sums[o][e], result.element[e]);
+          }
+          store_group(result, to, left, store_bytes);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace mtlfast::cuda

@@ -1,0 +1,5 @@
+#include "gram_launch.cuh"
+
+namespace mtlfast::cuda {
+MTLFAST_GRAM_OF(, double)
+}

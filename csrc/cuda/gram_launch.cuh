@@ -1,0 +1,119 @@
+// Chooses the Gram kernel for a number of tasks, and launches it table after table. Instantiated once for each dtype,
+// in a file of its own, so that they compile side by side.
+#pragma once
+#include "gram.cuh"
+#include "gram_plain.cuh"
+#include "gram_staged.cuh"
+#include "instances.h"
+#include "launch.cuh"
+#include "launchers.h"
+#include "pack.h"
+
+namespace mtlfast::cuda {
+
+// 1. Few rows: all sums in registers.
+template <class T, int Rows>
+const char* gram_registers(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {
+  const int blocks = blocks_for(pairs_of(Rows), chunks_of(grads)), K = static_cast<int>(grads.num_tasks);
+  return for_each_table(grads, 0, K, [&](const Table& table, bool first, bool last) {
+    const Sums sums{workspace.partials, workspace.counter, out, K, first, last};
+    return launch<gram_kernel<T, Rows>>(dim3(blocks), kThreads, 0, stream, table, sums);
+  });
+}
+
+inline int64_t tile_sums(const RowBlocks& blocks) {
+  const int64_t a = (blocks.rows_a + kTile - 1) / kTile, b = (blocks.rows_b + kTile - 1) / kTile;
+  return (blocks.rows_b > 0 ? a * b : a * (a + 1) / 2) * kTile * kTile;
+}
+
+// 2. Up to kStagedRows rows with themselves, or two row blocks of that many with each other.
+template <class T, int Rows>
+const char* gram_staged(const TaskView& grads, const RowBlocks& rows, const Workspace& workspace, double* out,
+                        void* stream) {
+  const int blocks = blocks_for(tile_sums(rows), chunks_of(grads)), K = static_cast<int>(grads.num_tasks);
+  const auto run = [&](const Table& table, bool first, bool last) {
+    const Sums sums{workspace.partials, workspace.counter, out, K, first, last};
+    return launch<gram_staged_kernel<T, Rows>>(dim3(blocks), kThreads, 0, stream, table, rows, sums);
+  };
+  Packer<decltype(run)> packer(rows.rows_a + rows.rows_b, run);
+  for (int64_t t = 0; t < grads.num_tensors; ++t) {
+    const void *const *a = grads.tensor(t) + rows.first_a, *const *b = grads.tensor(t) + rows.first_b;
+    const int64_t numel = grads.offsets[t + 1] - grads.offsets[t];
+    const int width_a = widest_access(a, rows.rows_a), width_b = widest_access(b, rows.rows_b);
+    if (numel > 0)
+      packer.add(numel, width_a < width_b ? width_a : width_b,
+                 [&](int r) { return r < rows.rows_a ? a[r] : b[r - rows.rows_a]; });
+  }
+  return packer.finish();
+}
+
+// The row blocks of K > GramRows::most tasks: use(blocks) for each launch's.
+template <class Use>
+const char* for_each_row_blocks(int64_t num_tasks, Use use) {
+  const char* error = nullptr;
+  const int K = static_cast<int>(num_tasks);
+  const auto size = [&](int first) { return K - first < kStagedRows ? K - first : kStagedRows; };
+  for (int a = 0; a < K && !error; a += kStagedRows) {
+    error = use(RowBlocks{size(a), 0, a, a});
+    for (int b = 0; b < a && !error; b += kStagedRows) error = use(RowBlocks{size(a), size(b), a, b});
+  }
+  return error;
+}
+
+template <class T>
+const char* gram_of(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {
+  if (grads.num_tasks <= GramRows<T>::most)
+    return visit_rows(typename GramRows<T>::counts{}, grads.num_tasks,
+                      [&]<int Rows>() { return gram_registers<T, Rows>(grads, workspace, out, stream); });
+  return for_each_row_blocks(grads.num_tasks, [&](const RowBlocks& rows) {
+    if (rows.rows_b > 0) return gram_staged<T, 2 * kStagedRows>(grads, rows, workspace, out, stream);
+    if (rows.rows_a > 32) return gram_staged<T, kStagedRows>(grads, rows, workspace, out, stream);
+    return gram_staged<T, 32>(grads, rows, workspace, out, stream);
+  });
+}
+
+template <class T>
+int64_t gram_partials_of(const TaskView& grads) {
+  const auto partials = [&](int64_t sums) { return sums * blocks_for(sums, chunks_of(grads)); };
+  if (grads.num_tasks <= GramRows<T>::most)
+    return visit_rows(typename GramRows<T>::counts{}, grads.num_tasks,
+                      [&]<int Rows>() { return partials(pairs_of(Rows)); });
+  int64_t most = 0;
+  for_each_row_blocks(grads.num_tasks, [&](const RowBlocks& rows) -> const char* {
+    most = most < partials(tile_sums(rows)) ? partials(tile_sums(rows)) : most;
+    return nullptr;
+  });
+  return most;
+}
+
+constexpr int kNormsRows = 64;  // of one launch
+
+template <class T>
+const char* norms_of(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {
+  const char* error = nullptr;
+  for (int64_t k = 0; k < grads.num_tasks && !error; k += kNormsRows) {
+    const int rows = static_cast<int>(grads.num_tasks - k < kNormsRows ? grads.num_tasks - k : kNormsRows);
+    const unsigned blocks = blocks_for(64 * rows, chunks_of(grads));
+    error = for_each_table(grads, k, rows, [&](const Table& table, bool first, bool last) {
+      const Sums sums{workspace.partials, workspace.counter, out + k, rows, first, last};
+      return launch<norms_kernel<T>>(dim3(blocks, rows), kThreads, 0, stream, table, sums);
+    });
+  }
+  return error;
+}
+
+template <class T>
+const char* gram_plain_of(const TaskView& grads, double* out, void* stream) {
+  const unsigned K = static_cast<unsigned>(grads.num_tasks);
+  return for_each_table(grads, 0, grads.num_tasks, [&](const Table& table, bool first, bool) {
+    return launch<gram_plain_kernel<T>>(dim3(K, K), kThreads, 0, stream, table, out, static_cast<int>(!first));
+  });
+}
+
+// What each dtype's file instantiates.
+#define MTLFAST_GRAM_OF(keyword, T)                                                            \
+  keyword template const char* gram_of<T>(const TaskView&, const Workspace&, double*, void*);  \
+  keyword template const char* norms_of<T>(const TaskView&, const Workspace&, double*, void*); \
+  keyword template const char* gram_plain_of<T>(const TaskView&, double*, void*);
+
+}  // namespace mtlfast::cuda

@@ -1,0 +1,240 @@
+// G = J J^T for many tasks: rows staged in shared memory, every pair's sum in one thread's registers.
+//
+// A stage is a span of columns of one tensor for all rows, copied to shared memory by cp.async while the stage before
+// it is multiplied. Threads own 4 x 4 tiles of pairs: with m = ceil(K / 4), tile (i, j), j <= i < m, holds the rows i,
+// i + m, i + 2m, i + 3m against j, j + m, ..., so that neighbouring threads read neighbouring rows, whose distance in
+// shared memory (a stage's row and 16 bytes) puts them on different banks. Where there are fewer tiles than threads,
+// `slices` threads share a tile: slice s takes every slices-th group (16 bytes) of columns. float sums take at most 64
+// adds before they go to the thread's doubles.
+//
+// Between two row blocks (K > 64) tiles are all (i, j) of rows a against rows b; the same code.
+//
+// Bytes moved: (rows) * P * itemsize a launch; shared memory: 8 reads of 16 bytes for 16 pairs of a group.
+// Deterministic: stages, groups and slices depend on sizes alone. gram_plain.cuh is the slow version that this one is
+// tested against.
+#pragma once
+#include <cuda_pipeline_primitives.h>
+
+#include "sums.cuh"
+
+namespace mtlfast::cuda {
+
+constexpr int kTile = 4;
+constexpr int kMostAddsStaged = 64;
+
+// What one launch multiplies: rows [0, rows_a) of the table with themselves, or with the rows_b rows behind them.
+// Their tasks begin at first_a and first_b of the Gram matrix.
+struct RowBlocks {
+  int rows_a, rows_b;  // rows_b = 0: with themselves
+  int first_a, first_b;
+};
+
+// The shape of a stage. Rows: the most that shared memory holds (with two row blocks, half of them each).
+template <class T, int Rows>
+struct Stage {
+  static constexpr int kRowBytes = 16384 / Rows;              // of one row's columns
+  static constexpr int kColumns = kRowBytes / sizeof(T);      // divides kChunk
+  static constexpr int kStride = kRowBytes + 16;              // from row to row
+  static constexpr int kBytes = Rows * kStride;               // one stage; two are held
+  static constexpr int kGroups = kColumns / kGroup<T>;        // of a row: a power of two
+  static constexpr int kTileSums = kThreads * kTile * kTile;  // doubles, in the same memory at the end
+  static_assert(kChunk % kColumns == 0 && 2 * kBytes <= 48 * 1024 && kTileSums * 8 <= 2 * kBytes, "fits");
+};
+
+// The tiles of a launch and this thread's place among them.
+struct Tiles {
+  int classes_a, classes_b, tiles, slices;  // classes: ceil(rows / kTile)
+  int tile, slice, i, j;                    // this thread's; slice < 0: it has none
+};
+
+__device__ inline Tiles tiles_of(const RowBlocks& blocks, int most_slices) {
+  Tiles t;
+  t.classes_a = (blocks.rows_a + kTile - 1) / kTile;
+  t.classes_b = blocks.rows_b > 0 ? (blocks.rows_b + kTile - 1) / kTile : t.classes_a;
+  t.tiles = blocks.rows_b > 0 ? t.classes_a * t.classes_b : t.classes_a * (t.classes_a + 1) / 2;
+  t.slices = 1;
+  while (2 * t.slices * t.tiles <= kThreads && 2 * t.slices <= most_slices) t.slices *= 2;
+  t.tile = thread() % t.tiles;
+  t.slice = thread() < t.tiles * t.slices ? thread() / t.tiles : -1;
+  return t;
+}
+
+// Tile -> (i, j): row by row of the lower triangle, or of the rectangle.
+__device__ inline void place_of(const RowBlocks& blocks, const Tiles& t, int tile, int& i, int& j) {
+  if (blocks.rows_b > 0) {
+    i = tile / t.classes_b;
+    j = tile % t.classes_b;
+  } else {
+    i = 0;
+    while ((i + 1) * (i + 2) / 2 <= tile) ++i;
+    j = tile - i * (i + 1) / 2;
+  }
+}
+
+// Starts the copy of columns [begin, begin + n), n <= kColumns, of an entry into a stage; zeros behind n and in rows
+// that are missing. Row r of a stands at stage row r, row r of b at Rows / 2 + r.
+template <class T, int Rows>
+__device__ inline void copy_stage(const Table& table, const RowBlocks& blocks, const Piece& piece, int offset, int n,
+                                  unsigned char* stage) {
+  using S = Stage<T, Rows>;
+  const int groups = (n + kGroup<T> - 1) / kGroup<T>;
+  const int padded_a = (blocks.rows_a + kTile - 1) / kTile * kTile;
+  const int padded_b = (blocks.rows_b + kTile - 1) / kTile * kTile;
+  const int bytes = table.tag(piece.entry);
+  for (int unit = thread(); unit < (padded_a + padded_b) * S::kGroups; unit += kThreads) {
+    const int row = unit / S::kGroups, group = unit % S::kGroups, first = group * kGroup<T>;
+    if (group >= groups) continue;
+    const bool in_a = row < padded_a;
+    const int r = in_a ? row : row - padded_a;
+    unsigned char* to = stage + ((in_a ? r : Rows / 2 + r) * S::kStride + group * 16);
+    const bool present = r < (in_a ? blocks.rows_a : blocks.rows_b);
+    const T* source = present ? table.row<const T>(piece.entry, in_a ? r : blocks.rows_a + r) : nullptr;
+    if (!source) {
+      *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+      continue;
+    }
+    const T* from = source + piece.begin + offset + first;
+    if (n - first >= kGroup<T> && bytes == 16) {
+      __pipeline_memcpy_async(to, from, 16);
+    } else if (n - first >= kGroup<T> && bytes == 8) {
+      for (int i = 0; i < 16; i += 8) __pipeline_memcpy_async(to + i, reinterpret_cast<const char*>(from) + i, 8);
+    } else if (n - first >= kGroup<T> && bytes == 4) {
+      for (int i = 0; i < 16; i += 4) __pipeline_memcpy_async(to + i, reinterpret_cast<const char*>(from) + i, 4);
+    } else {  // an odd tail, or 16-bit elements at an odd address, which cp.async cannot copy
+      const T* const one[1] = {from};
+      Group<T> elements[1];
+      load_groups(one, n - first, sizeof(T), elements);
+      store_words(to, elements[0].by16);
+    }
+  }
+}
+
+template <class T>
+__device__ inline void load_wide(const unsigned char* from, Wide<T> (&wide)[kGroup<T>]) {
+  Group<T> group;
+  load_words(from, group.by16);
+#pragma unroll
+  for (int e = 0; e < kGroup<T>; ++e) wide[e] = widen(group.element[e]);
+}
+
+// Multiplies this thread's tile over its groups of a stage of n columns.
+template <class T, int Rows>
+__device__ inline void multiply_stage(const unsigned char* stage, const Tiles& t, int first_b, int n,
+                                      Wide<T> (&sums)[kTile][kTile], double (&run)[kTile][kTile], int& adds) {
+  using S = Stage<T, Rows>;
+  for (int group = t.slice; group * kGroup<T> < n; group += t.slices) {
+    Wide<T> a[kTile][kGroup<T>];
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) load_wide<T>(stage + (t.i + i * t.classes_a) * S::kStride + group * 16, a[i]);
+#pragma unroll
+    for (int j = 0; j < kTile; ++j) {
+      Wide<T> b[kGroup<T>];
+      load_wide<T>(stage + (first_b + t.j + j * t.classes_b) * S::kStride + group * 16, b);
+#pragma unroll
+      for (int i = 0; i < kTile; ++i)
+#pragma unroll
+        for (int e = 0; e < kGroup<T>; ++e) sums[i][j] += a[i][e] * b[e];
+    }
+    adds += kGroup<T>;
+    if (sizeof(T) < 8 && adds == kMostAddsStaged) {
+#pragma unroll
+      for (int i = 0; i < kTile; ++i)
+#pragma unroll
+        for (int j = 0; j < kTile; ++j) {
+          run[i][j] += static_cast<double>(sums[i][j]);
+          sums[i][j] = 0;
+        }
+      adds = 0;
+    }
+  }
+}
+
+// One span of columns after another, through this block's chunks.
+struct StageWalk {
+  long long chunk;
+  Piece piece;
+  int offset;  // in the piece
+
+  __device__ bool valid(const Table& table) const { return chunk < table.num_chunks; }
+  __device__ void start(const Table& table) {
+    offset = 0;
+    if (valid(table)) piece = piece_of(table, static_cast<int>(chunk));
+  }
+  __device__ void next(const Table& table, int columns) {
+    offset += columns;
+    if (offset < piece.n) return;
+    chunk += gridDim.x;
+    start(table);
+  }
+};
+
+// Grid: min(blocks for the tiles' sums, chunks); block: kThreads. partials: [grid, tiles * 16], tile after tile.
+template <class T, int Rows>
+__global__ void __launch_bounds__(kThreads)
+    gram_staged_kernel(const Table __grid_constant__ table, const RowBlocks blocks, const Sums sums) {
+  using S = Stage<T, Rows>;
+  __shared__ __align__(16) unsigned char stages[2 * S::kBytes];
+  Tiles t = tiles_of(blocks, S::kGroups);
+  place_of(blocks, t, t.tile, t.i, t.j);
+  const int first_b = blocks.rows_b > 0 ? Rows / 2 : 0;
+  Wide<T> tile_sums[kTile][kTile] = {};
+  double run[kTile][kTile] = {};
+  int adds = 0;
+
+  StageWalk walk{first_chunk_of(table, blockIdx.x, gridDim.x), {}, 0};
+  walk.start(table);
+  const auto columns_of = [&] {
+    const int left = walk.piece.n - walk.offset;
+    return left < S::kColumns ? left : S::kColumns;
+  };
+  int n = 0, turn = 0;  // columns of the stage to multiply; which of the two it is
+  if (walk.valid(table)) {
+    n = columns_of();
+    copy_stage<T, Rows>(table, blocks, walk.piece, walk.offset, n, stages);
+    walk.next(table, S::kColumns);
+  }
+  __pipeline_commit();
+  while (n > 0) {
+    int next_n = 0;
+    if (walk.valid(table)) {
+      next_n = columns_of();
+      copy_stage<T, Rows>(table, blocks, walk.piece, walk.offset, next_n, stages + (1 - turn) * S::kBytes);
+      walk.next(table, S::kColumns);
+    }
+    __pipeline_commit();
+    __pipeline_wait_prior(1);  // all but the copy just begun
+    __syncthreads();
+    if (t.slice >= 0) multiply_stage<T, Rows>(stages + turn * S::kBytes, t, first_b, n, tile_sums, run, adds);
+    __syncthreads();  // before the next copy into the memory just read
+    n = next_n;
+    turn = 1 - turn;
+  }
+
+  double* of_slice = reinterpret_cast<double*>(stages);  // [slices, tiles * 16]
+  const int num_sums = t.tiles * kTile * kTile;
+  if (t.slice >= 0) {
+#pragma unroll
+    for (int i = 0; i < kTile; ++i)
+#pragma unroll
+      for (int j = 0; j < kTile; ++j)
+        of_slice[t.slice * num_sums + t.tile * (kTile * kTile) + i * kTile + j] =
+            run[i][j] + static_cast<double>(tile_sums[i][j]);
+  }
+  __syncthreads();
+  add_partials(sums, sums.partials + static_cast<long long>(blockIdx.x) * num_sums, num_sums, [&](int i) {
+    double sum = 0;
+    for (int slice = 0; slice < t.slices; ++slice) sum += of_slice[slice * num_sums + i];
+    return sum;
+  });
+  if (!is_last_block(sums, gridDim.x)) return;
+  add_up(sums.partials, gridDim.x, num_sums, [&](int index, double sum) {
+    int i, j;
+    place_of(blocks, t, index / (kTile * kTile), i, j);
+    const int row_a = i + index / kTile % kTile * t.classes_a, row_b = j + index % kTile * t.classes_b;
+    if (row_a >= blocks.rows_a || row_b >= (blocks.rows_b > 0 ? blocks.rows_b : blocks.rows_a)) return;
+    const int a = blocks.first_a + row_a, b = blocks.first_b + row_b, K = sums.num_tasks;
+    sums.out[a * K + b] = sums.out[b * K + a] = sum;
+  });
+}
+
+}  // namespace mtlfast::cuda

@@ -1,0 +1,51 @@
+// What launchers share: the one way to launch a kernel, dtypes to types, blocks for work without sums.
+//
+// The tests compile the launchers with a host compiler as well: their cuda_runtime.h runs a launch on the CPU.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "../kernels.h"
+#include "table.h"
+
+namespace mtlfast::cuda {
+
+#if defined(__CUDACC__)
+// nullptr, or the error's text.
+template <auto kernel, class... Args>
+const char* launch(dim3 grid, int block, int shared_bytes, void* stream, const Args&... args) {
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args...);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// Enough blocks to keep every processor of the current device busy with `chunks` chunks.
+inline int blocks_to_fill(int chunks) {
+  int device = 0, processors = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
+    processors = 128;  // the launch will say what is wrong
+  return chunks < 8 * processors ? chunks : 8 * processors;
+}
+#else
+using emulator::blocks_to_fill;
+using emulator::launch;
+#endif
+
+// use(T{}) with the element type of `dtype`.
+template <class Use>
+auto visit(DType dtype, Use use) {
+  switch (dtype) {
+    case DType::Float64:
+      return use(double{});
+    case DType::BFloat16:
+      return use(__nv_bfloat16{});
+    case DType::Float16:
+      return use(__half{});
+    default:
+      return use(float{});
+  }
+}
+
+}  // namespace mtlfast::cuda

@@ -1,0 +1,93 @@
+// Cuts what an op works on into the tables of as many launches as it takes. Host code: no CUDA header.
+#pragma once
+#include "../kernels.h"
+#include "table.h"
+
+namespace mtlfast::cuda {
+
+constexpr int64_t kMostChunks = 1 << 30;  // of one table: chunk numbers are ints
+
+constexpr int capacity(int num_rows) { return kTableWords / (num_rows + 2); }  // entries of a table
+constexpr int kMostRows = kTableWords - 2;
+
+inline int64_t chunks_of(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
+
+// Chunks of all tensors: a chunk never holds columns of two.
+inline int64_t chunks_of(const TaskView& grads) {
+  int64_t chunks = 0;
+  for (int64_t t = 0; t < grads.num_tensors; ++t) chunks += chunks_of(grads.offsets[t + 1] - grads.offsets[t]);
+  return chunks;
+}
+
+// How many blocks add up `num_sums` sums each: by sizes alone, so that no GPU model changes a result. Many enough to
+// fill a GPU several times over, fewer where the partial sums would outgrow half a MiB, but never under 256.
+inline int blocks_for(int64_t num_sums, int64_t chunks) {
+  const int64_t most = 65536 / num_sums, blocks = most < 256 ? 256 : most > 1024 ? 1024 : most;
+  return static_cast<int>(chunks < 1 ? 1 : chunks < blocks ? chunks : blocks);
+}
+
+// Fills tables, entry by entry, and hands each over: launch(table, first, last) returns nullptr or an error's text.
+template <class Launch>
+class Packer {
+ public:
+  Packer(int64_t num_rows, Launch launch) : launch_(launch) {
+    table_.num_rows = static_cast<int>(num_rows);
+    table_.num_entries = table_.num_chunks = table_.reserved = 0;
+    table_.first_chunk = 0;
+    if (num_rows > kMostRows) error_ = "a table has no room for that many tasks";
+  }
+
+  // Adds a tensor of numel > 0 elements. row(r): the r-th pointer.
+  template <class Row>
+  void add(int64_t numel, int tag, Row row) {
+    const int64_t chunks = chunks_of(numel);
+    if (!error_ && chunks > kMostChunks) error_ = "a tensor has more than 2^42 elements";
+    if (error_) return;
+    if (table_.num_entries == capacity(table_.num_rows) || table_.num_chunks + chunks > kMostChunks) flush(false);
+    unsigned long long* words = table_.words + table_.at(table_.num_entries++);
+    words[0] = static_cast<unsigned long long>(numel);
+    words[1] = static_cast<unsigned long long>(tag) << 32 | static_cast<unsigned long long>(table_.num_chunks);
+    for (int r = 0; r < table_.num_rows; ++r) words[2 + r] = reinterpret_cast<unsigned long long>(row(r));
+    table_.num_chunks += static_cast<int>(chunks);
+  }
+
+  // Launches the last table, an empty one if nothing was added, and returns the first error.
+  const char* finish() {
+    flush(true);
+    return error_;
+  }
+
+ private:
+  void flush(bool last) {
+    if (!error_) error_ = launch_(table_, first_, last);
+    first_ = false;
+    table_.first_chunk += table_.num_chunks;
+    table_.num_entries = table_.num_chunks = 0;
+  }
+
+  Table table_;
+  Launch launch_;
+  bool first_ = true;
+  const char* error_ = nullptr;
+};
+
+// The widest access that count rows allow; nullptrs allow any.
+inline int widest_access(const void* const* rows, int64_t count) {
+  unsigned long long address = 0;
+  for (int64_t r = 0; r < count; ++r) address |= reinterpret_cast<unsigned long long>(rows[r]);
+  return widest_access(address);
+}
+
+// Tables of the rows [first, first + count) of the gradients.
+template <class Launch>
+const char* for_each_table(const TaskView& grads, int64_t first, int64_t count, Launch launch) {
+  Packer<Launch> packer(count, launch);
+  for (int64_t t = 0; t < grads.num_tensors; ++t) {
+    const void* const* rows = grads.tensor(t) + first;
+    const int64_t numel = grads.offsets[t + 1] - grads.offsets[t];
+    if (numel > 0) packer.add(numel, widest_access(rows, count), [&](int r) { return rows[r]; });
+  }
+  return packer.finish();
+}
+
+}  // namespace mtlfast::cuda

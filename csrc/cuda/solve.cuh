@@ -1,0 +1,61 @@
+// w = f(G): one K x K solver on each group's Gram matrix, in double.
+//
+// Thread to work: a block a group, its threads a Team (solve/team.h). A group whose matrix is not finite gets NaN and
+// keeps its state. Bytes moved: K * K doubles a group. Deterministic: solvers are.
+#pragma once
+#include "../solve/team.h"
+#include "elements.cuh"
+
+namespace mtlfast::cuda {
+
+constexpr int kSolveThreads = 128;
+constexpr int kMostTasks = 128, kMostParams = 16, kMostInputs = 4;
+
+struct BlockTeam {
+  int rank, size;
+  __device__ void sync() const { __syncthreads(); }
+};
+
+// Every array but params and tasks lies in global memory, one part for each group.
+struct Groups {
+  int num_tasks, out_size, num_inputs, state_size, scratch_size;
+  const double* gram;  // [groups, K, K]
+  const double* inputs[kMostInputs];
+  int input_sizes[kMostInputs];
+  double* state;  // [groups, state_size], or nullptr
+  double* scratch;
+  double* out;
+  double params[kMostParams];
+  int64_t tasks[kMostTasks];
+  int has_tasks;
+};
+
+// Grid: groups; block: kSolveThreads.
+template <class Method>
+__global__ void __launch_bounds__(kSolveThreads) solve_kernel(const Groups __grid_constant__ groups) {
+  const int K = groups.num_tasks;
+  const long long group = blockIdx.x;
+  const double* gram = groups.gram + group * K * K;
+  double* out = groups.out + group * groups.out_size;
+  bool finite = true;
+  for (int i = thread(); i < K * K; i += kSolveThreads) finite = finite && isfinite(gram[i]);
+  if (__syncthreads_or(!finite)) {
+    for (int i = thread(); i < groups.out_size; i += kSolveThreads) out[i] = __longlong_as_double(0x7ff8000000000000);
+    return;
+  }
+  __shared__ const double* inputs[kMostInputs];
+  if (thread() < groups.num_inputs) inputs[thread()] = groups.inputs[thread()] + group * groups.input_sizes[thread()];
+  __syncthreads();
+  const solvers::Problem problem{K,
+                                 gram,
+                                 groups.params,
+                                 inputs,
+                                 groups.num_inputs,
+                                 groups.state ? groups.state + group * groups.state_size : nullptr,
+                                 groups.has_tasks ? groups.tasks : nullptr,
+                                 groups.scratch + group * groups.scratch_size,
+                                 out};
+  Method::solve(BlockTeam{thread(), kSolveThreads}, problem);
+}
+
+}  // namespace mtlfast::cuda

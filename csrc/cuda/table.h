@@ -1,0 +1,70 @@
+// Which memory one launch works on: a table of tensors, passed by value in the kernel's argument.
+//
+// By value, so nothing is copied to the device, nothing must be kept alive, and a CUDA graph can capture the launch. An
+// argument may have 32,764 bytes; what does not fit takes another launch (pack.h). Every tensor is cut into chunks of
+// kChunk columns; a block takes chunks in turn and finds each one's tensor by binary search.
+#pragma once
+#include "../host_device.h"
+
+namespace mtlfast::cuda {
+
+constexpr int kThreads = 256;      // of every kernel but solve's
+constexpr int kChunk = 4096;       // columns
+constexpr int kTableWords = 4080;  // 1360 entries of one row, 408 of 8, 226 of 16, 61 of 64
+
+struct Table {
+  int num_entries;        // tensors
+  int num_rows;           // pointers of an entry
+  int num_chunks;         // of all entries
+  int reserved;           // 0
+  long long first_chunk;  // of this table, counted over all launches of the op
+  // Entry e begins at word e * (num_rows + 2): its number of elements; its first chunk, counted in this table, in the
+  // low half of a word and its tag in the high half; then its num_rows pointers.
+  unsigned long long words[kTableWords];
+
+  MTLFAST_HD int at(int entry) const { return entry * (num_rows + 2); }
+  MTLFAST_HD long long numel(int entry) const { return static_cast<long long>(words[at(entry)]); }
+  MTLFAST_HD int chunk_of(int entry) const { return static_cast<int>(words[at(entry) + 1] & 0xffffffffu); }
+  MTLFAST_HD int tag(int entry) const { return static_cast<int>(words[at(entry) + 1] >> 32); }
+  template <class T>
+  MTLFAST_HD T* row(int entry, int r) const {  // nullptr: zeros
+    return reinterpret_cast<T*>(words[at(entry) + 2 + r]);
+  }
+};
+static_assert(sizeof(Table) + 88 <= 32764, "the table and what else a kernel takes fit one argument");
+
+// The columns begin .. begin + n of an entry: one chunk.
+struct Piece {
+  int entry, n;
+  long long begin;
+};
+
+MTLFAST_HD inline Piece piece_of(const Table& table, int chunk) {
+  int low = 0, high = table.num_entries;  // chunk_of(low) <= chunk < chunk_of(high)
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (table.chunk_of(middle) <= chunk)
+      low = middle;
+    else
+      high = middle;
+  }
+  const long long begin = static_cast<long long>(chunk - table.chunk_of(low)) * kChunk;
+  const long long left = table.numel(low) - begin;
+  return {low, static_cast<int>(left < kChunk ? left : kChunk), begin};
+}
+
+// The first of a table's chunks that block `block` of `grid` takes; the others follow `grid` apart. Chunks go to blocks
+// by their number over all launches, so sums do not depend on how tables were cut.
+MTLFAST_HD inline long long first_chunk_of(const Table& table, int block, int grid) {
+  const long long ahead = (block - table.first_chunk % grid) % grid;
+  return ahead < 0 ? ahead + grid : ahead;
+}
+
+// The most bytes, 16 to 1, that one load may have if it is to be aligned at `address` (or at all of several, or-ed).
+MTLFAST_HD inline int widest_access(unsigned long long address) {
+  int bytes = 16;
+  while (address % bytes != 0) bytes /= 2;
+  return bytes;
+}
+
+}  // namespace mtlfast::cuda

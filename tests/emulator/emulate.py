@@ -1,0 +1,230 @@
+"""The CUDA kernels on the CPU: builds the emulated launchers and calls them on CPU tensors.
+
+Every output is written between two guards of noise, which a call must leave alone.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mtlfast import TaskGradients
+
+HERE = Path(__file__).resolve().parent
+CHECKOUT = HERE.parents[1]
+CUDA = CHECKOUT / "csrc" / "cuda"
+CXX = os.environ.get("CXX", "g++")
+AVAILABLE = CUDA.exists() and shutil.which(CXX) is not None
+SANITIZE = os.environ.get("MTLFAST_EMULATOR_SANITIZE", "alignment")  # make emu-asan: address,undefined
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of DType in kernels.h
+GUARD = 64  # bytes
+
+
+def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), sanitize: str = SANITIZE) -> ctypes.CDLL:
+    """Compiles CUDA or C++ sources with the host compiler into build/emulator and loads them."""
+    base = ["-std=c++20", "-O1", "-g", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
+    base += ["-Wno-unknown-pragmas", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+    base += [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{CHECKOUT / 'csrc'}", *flags]
+    tag = hashlib.sha256(" ".join([CXX, *base]).encode()).hexdigest()[:12]
+    folder = CHECKOUT / "build" / "emulator" / f"{name}-{tag}"
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    rules = [f"rule cxx\n  command = {CXX} {' '.join(base)} -MMD -MF $out.d -x c++ -c $in -o $out\n  depfile = $out.d\n"]
+    rules += [f"rule link\n  command = {CXX} -shared -fsanitize={sanitize} $in -o $out\n"]
+    rules += [f"build {o}: cxx {source}\n" for o, source in zip(objects, sources, strict=True)]
+    rules += [f"build {folder / 'lib.so'}: link {' '.join(map(str, objects))}\n"]
+    (folder / "build.ninja").write_text("\n".join(rules))
+    run = subprocess.run([sys.executable, "-m", "ninja", "-C", folder], capture_output=True, text=True)
+    if run.returncode != 0:
+        raise RuntimeError(f"the emulator does not compile:\n{run.stdout[-5000:]}")
+    return ctypes.CDLL(str(folder / "lib.so"))
+
+
+class TaskView(ctypes.Structure):
+    """As in csrc/kernels.h, with what it points to."""
+
+    _fields_ = (
+        ("num_tasks", ctypes.c_int64),
+        ("num_tensors", ctypes.c_int64),
+        ("data", ctypes.POINTER(ctypes.c_void_p)),
+        ("offsets", ctypes.POINTER(ctypes.c_int64)),
+        ("dtype", ctypes.c_int32),
+    )
+
+
+class SolveArguments(ctypes.Structure):
+    """As in csrc/cuda/launchers.h."""
+
+    _fields_ = (
+        ("method", ctypes.c_char_p),
+        ("groups", ctypes.c_int64),
+        ("num_tasks", ctypes.c_int64),
+        ("gram", ctypes.c_void_p),
+        ("params", ctypes.POINTER(ctypes.c_double)),
+        ("num_params", ctypes.c_int64),
+        ("inputs", ctypes.POINTER(ctypes.c_void_p)),
+        ("input_sizes", ctypes.POINTER(ctypes.c_int64)),
+        ("num_inputs", ctypes.c_int64),
+        ("state", ctypes.c_void_p),
+        ("state_size", ctypes.c_int64),
+        ("tasks", ctypes.POINTER(ctypes.c_int64)),
+        ("scratch", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+    )
+
+
+def view_of(grads: TaskGradients) -> TaskView:
+    """The marshalled task gradients; the caller keeps `grads` alive."""
+    columns = [grads.column(t) for t in range(len(grads.shapes))]
+    pointers = [0 if g is None or g.numel() == 0 else g.data_ptr() for column in columns for g in column]
+    offsets = [0]
+    for shape in grads.shapes:
+        offsets.append(offsets[-1] + (0 if shape is None else shape.numel()))
+    return TaskView(
+        grads.num_tasks,
+        len(columns),
+        (ctypes.c_void_p * max(1, len(pointers)))(*pointers),
+        (ctypes.c_int64 * len(offsets))(*offsets),
+        DTYPES.index(grads.dtype),
+    )
+
+
+class Guarded:
+    """New tensors, each of noise between two guards; `misaligned` by so many elements."""
+
+    def __init__(self) -> None:
+        self.rooms: list[tuple[Tensor, int, int]] = []
+
+    def new(self, shape: Sequence[int], dtype: torch.dtype, misaligned: int = 0) -> Tensor:
+        """A tensor of NaNs."""
+        numel, size = torch.Size(shape).numel(), dtype.itemsize
+        begin = GUARD + misaligned * size
+        room = torch.full((begin + numel * size + GUARD,), 0xFF, dtype=torch.uint8)
+        self.rooms.append((room, begin, begin + numel * size))
+        return room[begin : begin + numel * size].view(dtype).view(shape)
+
+    def check(self) -> None:
+        """The guards are as they were."""
+        for room, begin, end in self.rooms:
+            assert (room[:begin] == 0xFF).all(), "written before an output"
+            assert (room[end:] == 0xFF).all(), "written behind an output"
+
+
+class Emulator:
+    """The launchers of csrc/cuda/launchers.h."""
+
+    def __init__(self) -> None:
+        sources = [s for s in sorted(CUDA.glob("*.cu")) if s.name != "device.cu"]
+        self.library = build("kernels", [*sources, HERE / "emulator.cpp"])
+        self.library.emulator_launched.restype = ctypes.c_char_p
+        self.kernels: dict[str, int] = {}  # launches of each
+
+    def call(self, name: str, *arguments: object, seed: int = 0, most_blocks: int = 4) -> None:
+        """Runs a launcher; an error it returns is raised."""
+        self.library.emulator_set(ctypes.c_uint64(seed), most_blocks)
+        function = getattr(self.library, f"emulate_{name}")
+        function.restype = ctypes.c_char_p
+        error = function(*arguments)
+        for line in self.library.emulator_launched().decode().splitlines():
+            kernel, launches = line.rsplit("\t", 1)
+            self.kernels[kernel] = self.kernels.get(kernel, 0) + int(launches)
+        if error:
+            raise RuntimeError(error.decode())
+
+    def gram(self, grads: TaskGradients, name: str = "gram", **options: int) -> Tensor:
+        """[K, K]; `name`: gram or gram_plain."""
+        return self._sums(name, grads, (grads.num_tasks, grads.num_tasks), options)
+
+    def norms(self, grads: TaskGradients, **options: int) -> Tensor:
+        """[K]."""
+        return self._sums("norms", grads, (grads.num_tasks,), options)
+
+    def _sums(self, name: str, grads: TaskGradients, shape: tuple[int, ...], options: dict[str, int]) -> Tensor:
+        memory = Guarded()
+        out = memory.new(shape, torch.float64)
+        self.call(name, ctypes.byref(view_of(grads)), ctypes.c_void_p(out.data_ptr()), **options)
+        memory.check()
+        return out
+
+    def combine(
+        self,
+        grads: TaskGradients,
+        weights: Tensor,
+        out: Sequence[Tensor | None] | None = None,
+        accumulate: bool = False,
+        scale: float = 1.0,
+        dtype: torch.dtype | None = None,
+        misaligned: int = 0,
+        **options: int,
+    ) -> list[Tensor | None]:
+        """As ops.combine; outputs are dense."""
+        memory, dtype = Guarded(), dtype or grads.dtype
+        if out is None:
+            leading = tuple(weights.shape[:-1])
+            out = [None if s is None else memory.new((*leading, *s), dtype, misaligned) for s in grads.shapes]
+        dtype = next((x.dtype for x in out if x is not None), dtype)
+        pointers = [0 if x is None else x.data_ptr() for x in out]
+        coefficients = weights.double().contiguous()
+        self.call(
+            "combine",
+            ctypes.byref(view_of(grads)),
+            ctypes.c_void_p(coefficients.data_ptr()),
+            ctypes.c_int64(1 if weights.dim() == 1 else len(weights)),
+            ctypes.c_double(scale),
+            int(accumulate),
+            DTYPES.index(dtype),
+            (ctypes.c_void_p * max(1, len(pointers)))(*pointers),
+            **options,
+        )
+        memory.check()
+        return list(out)
+
+    def flatten(
+        self, grads: TaskGradients, dtype: torch.dtype | None = None, misaligned: int = 0, **options: int
+    ) -> Tensor:
+        """[K, P]."""
+        memory = Guarded()
+        numel = sum(shape.numel() for shape in grads.shapes if shape is not None)
+        out = memory.new((grads.num_tasks, numel), dtype or grads.dtype, misaligned)
+        view = ctypes.byref(view_of(grads))
+        self.call("flatten", view, DTYPES.index(out.dtype), ctypes.c_void_p(out.data_ptr()), **options)
+        memory.check()
+        return out
+
+    def scale_(self, grads: TaskGradients, factors: Tensor, **options: int) -> TaskGradients:
+        """In place."""
+        wide = factors.double()
+        self.call("scale", ctypes.byref(view_of(grads)), ctypes.c_void_p(wide.data_ptr()), **options)
+        return grads
+
+    def solve(
+        self, gram: Tensor, method: str, params: Sequence[float] = (), inputs: Sequence[Tensor] = (), **options: int
+    ) -> Tensor:
+        """As ops.solve, without state."""
+        memory, K = Guarded(), gram.shape[-1]
+        groups = gram.shape[:-2].numel()
+        shape = gram.shape if method.endswith("coefficients") else gram.shape[:-1]
+        out, scratch = memory.new(shape, torch.float64), memory.new((groups, K * K), torch.float64)
+        arguments = SolveArguments(
+            method=method.encode(),
+            groups=groups,
+            num_tasks=K,
+            gram=gram.data_ptr(),
+            params=(ctypes.c_double * len(params))(*params),
+            num_params=len(params),
+            inputs=(ctypes.c_void_p * len(inputs))(*(x.data_ptr() for x in inputs)),
+            input_sizes=(ctypes.c_int64 * len(inputs))(*(x.numel() // groups for x in inputs)),
+            num_inputs=len(inputs),
+            scratch=scratch.data_ptr(),
+            out=out.data_ptr(),
+        )
+        self.call("solve", ctypes.byref(arguments), **options)
+        memory.check()
+        return out

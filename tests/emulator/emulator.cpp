@@ -1,0 +1,64 @@
+// The launchers of csrc/cuda behind plain C functions, for Python's ctypes. Each returns nullptr or an error's text.
+#include "cuda/launchers.h"
+#include "cuda/pack.h"
+#include "cuda_emulator.h"
+
+using namespace mtlfast;
+using mtlfast::int64_t;
+
+namespace {
+
+// Partial sums start as NaN: whoever reads one that was not written shows it.
+struct EmulatedWorkspace {
+  explicit EmulatedWorkspace(int64_t partials)
+      : memory(new double[partials]), counter(new unsigned(0)), workspace{memory.get(), counter.get()} {
+    std::fill_n(memory.get(), partials, NAN);
+  }
+  const char* checked(const char* error) const {
+    return !error && *counter != 0 ? "the counter of finished blocks is not 0 again" : error;
+  }
+  std::unique_ptr<double[]> memory;
+  std::unique_ptr<unsigned> counter;
+  cuda::Workspace workspace;
+};
+
+}  // namespace
+
+extern "C" {
+
+void emulator_set(uint64_t seed, int most_blocks) {
+  emulator::seed = seed;
+  emulator::most_blocks = most_blocks;
+}
+
+// Lines "kernel launches"; forgets them.
+const char* emulator_launched() {
+  static std::string lines;
+  lines.clear();
+  for (const auto& [kernel, launches] : std::exchange(emulator::launched, {}))
+    lines += kernel + "\t" + std::to_string(launches) + "\n";
+  return lines.c_str();
+}
+
+const char* emulate_gram(const TaskView* grads, double* out) {
+  const EmulatedWorkspace memory(cuda::gram_partials(*grads));
+  return memory.checked(cuda::gram(*grads, memory.workspace, out, nullptr));
+}
+const char* emulate_norms(const TaskView* grads, double* out) {
+  const EmulatedWorkspace memory(cuda::norms_partials(*grads));
+  return memory.checked(cuda::norms(*grads, memory.workspace, out, nullptr));
+}
+const char* emulate_gram_plain(const TaskView* grads, double* out) { return cuda::gram_plain(*grads, out, nullptr); }
+const char* emulate_combine(const TaskView* grads, const double* coefficients, int64_t num_out, double scale,
+                            int accumulate, int out_dtype, void* const* out) {
+  return cuda::combine(*grads, coefficients, num_out, scale, accumulate, static_cast<DType>(out_dtype), out, nullptr);
+}
+const char* emulate_flatten(const TaskView* grads, int out_dtype, void* out) {
+  return cuda::flatten(*grads, static_cast<DType>(out_dtype), out, nullptr);
+}
+const char* emulate_scale(const TaskView* grads, const double* factors) {
+  return cuda::scale(*grads, factors, nullptr);
+}
+const char* emulate_solve(const cuda::SolveArguments* arguments) { return cuda::solve(*arguments, nullptr); }
+
+}  // extern "C"
