@@ -232,6 +232,7 @@ __global__ void __launch_bounds__(kThreads)
     place_of(blocks, t, index / (kTile * kTile), i, j);
     const int row_a = i + index / kTile % kTile * t.classes_a, row_b = j + index % kTile * t.classes_b;
     if (row_a >= blocks.rows_a || row_b >= (blocks.rows_b > 0 ? blocks.rows_b : blocks.rows_a)) return;
+    if (blocks.rows_b == 0 && i == j && row_b > row_a) return;  // a tile on the diagonal has this pair twice
     const int a = blocks.first_a + row_a, b = blocks.first_b + row_b, K = sums.num_tasks;
     sums.out[a * K + b] = sums.out[b * K + a] = sum;
   });

@@ -249,7 +249,9 @@ inline void run_block(std::mt19937_64& random) {
 inline std::string kernel_name(std::string pretty) {
   const size_t begin = pretty.find("kernel = ") + 9;
   pretty = pretty.substr(begin, pretty.find("; Args") - begin);
-  return pretty.substr(0, pretty.find('('));
+  pretty = pretty.substr(0, pretty.find('('));
+  const std::string scope = "mtlfast::cuda::";
+  return pretty.rfind(scope, 0) == 0 ? pretty.substr(scope.size()) : pretty;
 }
 
 // Returns nullptr, or what went wrong.

@@ -6,6 +6,7 @@ Every output is written between two guards of noise, which a call must leave alo
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,13 @@ class Emulator:
             self.kernels[kernel] = self.kernels.get(kernel, 0) + int(launches)
         if error:
             raise RuntimeError(error.decode())
+
+    def compiled(self) -> set[str]:
+        """Every kernel that the launchers can reach, by name, without spaces."""
+        symbols = subprocess.run(["nm", "-C", self.library._name], capture_output=True, text=True, check=True).stdout
+        return {
+            name.replace(" ", "") for name in re.findall(r"void mtlfast::cuda::(\w+_kernel<[^(]*>)\(", symbols)
+        }
 
     def gram(self, grads: TaskGradients, name: str = "gram", **options: int) -> Tensor:
         """[K, K]; `name`: gram or gram_plain."""

@@ -1,0 +1,207 @@
+"""Every CUDA kernel, compiled for the CPU, against float64: dtypes, numbers of tasks, ragged shapes, addresses, seeds.
+
+MTLFAST_EMULATE=all (make emu) runs the whole grid; without it each kernel, dtype and regime takes a seeded sample.
+"""
+
+import itertools
+import os
+import random
+
+import pytest
+import torch
+from cases import DTYPES, SHAPES, draw, matrix, wide
+from emulate import Emulator
+
+from mtlfast import TaskGradients, _native, ops, reference
+
+ALL = os.environ.get("MTLFAST_EMULATE") == "all"
+TASKS = [1, 2, 3, 4, 7, 8, 12, 16, 17, 24, 32, 33, 64, 100]
+
+# Around the borders of groups, stages (64 to 256 columns), steps (512 to 2048) and chunks (4096).
+EMULATED_SHAPES = {
+    **{name: SHAPES[name] for name in ("one", "mixed", "borders", "600 tensors")},
+    "chunks": [(4095,), (1,), (4096,), (2049,), (4097,)],
+    "one of several chunks": [(13_001,)],
+}
+
+
+def grid(*axes: list, per: int = 1, take: int = 1) -> list:
+    """The product of all axes; in a sample, `take` seeded ones of each combination of the first `per` axes."""
+    cases = []
+    for first in itertools.product(*axes[:per]):
+        rest = list(itertools.product(*axes[per:]))
+        chosen = rest if ALL else random.Random(str(first)).sample(rest, min(take, len(rest)))
+        cases += [(*first, *others) for others in chosen]
+    return cases
+
+
+def shapes_for(name: str, num_tasks: int) -> list:
+    """Many tensors take long with many tasks: a few, then, still more than one table of 64 rows holds."""
+    return EMULATED_SHAPES[name][: 600 if num_tasks <= 8 else 130]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).split(".")[1]
+
+
+SUM_CASES = grid(DTYPES, TASKS, list(EMULATED_SHAPES), ["contiguous", "misaligned"], [1, 2], per=2)
+
+
+@pytest.mark.parametrize(("dtype", "num_tasks", "shapes", "layout", "seed"), SUM_CASES, ids=str)
+def test_gram_and_norms(emulator: Emulator, dtype, num_tasks, shapes, layout, seed):
+    grads = draw(num_tasks, shapes_for(shapes, num_tasks), dtype, layout, missing=0.15)
+    J = matrix(grads)
+    bound = (J.abs() @ J.abs().T) * (1e-13 if dtype == torch.float64 else 1e-6)
+    G = emulator.gram(grads, seed=seed)
+    assert torch.equal(G, G.T)
+    assert ((G - J @ J.T).abs() <= bound).all()
+    assert ((emulator.norms(grads, seed=seed) ** 2 - (J * J).sum(1)).abs() <= bound.diagonal() * 2).all()
+    # Neither the order of blocks and threads nor addresses change a bit.
+    moved = TaskGradients.from_rows([[None if g is None else g.clone() for g in row] for row in grads.rows])
+    assert torch.equal(emulator.gram(moved, seed=0), G)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 8, 17, 100])
+@pytest.mark.parametrize("shapes", ["no tensors", "empty"])
+def test_nothing_to_do(emulator: Emulator, shapes, num_tasks):
+    grads = draw(num_tasks, SHAPES[shapes])
+    assert not emulator.gram(grads).any()
+    assert not emulator.norms(grads).any()
+    assert emulator.flatten(grads).shape == (num_tasks, 0)
+    assert [x.numel() for x in emulator.combine(grads, torch.ones(num_tasks))] == [0] * len(grads.shapes)
+    emulator.scale_(grads, torch.ones(num_tasks))
+
+
+@pytest.mark.parametrize(("dtype", "num_tasks"), list(itertools.product(DTYPES, [1, 5, 17, 40])), ids=str)
+def test_the_slow_gram_agrees(emulator: Emulator, dtype, num_tasks):
+    grads = draw(num_tasks, EMULATED_SHAPES["mixed"] + [(3000,)], dtype, missing=0.15)
+    J = matrix(grads)
+    slow = emulator.gram(grads, "gram_plain", seed=1)
+    assert ((slow - J @ J.T).abs() <= (J.abs() @ J.abs().T) * 1e-13).all()
+    bound = (J.abs() @ J.abs().T) * (1e-13 if dtype == torch.float64 else 1e-6)
+    assert ((emulator.gram(grads, seed=1) - slow).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tasks", [4, 17, 70])
+def test_constant_rows_are_the_worst_case(emulator: Emulator, num_tasks, dtype):
+    # 70 chunks for each of at most 70 blocks: every accumulator reaches its most adds.
+    value = torch.tensor(1.1, dtype=dtype)
+    grads = TaskGradients.from_rows([[value.expand(4096 * 3).clone()] for _ in range(num_tasks)])
+    exact = 4096 * 3 * value.double() ** 2
+    assert ((emulator.gram(grads) - exact).abs() <= exact * 1e-6).all()
+
+
+@pytest.mark.parametrize("num_tasks", [3, 17])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_what_is_not_finite_comes_out(emulator: Emulator, num_tasks, value):
+    grads = draw(num_tasks, [(1000,), (3,)])
+    grads.rows[1][1][2] = value
+    G = emulator.gram(grads)
+    assert not G[1].isfinite().any()
+    assert G[0, 0].isfinite()
+    assert G[2, 0].isfinite()
+
+
+COMBINE_CASES = grid(DTYPES, DTYPES, [None, 1, 3, 4, 6], [1, 2, 3, 5, 8, 33], [0, 1], [False, True], per=3, take=2)
+
+
+@pytest.mark.parametrize(("dtype", "out_dtype", "num_out", "num_tasks", "misaligned", "accumulate"), COMBINE_CASES)
+def test_combine(emulator: Emulator, dtype, out_dtype, num_out, num_tasks, misaligned, accumulate):
+    layout = "misaligned" if misaligned else "contiguous"
+    grads = draw(num_tasks, [*SHAPES["mixed"], (4099,)], dtype, layout, missing=0.15)
+    weights = torch.randn(num_tasks) if num_out is None else torch.randn(num_out, num_tasks)
+    before = None
+    if accumulate:
+        before = [None if s is None else torch.randn((*weights.shape[:-1], *s)).to(out_dtype) for s in grads.shapes]
+    out = None if before is None else [None if x is None else x.clone() for x in before]
+    result = emulator.combine(grads, weights, out, accumulate, 0.5, out_dtype, misaligned, seed=3)
+    check_combined(grads, result, weights, out_dtype, 0.5, before)
+
+
+def check_combined(grads, result, weights, out_dtype, scale, before=None):
+    """One rounding to the output, sums in float (double if either is) before it."""
+    exact = reference.combine(wide(grads), weights, scale=scale)
+    sizes = [[None if g is None else g.double().abs() for g in row] for row in grads.rows]
+    most = reference.combine(TaskGradients.from_rows(sizes), weights.abs(), scale=abs(scale))
+    sums = torch.float64 if torch.float64 in (grads.dtype, out_dtype) else torch.float32
+    for t, (x, want, size) in enumerate(zip(result, exact, most, strict=True)):
+        assert (x is None) == (want is None)
+        if x is None:
+            continue
+        if before is not None:
+            want, size = want + before[t].double(), size + before[t].double().abs()
+        info = torch.finfo(out_dtype)
+        error = want.abs() * info.eps + size * (grads.num_tasks + 1) * torch.finfo(sums).eps + info.smallest_normal
+        assert ((x.double() - want).abs() <= error).all()
+
+
+@pytest.mark.parametrize(("dtype", "num_tasks"), list(itertools.product(DTYPES, TASKS)), ids=str)
+def test_combine_over_any_task_and_with_every_number_of_tasks(emulator: Emulator, dtype, num_tasks):
+    grads = draw(num_tasks, [(4100,), (3,), (8, 9), (0,)], dtype)
+    weights = torch.randn(num_tasks)
+    fresh = emulator.combine(grads, weights, seed=1)
+    check_combined(grads, fresh, weights, dtype, 1.0)
+    own = num_tasks // 2
+    for x, want in zip(emulator.combine(grads, weights, grads.rows[own], seed=2), fresh, strict=True):
+        assert torch.equal(x, want)
+
+
+def test_combine_with_more_weights_than_shared_memory_holds(emulator: Emulator):
+    grads = draw(70, [(5,), (130,)], missing=0.1)
+    weights = torch.randn(70, 70)
+    check_combined(grads, emulator.combine(grads, weights, seed=1), weights, torch.float32, 1.0)
+
+
+def test_combine_leaves_what_no_task_reaches(emulator: Emulator):
+    grads = TaskGradients.from_rows([[torch.ones(3), None], [None, None]])
+    assert emulator.combine(grads, torch.ones(2))[1] is None
+
+
+FLATTEN_CASES = grid(DTYPES, DTYPES, list(EMULATED_SHAPES), ["contiguous", "misaligned"], [0, 1], per=2, take=2)
+
+
+@pytest.mark.parametrize(("dtype", "out_dtype", "shapes", "layout", "misaligned"), FLATTEN_CASES, ids=str)
+def test_flatten(emulator: Emulator, dtype, out_dtype, shapes, layout, misaligned):
+    grads = draw(3, EMULATED_SHAPES[shapes], dtype, layout, missing=0.3)
+    J = emulator.flatten(grads, out_dtype, misaligned, seed=1)
+    assert torch.equal(J, reference.flatten(grads, out_dtype))
+
+
+SCALE_CASES = grid(DTYPES, TASKS, list(EMULATED_SHAPES), ["contiguous", "misaligned"], per=2)
+
+
+@pytest.mark.parametrize(("dtype", "num_tasks", "shapes", "layout"), SCALE_CASES, ids=str)
+def test_scale(emulator: Emulator, dtype, num_tasks, shapes, layout):
+    grads = draw(num_tasks, shapes_for(shapes, num_tasks), dtype, layout, missing=0.15)
+    factors = torch.randn(num_tasks)
+    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    wanted = [
+        [None if g is None else (g.to(computed_in) * factor.to(computed_in)).to(dtype) for g in row]
+        for row, factor in zip(grads.rows, factors, strict=True)
+    ]
+    emulator.scale_(grads, factors, seed=1)
+    for row, want in zip(grads.rows, wanted, strict=True):
+        assert all(a is b if a is None else torch.equal(a, b) for a, b in zip(row, want, strict=True))
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "pcgrad_coefficients"])
+@pytest.mark.parametrize("keys", [False, True])
+@pytest.mark.parametrize("num_tasks", [*TASKS, 128])
+def test_solve(emulator: Emulator, num_tasks, keys, method):
+    J = torch.randn(3, num_tasks, 50, dtype=torch.float64)
+    gram = J @ J.mT
+    gram[1, 0, 0] = torch.inf
+    inputs = [torch.rand(gram.shape, dtype=torch.float64)] if keys else []
+    result = emulator.solve(gram, method, [1.0], inputs, seed=1)
+    expected = ops.solve(gram, method, [1.0], inputs)  # the same source, one thread
+    assert result[1].isnan().all()
+    assert torch.allclose(result, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+def test_every_kernel_ran(emulator: Emulator):
+    # Last in this file: what was compiled, by the host compiler and by nvcc, has been run above.
+    compiled = emulator.compiled()
+    assert compiled == {kernel.replace(" ", "") for kernel in emulator.kernels}
+    for kernels in _native.build_facts().get("cuda_kernels", {}).values():
+        assert {kernel.replace(" ", "") for kernel in kernels} == compiled
