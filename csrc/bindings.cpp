@@ -45,7 +45,8 @@ std::optional<mtlfast::TaskTable> marshal(const py::handle& rows) {
 }
 
 // TaskTable::accepts of a list of tensors and None; false also for anything else in the list.
-bool accepts(const mtlfast::TaskTable& table, const py::handle& out, std::optional<int64_t> leading) {
+bool accepts(const mtlfast::TaskTable& table, const py::handle& out, std::optional<int64_t> leading,
+             std::optional<at::ScalarType> dtype) {
   const Items items(out);
   std::vector<at::Tensor> tensors(items.size());
   for (Py_ssize_t t = 0; t < items.size(); ++t) {
@@ -53,7 +54,7 @@ bool accepts(const mtlfast::TaskTable& table, const py::handle& out, std::option
     if (!THPVariable_Check(items[t])) return false;
     tensors[t] = THPVariable_Unpack(items[t]);
   }
-  return table.accepts(tensors, leading);
+  return table.accepts(tensors, leading, dtype);
 }
 
 // For each tensor t: does nobody but this list of rows hold the gradients of any task? Then they may be written to.

@@ -15,8 +15,10 @@ at::Tensor gram(const TaskTable& grads);        // [K, K] float64
 at::Tensor norms(const TaskTable& grads);       // [K] float64
 at::Tensor gram_plain(const TaskTable& grads);  // gram by the slow, obvious CUDA kernel, for tests
 
-// coefficients: [K] -> T tensors [*shape]; [R, K] -> T tensors [R, *shape]; scaled by `scale`.
-std::vector<at::Tensor> combine(const TaskTable& grads, const at::Tensor& coefficients, double scale);
+// coefficients: [K] -> T tensors [*shape]; [R, K] -> T tensors [R, *shape]; scaled by `scale`. dtype: of new outputs,
+// the gradients' if none is given; given outputs share one of their own.
+std::vector<at::Tensor> combine(const TaskTable& grads, const at::Tensor& coefficients, double scale,
+                                std::optional<at::ScalarType> dtype);
 void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::TensorList out, bool accumulate,
               double scale);
 

@@ -15,10 +15,10 @@ std::optional<int64_t> leading(const at::Tensor& coefficients) {
   return coefficients.dim() == 2 ? std::make_optional(coefficients.size(0)) : std::nullopt;
 }
 
-std::vector<at::Tensor> make_out(const TaskTable& grads, const at::Tensor& coefficients) {
+std::vector<at::Tensor> make_out(const TaskTable& grads, const at::Tensor& coefficients, at::ScalarType dtype) {
   std::vector<at::Tensor> out;
   out.reserve(grads.num_tensors());
-  for (int64_t t = 0; t < grads.num_tensors(); ++t) out.push_back(grads.empty_like(t, leading(coefficients)));
+  for (int64_t t = 0; t < grads.num_tensors(); ++t) out.push_back(grads.empty_like(t, leading(coefficients), dtype));
   return out;
 }
 
@@ -34,11 +34,13 @@ void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::Tensor
                     K, "] or [R, ", K, "] on ", grads.options().device());
   TORCH_CHECK_VALUE(static_cast<int64_t>(out.size()) == view.num_tensors, "combine: out has ", out.size(),
                     " tensors, expected ", view.num_tensors);
+  const at::ScalarType dtype = grads.dtype_of_out(out);
+  const DType out_dtype = dtype_of(dtype);
   std::vector<void*> pointers(out.size());
   for (int64_t t = 0; t < view.num_tensors; ++t) {
-    TORCH_CHECK_VALUE(grads.matches(t, leading(coefficients), out[t]), "combine: out ", t, " has shape ",
+    TORCH_CHECK_VALUE(grads.matches(t, leading(coefficients), dtype, out[t]), "combine: out ", t, " has shape ",
                       out[t].sizes(), ", strides ", out[t].strides(), ", dtype ", out[t].scalar_type(), " on ",
-                      out[t].device(), ", expected those of the task gradients of tensor ", t);
+                      out[t].device(), ", expected those of the task gradients of tensor ", t, ", and dtype ", dtype);
     pointers[t] = out[t].mutable_data_ptr();
   }
   if (R == 0) return;
@@ -46,25 +48,27 @@ void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::Tensor
   std::vector<double> scaled(wide.const_data_ptr<double>(), wide.const_data_ptr<double>() + R * K);
   for (double& value : scaled) value *= scale;
   Chunks(view.numel()).run(kernels().combine_scratch(K, R), [&](int64_t, int64_t begin, int64_t end, void* scratch) {
-    kernels().combine(view, begin, end, scaled.data(), R, accumulate, scratch, pointers.data());
+    kernels().combine(view, begin, end, scaled.data(), R, out_dtype, accumulate, scratch, pointers.data());
   });
 }
 
-std::vector<at::Tensor> combine(const TaskTable& grads, const at::Tensor& coefficients, double scale) {
-  std::vector<at::Tensor> out = make_out(grads, coefficients);
+std::vector<at::Tensor> combine(const TaskTable& grads, const at::Tensor& coefficients, double scale,
+                                std::optional<at::ScalarType> dtype) {
+  std::vector<at::Tensor> out = make_out(grads, coefficients, dtype.value_or(grads.dtype()));
   combine_(grads, coefficients, out, false, scale);
   return out;
 }
 
 TORCH_LIBRARY_FRAGMENT(mtlfast, m) {
-  m.def("combine(Tensor?[] rows, int num_tasks, Tensor coefficients, float scale) -> Tensor[]");
+  m.def("combine(Tensor?[] rows, int num_tasks, Tensor coefficients, float scale, ScalarType? dtype=None) -> Tensor[]");
   m.def(
       "combine_(Tensor?[] rows, int num_tasks, Tensor coefficients, Tensor(a!)[] out, bool accumulate, float scale) "
       "-> ()");
 }
 TORCH_LIBRARY_IMPL(mtlfast, CPU, m) {
-  m.impl("combine", [](const OptionalTensors& rows, int64_t num_tasks, const at::Tensor& coefficients, double scale) {
-    return combine(table_of("combine", rows, num_tasks), coefficients, scale);
+  m.impl("combine", [](const OptionalTensors& rows, int64_t num_tasks, const at::Tensor& coefficients, double scale,
+                       std::optional<at::ScalarType> dtype) {
+    return combine(table_of("combine", rows, num_tasks), coefficients, scale, dtype);
   });
   m.impl("combine_", [](const OptionalTensors& rows, int64_t num_tasks, const at::Tensor& coefficients,
                         at::TensorList out, bool accumulate, double scale) {

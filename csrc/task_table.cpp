@@ -86,8 +86,7 @@ void TaskTable::finish() {
 }
 
 TaskView TaskTable::view() const {
-  return {num_tasks_, num_tensors(), data_.data(), offsets_.data(),
-          dtype_of(c10::typeMetaToScalarType(options_.dtype()))};
+  return {num_tasks_, num_tensors(), data_.data(), offsets_.data(), dtype_of(dtype())};
 }
 
 at::IntArrayRef TaskTable::sizes(int64_t t) const {
@@ -97,18 +96,19 @@ at::IntArrayRef TaskTable::strides(int64_t t) const {
   return {strides_.data() + first_dim_[t], static_cast<size_t>(rank_[t])};
 }
 
-at::Tensor TaskTable::empty_like(int64_t t, std::optional<int64_t> leading) const {
-  if (first_dim_[t] < 0) return at::empty_strided({0}, {1}, options_);  // no task reaches it: mtlfast.ops says None
-  if (!leading) return at::empty_strided(sizes(t), strides(t), options_);
+at::Tensor TaskTable::empty_like(int64_t t, std::optional<int64_t> leading, at::ScalarType dtype) const {
+  const at::TensorOptions options = options_.dtype(dtype);
+  if (first_dim_[t] < 0) return at::empty_strided({0}, {1}, options);  // no task reaches it: mtlfast.ops says None
+  if (!leading) return at::empty_strided(sizes(t), strides(t), options);
   std::vector<int64_t> sizes{*leading}, strides{offsets_[t + 1] - offsets_[t]};
   sizes.insert(sizes.end(), this->sizes(t).begin(), this->sizes(t).end());
   strides.insert(strides.end(), this->strides(t).begin(), this->strides(t).end());
-  return at::empty_strided(sizes, strides, options_);
+  return at::empty_strided(sizes, strides, options);
 }
 
-bool TaskTable::matches(int64_t t, std::optional<int64_t> leading, const at::Tensor& out) const {
+bool TaskTable::matches(int64_t t, std::optional<int64_t> leading, at::ScalarType dtype, const at::Tensor& out) const {
   if (first_dim_[t] < 0) return true;
-  if (!plain_memory(out) || out.scalar_type() != options_.dtype() || out.device() != options_.device()) return false;
+  if (!plain_memory(out) || out.scalar_type() != dtype || out.device() != options_.device()) return false;
   const int64_t numel = offsets_[t + 1] - offsets_[t], lead = leading ? 1 : 0;
   if (out.dim() != rank_[t] + lead || (leading && out.size(0) != *leading)) return false;
   if (out.sizes().slice(lead) != sizes(t)) return false;
@@ -117,21 +117,31 @@ bool TaskTable::matches(int64_t t, std::optional<int64_t> leading, const at::Ten
          (out.numel() <= numel || out.stride(0) == numel);
 }
 
-bool TaskTable::accepts(const std::vector<at::Tensor>& out, std::optional<int64_t> leading) const {
+at::ScalarType TaskTable::dtype_of_out(at::TensorList out) const {
+  for (size_t t = 0; t < out.size() && t < first_dim_.size(); ++t)
+    if (first_dim_[t] >= 0 && out[t].defined()) return out[t].scalar_type();
+  return dtype();
+}
+
+bool TaskTable::accepts(const std::vector<at::Tensor>& out, std::optional<int64_t> leading,
+                        std::optional<at::ScalarType> dtype) const {
   struct Span {
     uintptr_t begin, end;
     int64_t t;
   };
   if (static_cast<int64_t>(out.size()) != num_tensors()) return false;
   const auto address = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
-  const int64_t size = item_size(view().dtype);
+  const at::ScalarType out_dtype = dtype ? *dtype : dtype_of_out(out);
+  if (!known(out_dtype)) return false;
+  const int64_t size = item_size(dtype_of(this->dtype())), out_size = item_size(dtype_of(out_dtype));
+  const bool in_place = !leading && out_dtype == this->dtype();
   std::vector<Span> spans;
   for (int64_t t = 0; t < num_tensors(); ++t) {
     if (first_dim_[t] < 0) continue;
-    if (!out[t].defined() || !matches(t, leading, out[t])) return false;
+    if (!out[t].defined() || !matches(t, leading, out_dtype, out[t])) return false;
     if (out[t].numel() == 0) continue;
     const uintptr_t begin = address(out[t].const_data_ptr());
-    spans.push_back({begin, begin + out[t].numel() * size, t});
+    spans.push_back({begin, begin + out[t].numel() * out_size, t});
   }
   std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
   for (size_t i = 1; i < spans.size(); ++i)
@@ -145,7 +155,7 @@ bool TaskTable::accepts(const std::vector<at::Tensor>& out, std::optional<int64_
                                         [](const Span& span, uintptr_t value) { return span.begin < value; });
     if (after == spans.begin()) continue;
     const Span& span = *std::prev(after);
-    if (span.end > begin && (leading || span.t != t || span.begin != begin)) return false;
+    if (span.end > begin && !(in_place && span.t == t && span.begin == begin)) return false;
   }
   return true;
 }

@@ -29,13 +29,21 @@ class TaskTable {
   bool contiguous() const { return contiguous_; }  // every tensor lies in the order of its indices
   at::TensorOptions options() const { return options_; }
 
-  // A new tensor with tensor t's shape and strides, behind a leading dimension if one is given.
-  at::Tensor empty_like(int64_t t, std::optional<int64_t> leading) const;
-  bool matches(int64_t t, std::optional<int64_t> leading, const at::Tensor& out) const;  // could that have made it?
+  at::ScalarType dtype() const { return c10::typeMetaToScalarType(options_.dtype()); }
 
-  // Does each output match, with memory of its own, or (without a leading dimension) a task's whole gradient of the
-  // same tensor? An undefined output stands for a tensor that no task reaches.
-  bool accepts(const std::vector<at::Tensor>& out, std::optional<int64_t> leading) const;
+  // A new tensor with tensor t's shape and strides, behind a leading dimension if one is given.
+  at::Tensor empty_like(int64_t t, std::optional<int64_t> leading, at::ScalarType dtype) const;
+  // Could that have made it?
+  bool matches(int64_t t, std::optional<int64_t> leading, at::ScalarType dtype, const at::Tensor& out) const;
+
+  // The dtype of the first output whose tensor a task reaches: all must share it. The gradients' if there is none.
+  at::ScalarType dtype_of_out(at::TensorList out) const;
+
+  // Does each output match (dtype: that of them all, if none is given), with memory of its own, or (of the gradients'
+  // dtype, without a leading dimension) a task's whole gradient of the same tensor? An undefined output stands for a
+  // tensor that no task reaches.
+  bool accepts(const std::vector<at::Tensor>& out, std::optional<int64_t> leading,
+               std::optional<at::ScalarType> dtype) const;
 
  private:
   at::IntArrayRef sizes(int64_t t) const;

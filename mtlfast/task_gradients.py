@@ -137,12 +137,15 @@ class TaskGradients:
             )
             self._table = None if self._table is None else _native.module().marshal(self.rows)  # type: ignore[union-attr]
 
-    def accepts(self, out: Sequence[Tensor | None], leading: tuple[int, ...]) -> bool:
-        """Can `out` take results [*leading, *shape]? Native code's quick answer: False may mean 'look closer'."""
+    def accepts(self, out: Sequence[Tensor | None], leading: tuple[int, ...], dtype: torch.dtype | None) -> bool:
+        """Can `out` take results [*leading, *shape] of `dtype` (None: its own)?
+
+        Native code's quick answer: False may mean 'look closer'.
+        """
         native = _native.module()
         if native is None or self._table is None:
             return False
-        answer: bool = native.accepts(self._table, out, leading[0] if leading else None)
+        answer: bool = native.accepts(self._table, out, leading[0] if leading else None, dtype)
         return answer
 
     def run(self, on_table: Callable[[ModuleType, Any], Any], on_rows: Callable[[Any], Any]) -> Any:

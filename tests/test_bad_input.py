@@ -10,8 +10,12 @@ W = torch.ones(3)
 Z = torch.zeros
 
 
-def combine_into(*out, weights=W):
-    return lambda: ops.combine(GRADS, weights, out=list(out))
+ROOM = torch.ones(16, dtype=torch.float16)
+HALVES = TaskGradients.from_rows([[ROOM[8:12]]])  # bytes 16 to 24
+
+
+def combine_into(*out, weights=W, **kwargs):
+    return lambda: ops.combine(GRADS, weights, out=list(out), **kwargs)
 
 
 CASES = [
@@ -68,7 +72,27 @@ CASES = [
     (
         combine_into(Z(2, 3), Z(4).double()),
         TypeError,
-        "combine: out 1 has dtype torch.float64, expected torch.float32 as the task gradients",
+        "combine: out 1 has dtype torch.float64, expected torch.float32 as out 0",
+    ),
+    (
+        combine_into(Z(2, 3).long(), Z(4)),
+        TypeError,
+        "combine: out 0 has dtype torch.int64, expected float32, float64, bfloat16 or float16",
+    ),
+    (
+        combine_into(Z(2, 3), Z(4), dtype=torch.float64),
+        TypeError,
+        "combine: out 0 has dtype torch.float32, expected torch.float64 as dtype says",
+    ),
+    (
+        lambda: ops.combine(GRADS, W, dtype=torch.int64),
+        TypeError,
+        "combine: dtype is torch.int64, expected float32, float64, bfloat16 or float16",
+    ),
+    (
+        lambda: ops.combine(GRADS, W, dtype="half"),
+        TypeError,
+        "combine: dtype is half, expected float32, float64, bfloat16 or float16",
     ),
     (
         combine_into(Z(2, 3), Z(4, device="meta")),
@@ -80,6 +104,16 @@ CASES = [
         combine_into(Z(2, 3), GRADS.rows[0][0].view(-1)[:4]),
         ValueError,
         "combine: out 1 shares memory with task 0's gradient of tensor 0, expected memory of its own",
+    ),
+    (
+        lambda: ops.combine(HALVES, Z(1), out=[ROOM[8:12].view(torch.bfloat16)]),
+        ValueError,
+        "combine: out 0 shares memory with task 0's gradient of tensor 0, expected memory of its own",
+    ),
+    (
+        lambda: ops.combine(HALVES, Z(1), out=[ROOM.view(torch.float32)[1:5]]),
+        ValueError,
+        "combine: out 0 shares memory with task 0's gradient of tensor 0, expected memory of its own",
     ),
     (
         combine_into(*(lambda x: (x[:6].view(2, 3), x[5:]))(Z(9))),

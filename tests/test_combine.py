@@ -7,21 +7,26 @@ from cases import DTYPES, LAYOUTS, SHAPES, TASKS, draw, draw_rows, laid_out, wid
 from mtlfast import TaskGradients, ops, reference
 
 
-def assert_close(grads: TaskGradients, result, weights, scale=1.0, plus=None) -> None:
-    """`result` is scale * weights J (+ plus), but for float sums over the tasks and one rounding."""
+def assert_close(grads: TaskGradients, result, weights, scale=1.0, plus=None, dtype=None) -> None:
+    """`result` is scale * weights J (+ plus) in `dtype`, but for float sums over the tasks and one rounding."""
+    dtype = dtype or grads.dtype
     exact = reference.combine(wide(grads), weights, scale=scale)
     size = reference.combine(TaskGradients.from_rows(_abs(grads)), weights.abs(), scale=abs(scale))
-    one_rounding = torch.finfo(grads.dtype).eps
-    sums = grads.num_tasks * torch.finfo(torch.float64 if grads.dtype == torch.float64 else torch.float32).eps
+    one_rounding, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
+    sums = grads.num_tasks * torch.finfo(sums_of(grads.dtype, dtype)).eps
     assert len(result) == len(grads.shapes)
     for t, (x, want, most) in enumerate(zip(result, exact, size, strict=True)):
         assert (x is None) == (grads.shapes[t] is None)
         if x is None:
             continue
-        assert x.dtype == grads.dtype
+        assert x.dtype == dtype
         want, most = (want, most) if plus is None else (want + plus[t].double(), most + plus[t].double().abs())
-        tiny = torch.finfo(grads.dtype).smallest_normal
         assert ((x.double() - want).abs() <= want.abs() * one_rounding + most * sums + tiny).all()
+
+
+def sums_of(*dtypes: torch.dtype) -> torch.dtype:
+    """What the op computes in, from one dtype to another."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def _abs(grads):
@@ -94,6 +99,52 @@ def test_every_element_is_written(dtype):
         assert all(x.isfinite().all() for x in ops.combine(grads, weights, out=out))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("to", DTYPES, ids=str)
+@pytest.mark.parametrize("leading", [(), (0,), (3,)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_outputs_of_another_dtype(layout, leading, to, dtype):
+    # 5 tasks: more than a group. Tensors beyond a block and a chunk, with and without tails.
+    grads = draw(5, [(5, 7, 3, 3), (65, 33), (1,), (0,), (128,), (9001,)], dtype, layout, missing=0.3)
+    weights = torch.randn(*leading, 5)
+    fresh = ops.combine(grads, weights, scale=-0.5, dtype=to)
+    assert_close(grads, fresh, weights, scale=-0.5, dtype=to)
+    for x, example in zip(fresh, grads.examples(), strict=True):
+        assert example is None or x.stride()[len(leading) :] == example.stride()
+
+    out = [None if x is None else torch.full_like(x, torch.nan) for x in fresh]
+    given = ops.combine(grads, weights, out=out, scale=-0.5)
+    assert all(x is target for x, target in zip(given, out, strict=True))
+    assert all(x is None or torch.equal(x, y) for x, y in zip(given, fresh, strict=True))
+
+    before = [None if x is None else x.normal_().clone() for x in out]
+    assert_close(grads, ops.combine(grads, weights, out=out, accumulate=True), weights, plus=before, dtype=to)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("to", DTYPES, ids=str)
+@pytest.mark.parametrize("num_out", [None, 9])
+def test_every_element_of_another_dtype_is_written_and_none_beside_it(num_out, to, dtype):
+    grads = draw(3, SHAPES["borders"], dtype)
+    weights = torch.randn(3) if num_out is None else torch.randn(num_out, 3)
+    rooms = [torch.full((2 + shape.numel() * (num_out or 1),), torch.nan, dtype=to) for shape in grads.shapes]
+    out = [room[1:-1].view(*weights.shape[:-1], -1) for room in rooms]
+    assert_close(grads, ops.combine(grads, weights, out=out, dtype=to), weights, dtype=to)
+    for room, x in zip(rooms, out, strict=True):
+        assert x.isfinite().all()
+        assert room.isnan().sum() == 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("to", DTYPES, ids=str)
+def test_many_tasks_round_once(to, dtype):
+    # Sums in the output's 16 bits would stop growing at 256 (bfloat16) or 2048 (float16).
+    grads = TaskGradients.from_rows([[torch.ones(200, dtype=dtype)] for _ in range(4000)])
+    out = [torch.full((200,), 2.0, dtype=to)]
+    (x,) = ops.combine(grads, torch.ones(4000), out=out, accumulate=True)
+    assert (x == torch.tensor(4002.0, dtype=to)).all()
+
+
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_what_is_not_finite_comes_out_even_with_weight_zero(value):
     grads = draw(2, [(100,)])
@@ -101,17 +152,21 @@ def test_what_is_not_finite_comes_out_even_with_weight_zero(value):
     (x,) = ops.combine(grads, torch.tensor([1.0, 0.0]))
     assert not x[37].isfinite()
     assert x.isfinite().sum() == 99
+    for to in DTYPES:
+        (other,) = ops.combine(grads, torch.tensor([1.0, 0.0]), dtype=to)
+        assert torch.equal(other.isnan(), x.isnan())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_extremes_round_as_torch_rounds(dtype):
+@pytest.mark.parametrize("to", DTYPES, ids=str)
+def test_extremes_round_as_torch_rounds(to, dtype):
     info = torch.finfo(dtype)
     tiny = info.smallest_normal * info.eps
     values = torch.tensor([info.max, -info.max, info.smallest_normal, tiny, -tiny, 0.0, 1.0, 1 + info.eps], dtype=dtype)
     grads = TaskGradients.from_rows([[values.repeat(20)]])
     for factor in (1.0, 2.0, 0.5, 0.75, 1.0 + 2**-12):
-        wanted = (values.double() * factor).to(torch.float64 if dtype == torch.float64 else torch.float32).to(dtype)
-        (x,) = ops.combine(grads, torch.tensor([factor], dtype=torch.float64))
+        wanted = (values.double() * factor).to(sums_of(dtype, to)).to(to)
+        (x,) = ops.combine(grads, torch.tensor([factor], dtype=torch.float64), dtype=to)
         assert torch.equal(x, wanted.repeat(20))
 
 
@@ -127,5 +182,6 @@ def test_bitwise_equal_over_repeats_threads_and_addresses(dtype, threads):
         for same in (rows, elsewhere):
             grads = TaskGradients.from_rows(same)
             results.append([*ops.combine(grads, weights), *ops.combine(grads, weights[0])])
+            results[-1] += [x for to in DTYPES for x in ops.combine(grads, weights[:2], dtype=to)]
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))

@@ -21,8 +21,15 @@ def samples(dtype):
     return {
         "gram": [(flat, 3)],
         "norms": [(flat, 3)],
-        "combine": [(flat, 3, weights, 0.5), (flat, 3, coefficients, 1.0)],
-        "combine_": [(flat, 3, weights, out, True, 0.5)],
+        "combine": [
+            (flat, 3, weights, 0.5),
+            (flat, 3, coefficients, 1.0),
+            *((flat, 3, w, 1.0, to) for w in (weights, coefficients) for to in DTYPES),
+        ],
+        "combine_": [
+            (flat, 3, weights, out, True, 0.5),
+            *((flat, 3, weights, [x.to(to) for x in out], True, 0.5) for to in DTYPES),
+        ],
         "flatten": [(flat, 3, dtype), (flat, 3, torch.float64)],
         "unflatten": [(torch.randn(9), [torch.randn(2, 3), torch.randn(3)]), (torch.randn(0), [])],
         "scale_": [([g for _, g in present], [k for k, _ in present], weights)],
@@ -46,7 +53,8 @@ def surgery(rows, weights):
     gram = ops.gram(grads)
     w = ops.solve(gram, "pcgrad", [0.0])
     scaled = ops.combine(grads, w + weights)
-    return gram, ops.norms(grads), ops.flatten(grads), *scaled, *ops.combine(grads, torch.stack([w, w]))
+    others = [ops.combine(grads, torch.stack([w, w]), dtype=to) for to in (None, *DTYPES)]
+    return gram, ops.norms(grads), ops.flatten(grads), *scaled, *(x for other in others for x in other)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -67,6 +75,7 @@ def test_meta_tensors_have_shapes():
     x, none = ops.combine(grads, torch.empty(2, 5, device="meta"))
     assert none is None
     assert x.shape == (2, 3, 4)
+    assert ops.combine(grads, torch.empty(5, device="meta"), dtype=torch.float16)[0].dtype == torch.float16
 
 
 def test_direct_calls_that_do_not_fit():
@@ -79,5 +88,9 @@ def test_direct_calls_that_do_not_fit():
         MT.combine([x, x, x], 3, torch.ones(2), 1.0)
     with pytest.raises(ValueError, match="combine: out has 0 tensors, expected 1"):
         MT.combine_([x], 1, torch.ones(1), [], False, 1.0)
+    with pytest.raises(ValueError, match=r"combine: out 1 has .* dtype Double .* and dtype Half"):
+        MT.combine_([x, x], 1, torch.ones(1), [x.half(), x.double()], False, 1.0)
+    with pytest.raises(RuntimeError, match="dtype is Int, expected float32, float64, bfloat16 or float16"):
+        MT.combine([x], 1, torch.ones(1), 1.0, torch.int32)
     with pytest.raises(ValueError, match="scale_: task index 2 of tensor 0 is not below 2"):
         MT.scale_([x], [2], torch.ones(2))

@@ -7,6 +7,8 @@
 //
 // Work: R*K multiply-adds a column. Sums run in float (double for fp64), tasks in ascending order, and round once to
 // the output: deterministic, and the same for an element wherever it lies.
+//
+// Outputs of another dtype than the gradients' take a path of their own, `combine_to`: it is written to be short.
 #include "kernels.h"
 #include "pieces.h"
 
@@ -185,14 +187,70 @@ void combine_range(const TaskView& grads, int64_t begin, int64_t end, const doub
   });
 }
 
+// Outputs of another dtype: a block's sums of all R outputs wait in `sums` ([R, kManyBlock]) while its rows are read,
+// each once.
+template <class T, class Out>
+void combine_to(const TaskView& grads, int64_t begin, int64_t end, const double* coefficients, int64_t R,
+                bool accumulate, WideOf<T, Out>* sums, void* const* out) {
+  using Wide = WideOf<T, Out>;
+  const int64_t K = grads.num_tasks;
+  Wide wide[kStage];
+  const auto for_each_stage = [](int64_t n, auto use) {
+    for (int64_t c = 0; c < n; c += kStage) use(c, n - c < kStage ? n - c : kStage);
+  };
+  for_each_piece(grads, begin, end, [&](int64_t t, int64_t first, int64_t length) {
+    const int64_t numel = grads.offsets[t + 1] - grads.offsets[t];
+    for (int64_t at = first; at < first + length; at += kManyBlock) {
+      const int64_t n = first + length - at < kManyBlock ? first + length - at : kManyBlock;
+      bool starts = true;
+      for (int64_t k = 0; k < K; ++k) {
+        const T* row = static_cast<const T*>(grads.tensor(t)[k]);
+        if (!row) continue;
+        for_each_stage(n, [&](int64_t c, int64_t count) {
+          unpack_stage(row + at + c, count, wide);
+          for (int64_t r = 0; r < R; ++r) {
+            const Wide weight = static_cast<Wide>(coefficients[r * K + k]);
+            Wide* sum = sums + r * kManyBlock + c;
+            if (starts)
+              for (int64_t i = 0; i < kStage; ++i) sum[i] = weight * wide[i];
+            else
+              for (int64_t i = 0; i < kStage; ++i) sum[i] += weight * wide[i];
+          }
+        });
+        starts = false;
+      }
+      for (int64_t r = 0; r < R; ++r) {
+        Out* to = static_cast<Out*>(out[t]) + r * numel + at;
+        for_each_stage(n, [&](int64_t c, int64_t count) {
+          Wide* sum = sums + r * kManyBlock + c;
+          if (accumulate) {
+            unpack_stage(to + c, count, wide);
+            for (int64_t i = 0; i < kStage; ++i) sum[i] += wide[i];
+          }
+          pack_stage(sum, count, to + c);
+        });
+      }
+    }
+  });
+}
+
 }  // namespace
 
-int64_t combine_scratch(int64_t num_tasks, int64_t num_out) { return Scratch<double>::bytes(num_tasks, num_out); }
+int64_t combine_scratch(int64_t num_tasks, int64_t num_out) {
+  const int64_t same = Scratch<double>::bytes(num_tasks, num_out), other = num_out * kManyBlock * 8;
+  return same > other ? same : other;
+}
 
 void combine(const TaskView& grads, int64_t begin, int64_t end, const double* coefficients, int64_t num_out,
-             bool accumulate, void* scratch, void* const* out) {
-  visit(grads.dtype,
-        [&]<class T>(T) { combine_range<T>(grads, begin, end, coefficients, num_out, accumulate, scratch, out); });
+             DType out_dtype, bool accumulate, void* scratch, void* const* out) {
+  visit(grads.dtype, [&]<class T>(T) {
+    if (out_dtype == grads.dtype)
+      return combine_range<T>(grads, begin, end, coefficients, num_out, accumulate, scratch, out);
+    visit(out_dtype, [&]<class Out>(Out) {
+      combine_to<T, Out>(grads, begin, end, coefficients, num_out, accumulate, static_cast<WideOf<T, Out>*>(scratch),
+                         out);
+    });
+  });
 }
 
 }  // namespace mtlfast::MTLFAST_ISA

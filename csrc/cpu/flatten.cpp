@@ -5,24 +5,14 @@
 namespace mtlfast::MTLFAST_ISA {
 namespace {
 
-constexpr int64_t kStage = 64;  // elements converted at a time, a multiple of every Simd step
-
-// n <= kStage elements from T to Out through float, or double if either is.
-template <class T, class Out, class Wide>
-void convert(const T* from, int64_t n, Out* to) {
-  T source[kStage] = {};
-  Out target[kStage];
-  Wide wide[kStage];
-  __builtin_memcpy(source, from, n * sizeof(T));
-  unpack(source, kStage, wide);
-  pack(wide, kStage, target);
-  __builtin_memcpy(to, target, n * sizeof(Out));
-}
-
 template <class T, class Out>
 void copy_row(const T* from, int64_t n, Out* to) {
-  using Wide = decltype(typename Simd<T>::Scalar{} + typename Simd<Out>::Scalar{});
-  for (int64_t i = 0; i < n; i += kStage) convert<T, Out, Wide>(from + i, n - i < kStage ? n - i : kStage, to + i);
+  for (int64_t i = 0; i < n; i += kStage) {
+    const int64_t count = n - i < kStage ? n - i : kStage;
+    WideOf<T, Out> wide[kStage];
+    unpack_stage(from + i, count, wide);
+    pack_stage(wide, count, to + i);
+  }
 }
 template <class T>
 void copy_row(const T* from, int64_t n, T* to) {

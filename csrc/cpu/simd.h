@@ -169,13 +169,35 @@ MTLFAST_INLINE void pack(const Wide* from, int64_t n, T* to) {
   constexpr int lanes = S::kStep / S::kParts, apart = S::kInterleaved ? S::kParts : 1;
   for (int64_t c = 0; c < n; c += S::kStep) {
     typename S::Vec v[S::kParts];
-    for (int part = 0; part < S::kParts; ++part)
+    for (int part = 0; part < S::kParts; ++part) {
+      typename S::Scalar values[lanes];
       for (int lane = 0; lane < lanes; ++lane)
-        v[part][lane] =
+        values[lane] =
             static_cast<typename S::Scalar>(from[c + (S::kInterleaved ? part : part * lanes) + lane * apart]);
+      v[part] = load_unaligned<typename S::Vec>(values);
+    }
     S::store(to + c, v);
   }
 }
+
+// The same for any n <= kStage elements, all kStage of `wide` each time: what is computed on it has no tail.
+constexpr int64_t kStage = 64;  // a multiple of every step
+template <class T, class Wide>
+MTLFAST_INLINE void unpack_stage(const T* from, int64_t n, Wide* wide) {
+  T padded[kStage] = {};
+  __builtin_memcpy(padded, from, n * sizeof(T));
+  unpack(padded, kStage, wide);
+}
+template <class T, class Wide>
+MTLFAST_INLINE void pack_stage(const Wide* wide, int64_t n, T* to) {
+  T padded[kStage];
+  pack(wide, kStage, padded);
+  __builtin_memcpy(to, padded, n * sizeof(T));
+}
+
+// What elements of the two types are computed in: float, or double if either is.
+template <class A, class B>
+using WideOf = decltype(typename Simd<A>::Scalar{} + typename Simd<B>::Scalar{});
 
 // Calls use(T{}) with the element type of `dtype`.
 template <class Use>

@@ -9,7 +9,7 @@ namespace mtlfast::MTLFAST_ISA {
 void gram(const TaskView&, int64_t, int64_t, void*, double*);
 void square_sums(const TaskView&, int64_t, int64_t, void*, double*);
 int64_t gram_scratch(int64_t, DType);
-void combine(const TaskView&, int64_t, int64_t, const double*, int64_t, bool, void*, void* const*);
+void combine(const TaskView&, int64_t, int64_t, const double*, int64_t, DType, bool, void*, void* const*);
 int64_t combine_scratch(int64_t, int64_t);
 void flatten(const TaskView&, int64_t, int64_t, DType, int64_t, void*);
 uint32_t read(const TaskView&, int64_t, int64_t, int64_t);

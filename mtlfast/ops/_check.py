@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtlfast.task_gradients import TaskGradients, memory_spans
+from mtlfast.task_gradients import DTYPES, TaskGradients, memory_spans
 
 
 def check_grads(op: str, grads: TaskGradients) -> None:
@@ -30,10 +30,27 @@ def check_vector(op: str, name: str, vector: Tensor, grads: TaskGradients, matri
         raise ValueError(f"{op}: {name} is on {vector.device}, expected {grads.device} as the task gradients")
 
 
-def check_out(op: str, out: Sequence[Tensor | None], grads: TaskGradients, leading: tuple[int, ...]) -> None:
-    """`out` can take the result: shapes, dtype, device, strides, and memory that is its own or a whole gradient's."""
-    if grads.accepts(out, leading):
+def check_dtype(op: str, dtype: torch.dtype, subject: str = "dtype is") -> None:
+    """`dtype` is one that kernels take."""
+    if dtype not in DTYPES:
+        raise TypeError(f"{op}: {subject} {dtype}, expected float32, float64, bfloat16 or float16")
+
+
+def check_out(
+    op: str,
+    out: Sequence[Tensor | None],
+    grads: TaskGradients,
+    leading: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """`out` can take the result.
+
+    Its shapes, device and strides are the gradients', its dtype is `dtype` (None: one of its own), and its memory is
+    its own or a whole gradient's.
+    """
+    if grads.accepts(out, leading, dtype):
         return
+    source = "dtype says"
     if len(out) != len(grads.shapes):
         raise ValueError(f"{op}: out has {len(out)} tensors, expected {len(grads.shapes)}")
     for t, (target, shape) in enumerate(zip(out, grads.shapes, strict=True)):
@@ -43,8 +60,11 @@ def check_out(op: str, out: Sequence[Tensor | None], grads: TaskGradients, leadi
             raise TypeError(f"{op}: out {t} is a {type(target).__name__}, expected a Tensor")
         if target.shape != (*leading, *shape):
             raise ValueError(f"{op}: out {t} has shape {list(target.shape)}, expected {[*leading, *shape]}")
-        if target.dtype != grads.dtype:
-            raise TypeError(f"{op}: out {t} has dtype {target.dtype}, expected {grads.dtype} as the task gradients")
+        if dtype is None:
+            check_dtype(op, target.dtype, f"out {t} has dtype")
+            dtype, source = target.dtype, f"out {t}"
+        if target.dtype != dtype:
+            raise TypeError(f"{op}: out {t} has dtype {target.dtype}, expected {dtype} as {source}")
         if target.device != grads.device:
             raise ValueError(f"{op}: out {t} is on {target.device}, expected {grads.device} as the task gradients")
         strides = out_strides(grads, t, leading)
@@ -66,7 +86,7 @@ def _same_order(target: Tensor, strides: tuple[int, ...]) -> bool:
 
 
 def _check_memory(op: str, out: Sequence[Tensor | None], grads: TaskGradients, leading: bool) -> None:
-    """No output overlaps another or a gradient, but for a task's whole gradient of the same tensor."""
+    """No output overlaps another or a gradient, but for a task's whole gradient of the same tensor and dtype."""
     reached = [target if shape is not None else None for target, shape in zip(out, grads.shapes, strict=True)]
     T = len(reached)
     entries = [*reached, *grads.flat()]
@@ -85,8 +105,9 @@ def _check_memory(op: str, out: Sequence[Tensor | None], grads: TaskGradients, l
 
 
 def _in_place(entries: Sequence[Tensor | None], i: int, j: int, T: int) -> bool:
-    """Is one of the two an output and the other a whole gradient of the same tensor, at the same address?"""
+    """Is one of the two an output and the other a whole gradient of the same tensor and dtype, at the same address?"""
     a, b = entries[min(i, j)], entries[max(i, j)]
     assert a is not None
     assert b is not None
-    return min(i, j) < T <= max(i, j) and (max(i, j) - T) % T == min(i, j) and a.data_ptr() == b.data_ptr()
+    same = a.data_ptr() == b.data_ptr() and a.dtype == b.dtype
+    return same and min(i, j) < T <= max(i, j) and (max(i, j) - T) % T == min(i, j)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from mtlfast import _native, reference
-from mtlfast.ops._check import check_grads, check_out, check_vector
-from mtlfast.ops._fake import fake
+from mtlfast.ops._check import check_dtype, check_grads, check_out, check_vector
+from mtlfast.ops._fake import example, fake
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -17,6 +17,7 @@ def combine(
     out: Sequence[Tensor | None] | None = None,
     accumulate: bool = False,
     scale: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> list[Tensor | None]:
     """Weighted sums of the task gradients, scale * w J, one tensor at a time as they lie.
 
@@ -24,10 +25,11 @@ def combine(
         grads: K tasks x T tensors, P elements a task.
         weights: [K] for one sum, [R, K] for R; any real dtype, on the gradients' device. A weight of 0 still reads its
             task: inf and NaN reach the result.
-        out: T tensors to write, [*shape] or [R, *shape], of the gradients' dtype, device and strides; with weights [K]
-            they may be a task's own gradients. None: new tensors.
+        out: T tensors to write, [*shape] or [R, *shape], of the gradients' device and strides and of one dtype; with
+            weights [K] and in the gradients' dtype they may be a task's own gradients. None: new tensors.
         accumulate: add to `out` instead of overwriting it.
         scale: a factor for all weights.
+        dtype: of the result: float32, float64, bfloat16 or float16. None: that of `out`, or the gradients'.
 
     Returns:
         T tensors [*shape] (or [R, *shape]), `out` itself if given; None for a tensor that no task reaches.
@@ -35,16 +37,19 @@ def combine(
     Raises:
         ValueError, TypeError: an argument does not fit; nothing has been written.
 
-    Cost: one read of K * P, one write of R * P (and one read, with `accumulate`). Sums run in float32 (float64 for
-    float64), tasks in ascending order, rounded once. Deterministic.
+    Cost: one read of K * P, one write of R * P (and one read, with `accumulate`). Sums run in float32 (float64 if the
+    gradients or the result are), tasks in ascending order, rounded once (as torch does it: from float64 to 16 bits by
+    way of float32). Deterministic.
     """
     check_grads("combine", grads)
     check_vector("combine", "weights", weights, grads, matrix=True)
+    if dtype is not None:
+        check_dtype("combine", dtype)
     if out is not None:
-        check_out("combine", out, grads, tuple(weights.shape[:-1]))
+        check_out("combine", out, grads, tuple(weights.shape[:-1]), dtype)
     elif accumulate:
         raise ValueError("combine: accumulate is set, expected tensors to add to in out")
-    return write(grads, weights, out, accumulate, scale)
+    return write(grads, weights, out, accumulate, scale, dtype)
 
 
 def write(
@@ -53,15 +58,16 @@ def write(
     out: Sequence[Tensor | None] | None,
     accumulate: bool = False,
     scale: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> list[Tensor | None]:
     """`combine` for arguments that are known to fit."""
     if not _native.serves(grads.device):
-        return reference.combine(grads, weights, out, accumulate, scale)
+        return reference.combine(grads, weights, out, accumulate, scale, dtype)
     with torch.no_grad():
         if out is None:
             fresh: list[Tensor] = grads.run(
-                lambda C, table: C.combine(table, weights, scale),
-                lambda ops: ops.combine(grads.flat(), grads.num_tasks, weights, scale),
+                lambda C, table: C.combine(table, weights, scale, dtype),
+                lambda ops: ops.combine(grads.flat(), grads.num_tasks, weights, scale, dtype),
             )
             return [None if shape is None else x for x, shape in zip(fresh, grads.shapes, strict=True)]
         targets = [weights.new_empty(0) if target is None else target for target in out]
@@ -73,18 +79,26 @@ def write(
 
 
 @fake("combine")
-def _fake_combine(rows: list[Tensor | None], num_tasks: int, coefficients: Tensor, scale: float) -> list[Tensor]:
+def _fake_combine(
+    rows: list[Tensor | None],
+    num_tasks: int,
+    coefficients: Tensor,
+    scale: float,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    dtype = example(rows).dtype if dtype is None else dtype
     num_tensors = len(rows) // num_tasks
     result = []
     for t in range(num_tensors):
         column = [row for row in rows[t::num_tensors] if row is not None]
         if not column:
-            result.append(coefficients.new_empty((0,), dtype=torch.float32))
+            result.append(coefficients.new_empty((0,), dtype=dtype))
         elif coefficients.dim() == 1:
-            result.append(torch.empty_like(column[0]))
+            result.append(torch.empty_like(column[0], dtype=dtype))
         else:
-            shape, strides = column[0].shape, column[0].stride()
-            result.append(column[0].new_empty_strided((len(coefficients), *shape), (column[0].numel(), *strides)))
+            shape = (len(coefficients), *column[0].shape)
+            strides = (column[0].numel(), *column[0].stride())
+            result.append(column[0].new_empty_strided(shape, strides, dtype=dtype))
     return result
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from mtlfast import _native, reference
-from mtlfast.ops._check import check_grads
+from mtlfast.ops._check import check_dtype, check_grads
 from mtlfast.ops._fake import example, fake
-from mtlfast.task_gradients import DTYPES, TaskGradients
+from mtlfast.task_gradients import TaskGradients
 
 
 def flatten(grads: TaskGradients, dtype: torch.dtype | None = None) -> Tensor:
@@ -28,8 +28,7 @@ def flatten(grads: TaskGradients, dtype: torch.dtype | None = None) -> Tensor:
     """
     check_grads("flatten", grads)
     dtype = grads.dtype if dtype is None else dtype
-    if dtype not in DTYPES:
-        raise TypeError(f"flatten: dtype is {dtype}, expected float32, float64, bfloat16 or float16")
+    check_dtype("flatten", dtype)
     if not _native.serves(grads.device):
         return reference.flatten(grads, dtype)
     dense = grads.contiguous()

@@ -35,8 +35,9 @@ def combine(
     out: Sequence[Tensor | None] | None = None,
     accumulate: bool = False,
     scale: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> list[Tensor | None]:
-    """scale * w J: weights [K] -> T tensors [*shape]; weights [R, K] -> T tensors [R, *shape]."""
+    """scale * w J: weights [K] -> T tensors [*shape]; weights [R, K] -> T tensors [R, *shape]; new ones of `dtype`."""
     result: list[Tensor | None] = []
     with torch.no_grad():
         for t, shape in enumerate(grads.shapes):
@@ -46,7 +47,7 @@ def combine(
             total = (scale * weights.double() @ _column(grads, t)).reshape((*weights.shape[:-1], *shape))
             target = None if out is None else out[t]
             if target is None:
-                target = _empty_out(grads, t, weights).copy_(total)
+                target = _empty_out(grads, t, weights, dtype or grads.dtype).copy_(total)
             else:
                 target.copy_(target.double() + total if accumulate else total)
             result.append(target)
@@ -93,9 +94,9 @@ def _column(grads: TaskGradients, t: int) -> Tensor:
     return torch.stack([zeros if g is None else g.detach().double().reshape(-1) for g in grads.column(t)])
 
 
-def _empty_out(grads: TaskGradients, t: int, weights: Tensor) -> Tensor:
-    """A new tensor with the strides of tensor t, behind the leading dimension of [R, K] weights."""
+def _empty_out(grads: TaskGradients, t: int, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """A new tensor of `dtype` with the strides of tensor t, behind the leading dimension of [R, K] weights."""
     first = next(g for g in grads.column(t) if g is not None)
     if weights.dim() == 1:
-        return torch.empty_like(first, requires_grad=False)
-    return first.new_empty_strided((len(weights), *first.shape), (first.numel(), *first.stride()))
+        return torch.empty_like(first, dtype=dtype, requires_grad=False)
+    return first.new_empty_strided((len(weights), *first.shape), (first.numel(), *first.stride()), dtype=dtype)
