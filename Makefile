@@ -2,13 +2,14 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 SOURCES := setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+EMULATOR_FILES := $(wildcard tests/emulator/*.h tests/emulator/*.cpp tests/emulator/*.cu tests/emulator/include/*.h)
 PYTHON_FILES := setup.py mtlfast tests benchmarks examples
-CXX_FILES := $(filter-out setup.py,$(SOURCES))
+CXX_FILES := $(filter-out setup.py,$(SOURCES)) $(EMULATOR_FILES)
 
 # A first build is for this machine's GPU, or for one architecture where there is none. Wheels name their own list.
 export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';' | grep . || echo 9.0)
 
-.PHONY: demo test test-isa fuzz asan check-aarch64 lint format bench clean
+.PHONY: demo test test-isa fuzz asan emu emu-asan check-aarch64 lint format bench clean
 .DEFAULT_GOAL := test
 
 build/ready: $(SOURCES) pyproject.toml $(VENV)/ready
@@ -57,6 +58,16 @@ asan: $(VENV)/ready
 	  MTLFAST_CPU_CAPABILITY=$$isa $(abspath $(PY)) -c 'import mtlfast; mtlfast._native.C.isa()' 2>/dev/null || { echo "not on this machine"; continue; }; \
 	  MTLFAST_CPU_CAPABILITY=$$isa $(abspath $(PY)) -m pytest -p no:cacheprovider --capture=sys $(OP_TESTS) || exit 1; \
 	done
+
+# Every CUDA kernel on the CPU, over the whole grid (`make test` takes a seeded sample of it), then under sanitizers.
+emu: build/ready
+	MTLFAST_EMULATE=all $(PY) -m pytest tests/emulator
+
+EMULATE ?= all
+emu-asan: build/ready
+	export MTLFAST_EMULATE=$(EMULATE) MTLFAST_EMULATOR_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD="$(call LIBRARY,libasan.so) $(call LIBRARY,libstdc++.so)"; \
+	$(PY) -m pytest --capture=sys tests/emulator/test_kernels.py
 
 # The kernels' one source for other processors: what x86-64 compiles another compiler may refuse.
 check-aarch64:

@@ -33,7 +33,7 @@ CXX = os.environ.get("CXX", "g++")
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
 SANITIZE_FLAGS = SANITIZE if os.environ.get("MTLFAST_SANITIZE", "0") == "1" else []
-NVCC_FLAGS = ["-std=c++20", "-O3", "--Werror=all-warnings", "-Xcompiler=-fPIC,-Wall,-fvisibility=hidden"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "--Werror=all-warnings", "-Xptxas=-v", "-Xcompiler=-fPIC,-Wall,-fvisibility=hidden"]
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 # Instruction set -> its vector's bytes and the compiler's flags; mtlfast chooses among them when it runs.
@@ -135,7 +135,9 @@ def compile_kernels(folder: Path, toolkit: tuple[Path, Path] | None) -> list[str
             build("cxx", source, f"{source.stem}.{isa}.o", f"{defines} {' '.join(flags)}")
     if toolkit is not None:
         archs = " ".join(flag for arch in cuda_archs() for flag in gencode(arch))
+        # ptxas says what each kernel takes; it is read below, and shown only if the compilation fails.
         command = f"{toolkit[0]} {' '.join(NVCC_FLAGS)} {archs} -MMD -MF $out.d -c $in -o $out"
+        command += " >$out.log 2>&1 || (cat $out.log && false)"
         rules.append(f"rule nvcc\n  command = {command}\n  depfile = $out.d\n  description = nvcc $out\n")
         for source in sorted((CSRC / "cuda").glob("*.cu")):
             build("nvcc", source, f"{source.stem}.cuda.o")
@@ -146,7 +148,30 @@ def compile_kernels(folder: Path, toolkit: tuple[Path, Path] | None) -> list[str
     return objects
 
 
-def build_facts(toolkit: tuple[Path, Path] | None) -> dict[str, object]:
+def cuda_kernels(folder: Path) -> dict[str, dict[str, dict[str, int]]]:
+    """What ptxas said: for each architecture, each kernel's registers, bytes of stack, spills and shared memory."""
+    entry = re.compile(
+        r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
+        r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+        r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<shared>\d+) bytes smem)?",
+        re.DOTALL,
+    )
+    found = [m for log in sorted(folder.glob("*.cuda.o.log")) for m in entry.finditer(log.read_text())]
+    kernels: dict[str, dict[str, dict[str, int]]] = {}
+    for m in found:
+        name = (
+            output_of("c++filt", m["name"]).strip().split("(")[0].removeprefix("void ").replace("mtlfast::cuda::", "")
+        )
+        kernels.setdefault(m["arch"], {})[name] = {
+            "registers": int(m["registers"]),
+            "stack": int(m["stack"]),
+            "spilled": int(m["stores"]) + int(m["loads"]),
+            "shared": int(m["shared"] or 0),
+        }
+    return kernels
+
+
+def build_facts(toolkit: tuple[Path, Path] | None, kernels: Path) -> dict[str, object]:
     """What `python -m mtlfast info` shows of the build, and what the import checks."""
     nvcc_version = re.search(r"V([\d.]+)", output_of(str(toolkit[0]), "--version")) if toolkit else None
     return {
@@ -155,6 +180,7 @@ def build_facts(toolkit: tuple[Path, Path] | None) -> dict[str, object]:
         "cpu_units": list(CPU_UNITS),
         "nvcc": nvcc_version.group(1) if nvcc_version else None,
         "cuda_archs": cuda_archs() if toolkit else [],
+        "cuda_kernels": cuda_kernels(kernels) if toolkit else {},
         "commit": output_of("git", "describe", "--always", "--dirty").strip() or "unknown",
     }
 
@@ -166,13 +192,14 @@ class BuildKernelsAndGlue(BuildExtension):
         """Compiles kernels, then the glue, and writes down what was built."""
         (extension,) = self.extensions
         toolkit = cuda_toolkit()
-        extension.extra_objects = compile_kernels(Path(self.build_temp).resolve() / "kernels", toolkit)
+        kernels = Path(self.build_temp).resolve() / "kernels"
+        extension.extra_objects = compile_kernels(kernels, toolkit)
         if toolkit is not None:
             extension.define_macros.append(("MTLFAST_WITH_CUDA", None))
             extension.extra_link_args += static_runtime(toolkit[1])
         super().build_extensions()
         facts = Path(self.build_lib) / "mtlfast" / "_build.json"
-        facts.write_text(json.dumps(build_facts(toolkit), indent=2) + "\n")
+        facts.write_text(json.dumps(build_facts(toolkit, kernels), indent=2) + "\n")
 
     def copy_extensions_to_source(self) -> None:
         """In-place builds: the facts go where the extension goes."""

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "chunks.h"
+#include "device.h"
 #include "ops.h"
 
 namespace mtlfast {
@@ -45,6 +46,13 @@ void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::Tensor
   }
   if (R == 0) return;
   const at::Tensor wide = coefficients.to(at::kDouble).contiguous();
+  if (!coefficients.is_cpu()) {
+    on_gpu("combine", coefficients.device(), [&](void* stream) {
+      return cuda::combine(view, wide.const_data_ptr<double>(), R, scale, accumulate, out_dtype, pointers.data(),
+                           stream);
+    });
+    return;
+  }
   std::vector<double> scaled(wide.const_data_ptr<double>(), wide.const_data_ptr<double>() + R * K);
   for (double& value : scaled) value *= scale;
   Chunks(view.numel()).run(kernels().combine_scratch(K, R), [&](int64_t, int64_t begin, int64_t end, void* scratch) {
@@ -65,7 +73,7 @@ TORCH_LIBRARY_FRAGMENT(mtlfast, m) {
       "combine_(Tensor?[] rows, int num_tasks, Tensor coefficients, Tensor(a!)[] out, bool accumulate, float scale) "
       "-> ()");
 }
-TORCH_LIBRARY_IMPL(mtlfast, CPU, m) {
+MTLFAST_IMPL(m) {
   m.impl("combine", [](const OptionalTensors& rows, int64_t num_tasks, const at::Tensor& coefficients, double scale,
                        std::optional<at::ScalarType> dtype) {
     return combine(table_of("combine", rows, num_tasks), coefficients, scale, dtype);

@@ -1,9 +1,9 @@
 // Runs CUDA kernels on the CPU: the dialect of csrc/cuda, for a host compiler.
 //
 // A block's threads are fibers. The blocks of a launch run one after another in an order that the seed gives; between
-// barriers its fibers run in turns, in an order drawn anew for every turn. A barrier or a warp's shuffle waits for the
-// threads that it needs; when none can go on, the launch fails and says who waits where. cp.async copies nothing before
-// its wait. Everything is one OS thread, so the host's sanitizers see every access of a kernel.
+// barriers its fibers run in turns, or warp after warp, in an order drawn anew for every turn. A barrier or a warp's
+// shuffle waits for the threads that it needs; when none can go on, the launch fails and says who waits where. cp.async
+// copies nothing before its wait. Everything is one OS thread, so the host's sanitizers see every access of a kernel.
 //
 // Not modelled: weak memory, threads in lockstep, uninitialised static shared memory.
 #pragma once
@@ -104,8 +104,10 @@ inline Machine machine;
 
 inline Fiber& self() { return *machine.fibers[machine.current]; }
 
-// Between a fiber and the scheduler. AddressSanitizer wants to know which stack it is on.
-[[gnu::noinline]] inline void to_scheduler() {
+// Between a fiber and the scheduler. AddressSanitizer wants to know which stack it is on; in these functions themselves
+// it would clear its notes on the whole stack before each jump.
+#define SWITCHES [[gnu::noinline, gnu::no_sanitize_address]]
+SWITCHES inline void to_scheduler() {
 #if defined(__SANITIZE_ADDRESS__)
   Fiber& fiber = self();
   __sanitizer_start_switch_fiber(&fiber.fake_stack, machine.bottom, machine.size);
@@ -116,7 +118,7 @@ inline Fiber& self() { return *machine.fibers[machine.current]; }
 #endif
 }
 
-inline void fiber_main() {
+SWITCHES inline void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &machine.bottom, &machine.size);
 #endif
@@ -127,13 +129,13 @@ inline void fiber_main() {
   }
 }
 
-[[gnu::noinline]] inline void enter(Fiber& fiber) {
+SWITCHES inline void enter(Fiber& fiber) {
   if (fiber.started) __builtin_longjmp(fiber.context, 1);
   fiber.started = true;
   setcontext(&fiber.start);
 }
 
-[[gnu::noinline]] inline void resume(int thread) {
+SWITCHES inline void resume(int thread) {
   machine.current = thread;
   threadIdx = dim3(thread, 0, 0);
   Fiber& fiber = *machine.fibers[thread];
@@ -227,16 +229,32 @@ inline void run_block(std::mt19937_64& random) {
   }
   std::vector<int> order(machine.threads);
   std::iota(order.begin(), order.end(), 0);
-  for (bool ran = true; ran;) {
-    ran = false;
-    if (seed != 0) std::shuffle(order.begin(), order.end(), random);
-    for (int thread : order) {
-      if (machine.fibers[thread]->state != State::Ready) continue;
-      resume(thread);
-      ran = true;
-      if (!machine.error.empty()) return;
+  // Resumes once each of order[first .. last) that is ready; false if none was.
+  const auto turn = [&](int first, int last) {
+    bool ran = false;
+    if (seed != 0) std::shuffle(order.begin() + first, order.begin() + last, random);
+    for (int i = first; i < last && machine.error.empty(); ++i)
+      if (machine.fibers[order[i]]->state == State::Ready) {
+        resume(order[i]);
+        ran = true;
+      }
+    return ran;
+  };
+  // All threads take turns, or one warp after another runs as far as it can.
+  for (bool ran = true; ran && machine.error.empty();) {
+    if (seed == 0 || random() % 2 == 0) {
+      ran = turn(0, machine.threads);
+      if (seed != 0) std::sort(order.begin(), order.end());
+    } else {
+      ran = false;
+      std::vector<int> warps((machine.threads + 31) / 32);
+      std::iota(warps.begin(), warps.end(), 0);
+      std::shuffle(warps.begin(), warps.end(), random);
+      for (int warp : warps)
+        while (turn(warp * 32, std::min(machine.threads, warp * 32 + 32))) ran = true;
     }
   }
+  if (!machine.error.empty()) return;
   for (int thread = 0; thread < machine.threads; ++thread)
     if (machine.fibers[thread]->state != State::Finished) {
       machine.current = thread;

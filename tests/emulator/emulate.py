@@ -28,8 +28,8 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the
 GUARD = 64  # bytes
 
 
-def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), sanitize: str = SANITIZE) -> ctypes.CDLL:
-    """Compiles CUDA or C++ sources with the host compiler into build/emulator and loads them."""
+def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), sanitize: str = SANITIZE) -> str:
+    """Compiles CUDA or C++ sources with the host compiler into a library in build/emulator: its path."""
     base = ["-std=c++20", "-O1", "-g", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
     base += ["-Wno-unknown-pragmas", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     base += [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{CHECKOUT / 'csrc'}", *flags]
@@ -45,7 +45,7 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), sanitiz
     run = subprocess.run([sys.executable, "-m", "ninja", "-C", folder], capture_output=True, text=True)
     if run.returncode != 0:
         raise RuntimeError(f"the emulator does not compile:\n{run.stdout[-5000:]}")
-    return ctypes.CDLL(str(folder / "lib.so"))
+    return str(folder / "lib.so")
 
 
 class TaskView(ctypes.Structure):
@@ -123,7 +123,7 @@ class Emulator:
 
     def __init__(self) -> None:
         sources = [s for s in sorted(CUDA.glob("*.cu")) if s.name != "device.cu"]
-        self.library = build("kernels", [*sources, HERE / "emulator.cpp"])
+        self.library = ctypes.CDLL(build("kernels", [*sources, HERE / "emulator.cpp"]))
         self.library.emulator_launched.restype = ctypes.c_char_p
         self.kernels: dict[str, int] = {}  # launches of each
 
