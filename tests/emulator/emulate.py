@@ -30,7 +30,7 @@ GUARD = 64  # bytes
 
 def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), sanitize: str = SANITIZE) -> str:
     """Compiles CUDA or C++ sources with the host compiler into a library in build/emulator: its path."""
-    base = ["-std=c++20", "-O1", "-g", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
+    base = ["-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
     base += ["-Wno-unknown-pragmas", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     base += [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{CHECKOUT / 'csrc'}", *flags]
     tag = hashlib.sha256(" ".join([CXX, *base]).encode()).hexdigest()[:12]

@@ -24,6 +24,7 @@ struct EmulatedWorkspace {
 
 }  // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 void emulator_set(uint64_t seed, int most_blocks) {
@@ -62,3 +63,4 @@ const char* emulate_scale(const TaskView* grads, const double* factors) {
 const char* emulate_solve(const cuda::SolveArguments* arguments) { return cuda::solve(*arguments, nullptr); }
 
 }  // extern "C"
+#pragma GCC visibility pop

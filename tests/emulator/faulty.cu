@@ -48,7 +48,7 @@ __global__ void sums_kernel(const float* in, float* out, int n) {
 
 }  // namespace
 
-extern "C" const char* run_sums(const float* in, float* out, int n, uint64_t seed) {
+extern "C" [[gnu::visibility("default")]] const char* run_sums(const float* in, float* out, int n, uint64_t seed) {
   emulator::seed = seed;
   return emulator::launch<sums_kernel>(dim3((n + kThreads * 4 - 1) / (kThreads * 4)), kThreads, 0, nullptr, in, out, n);
 }

@@ -13,7 +13,8 @@
 #endif
 #include "cuda/gram_launch.cuh"
 
-extern "C" const char* run_gram(const mtlfast::TaskView* grads, double* out, uint64_t seed) {
+extern "C" [[gnu::visibility("default")]] const char* run_gram(const mtlfast::TaskView* grads, double* out,
+                                                               uint64_t seed) {
   using namespace mtlfast::cuda;
   emulator::seed = seed;
   std::vector<double> partials(gram_partials_of<float>(*grads));

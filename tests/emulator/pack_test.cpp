@@ -9,10 +9,10 @@
 using namespace mtlfast::cuda;
 using mtlfast::int64_t;
 
-#define EXPECT(condition)                                               \
-  if (!(condition)) {                                                   \
+#define EXPECT(condition)                                                \
+  if (!(condition)) {                                                    \
     std::printf("%s:%d: %s is false\n", __FILE__, __LINE__, #condition); \
-    std::exit(1);                                                       \
+    std::exit(1);                                                        \
   }
 
 constexpr int64_t one = 1;
@@ -110,7 +110,8 @@ int main() {
   EXPECT(tables_of(std::vector<int64_t>(capacity(1), 1), 1).size() == 1);
   EXPECT(tables_of(std::vector<int64_t>(capacity(1) + 1, 1), 1).size() == 2);
   EXPECT(capacity(8) >= 400);  // a surgery of 400 tensors at K = 8 is one launch an op
-  for (int rows = 1; rows <= kMostRows; ++rows) EXPECT(capacity(rows) * (rows + 2) <= kTableWords && capacity(rows) > 0);
+  for (int rows = 1; rows <= kMostRows; ++rows)
+    EXPECT(capacity(rows) * (rows + 2) <= kTableWords && capacity(rows) > 0);
 
   for (int grid : {1, 2, 7, 256, 1024}) {
     check_blocks(std::vector<int64_t>(1500, 9000), 2, grid);

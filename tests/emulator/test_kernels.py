@@ -36,8 +36,8 @@ def grid(*axes: list, per: int = 1, take: int = 1) -> list:
 
 
 def shapes_for(name: str, num_tasks: int) -> list:
-    """Many tensors take long with many tasks: a few, then, still more than one table of 64 rows holds."""
-    return EMULATED_SHAPES[name][: 600 if num_tasks <= 8 else 130]
+    """Many tensors take long with many tasks: then a few more than one table of so many rows holds."""
+    return EMULATED_SHAPES[name][: 4080 // (min(num_tasks, 64) + 2) + 5]
 
 
 def name_of(dtype: torch.dtype) -> str:
