@@ -1,10 +1,12 @@
-"""The grids that op tests run over: dtypes, shapes, layouts, numbers of tasks, missing gradients."""
+"""The grids that op tests run over: devices, dtypes, shapes, layouts, numbers of tasks, missing gradients."""
 
+import pytest
 import torch
 from torch import Tensor
 
 from mtlfast import TaskGradients
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TASKS = [1, 2, 3, 4, 5, 7, 8, 9, 13, 16]
 
@@ -61,12 +63,12 @@ def draw(*args, **kwargs) -> TaskGradients:
 
 
 def wide(grads: TaskGradients) -> TaskGradients:
-    """The same numbers in float64."""
-    return TaskGradients.from_rows([[None if g is None else g.double() for g in row] for row in grads.rows])
+    """The same numbers in float64, on the CPU."""
+    return TaskGradients.from_rows([[None if g is None else g.cpu().double() for g in row] for row in grads.rows])
 
 
 def matrix(grads: TaskGradients) -> Tensor:
-    """The Jacobian [K, P] in float64, entry by entry."""
+    """The Jacobian [K, P] in float64 on the CPU, entry by entry."""
     zeros = [None if shape is None else torch.zeros(shape, dtype=torch.float64) for shape in grads.shapes]
     rows = [
         [z if g is None else g.detach().cpu().double() for g, z in zip(row, zeros, strict=True) if z is not None]

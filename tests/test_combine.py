@@ -10,6 +10,7 @@ from mtlfast import TaskGradients, ops, reference
 def assert_close(grads: TaskGradients, result, weights, scale=1.0, plus=None, dtype=None) -> None:
     """`result` is scale * weights J (+ plus) in `dtype`, but for float sums over the tasks and one rounding."""
     dtype = dtype or grads.dtype
+    weights = weights.cpu()
     exact = reference.combine(wide(grads), weights, scale=scale)
     size = reference.combine(TaskGradients.from_rows(_abs(grads)), weights.abs(), scale=abs(scale))
     one_rounding, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
@@ -20,8 +21,11 @@ def assert_close(grads: TaskGradients, result, weights, scale=1.0, plus=None, dt
         if x is None:
             continue
         assert x.dtype == dtype
-        want, most = (want, most) if plus is None else (want + plus[t].double(), most + plus[t].double().abs())
-        assert ((x.double() - want).abs() <= want.abs() * one_rounding + most * sums + tiny).all()
+        assert x.device == grads.device
+        if plus is not None:
+            before = plus[t].cpu().double()
+            want, most = want + before, most + before.abs()
+        assert ((x.cpu().double() - want).abs() <= want.abs() * one_rounding + most * sums + tiny).all()
 
 
 def sums_of(*dtypes: torch.dtype) -> torch.dtype:
@@ -29,17 +33,22 @@ def sums_of(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
+def weights_of(grads: TaskGradients, num_out: int | None = None) -> torch.Tensor:
+    """[K], or [num_out, K]."""
+    return torch.randn(*([] if num_out is None else [num_out]), grads.num_tasks, device=grads.device)
+
+
 def _abs(grads):
-    return [[None if g is None else g.double().abs() for g in row] for row in grads.rows]
+    return [[None if g is None else g.cpu().double().abs() for g in row] for row in grads.rows]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("missing", [0.0, 0.4])
 @pytest.mark.parametrize("num_tasks", [1, 3, 8])
-def test_shapes(num_tasks, missing, shapes, dtype):
-    grads = draw(num_tasks, shapes, dtype, missing=missing)
-    weights = torch.randn(num_tasks)
+def test_shapes(num_tasks, missing, shapes, dtype, device):
+    grads = draw(num_tasks, shapes, dtype, missing=missing, device=device)
+    weights = torch.randn(num_tasks, device=grads.device)
     assert_close(grads, ops.combine(grads, weights), weights)
     assert_close(grads, ops.combine(grads, weights.half(), scale=-0.5), weights.half().double(), scale=-0.5)
 
@@ -47,9 +56,9 @@ def test_shapes(num_tasks, missing, shapes, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_tasks", [*TASKS, 33])
 @pytest.mark.parametrize("num_out", [None, 0, 1, 3])
-def test_numbers_of_tasks_and_outputs(num_out, num_tasks, dtype):
-    grads = draw(num_tasks, [*SHAPES["borders"], (9001,)], dtype, missing=0.1)
-    weights = torch.randn(num_tasks) if num_out is None else torch.randn(num_out, num_tasks)
+def test_numbers_of_tasks_and_outputs(num_out, num_tasks, dtype, device):
+    grads = draw(num_tasks, [*SHAPES["borders"], (9001,)], dtype, missing=0.1, device=device)
+    weights = weights_of(grads, num_out)
     result = ops.combine(grads, weights)
     for x, shape in zip(result, grads.shapes, strict=True):
         assert shape is None or x.shape == (shape if num_out is None else (num_out, *shape))
@@ -58,9 +67,9 @@ def test_numbers_of_tasks_and_outputs(num_out, num_tasks, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_are_kept(layout, dtype):
-    grads = draw(4, [(5, 7, 3, 3), (65, 33), (129,)], dtype, layout, missing=0.2)
-    weights = torch.randn(4)
+def test_layouts_are_kept(layout, dtype, device):
+    grads = draw(4, [(5, 7, 3, 3), (65, 33), (129,)], dtype, layout, 0.2, device)
+    weights = weights_of(grads)
     result = ops.combine(grads, weights)
     assert_close(grads, result, weights)
     for x, example in zip(result, grads.examples(), strict=True):
@@ -69,10 +78,10 @@ def test_layouts_are_kept(layout, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_tasks", [1, 2, 5, 9])
-def test_in_place_over_any_task(num_tasks, dtype):
+def test_in_place_over_any_task(num_tasks, dtype, device):
     for own in range(num_tasks):
-        grads = draw(num_tasks, [(5000,), (3,), (8, 9), (0,)], dtype)
-        weights = torch.randn(num_tasks)
+        grads = draw(num_tasks, [(5000,), (3,), (8, 9), (0,)], dtype, device=device)
+        weights = weights_of(grads)
         fresh = ops.combine(grads, weights)
         result = ops.combine(grads, weights, out=grads.rows[own])
         for x, want, target in zip(result, fresh, grads.rows[own], strict=True):
@@ -81,36 +90,37 @@ def test_in_place_over_any_task(num_tasks, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("leading", [(), (2,)])
-def test_accumulate(leading, dtype):
-    grads = draw(6, [(700,), (3, 5), (4097,)], dtype)
-    weights = torch.randn(*leading, 6)
-    before = [torch.randn(*leading, *shape).to(dtype) for shape in grads.shapes]
+@pytest.mark.parametrize("num_out", [None, 2])
+def test_accumulate(num_out, dtype, device):
+    grads = draw(6, [(700,), (3, 5), (4097,)], dtype, device=device)
+    weights = weights_of(grads, num_out)
+    before = [torch.randn(*weights.shape[:-1], *shape, device=device).to(dtype) for shape in grads.shapes]
     out = [x.clone() for x in before]
     assert_close(grads, ops.combine(grads, weights, out=out, accumulate=True), weights, plus=before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_element_is_written(dtype):
-    grads = draw(5, SHAPES["borders"], dtype)
+def test_every_element_is_written(dtype, device):
+    grads = draw(5, SHAPES["borders"], dtype, device=device)
     for R in (None, 2):
-        weights = torch.randn(5) if R is None else torch.randn(R, 5)
-        out = [torch.full((*weights.shape[:-1], *shape), torch.nan, dtype=dtype) for shape in grads.shapes]
+        weights = weights_of(grads, R)
+        lead = weights.shape[:-1]
+        out = [torch.full((*lead, *shape), torch.nan, dtype=dtype, device=device) for shape in grads.shapes]
         assert all(x.isfinite().all() for x in ops.combine(grads, weights, out=out))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("to", DTYPES, ids=str)
-@pytest.mark.parametrize("leading", [(), (0,), (3,)])
+@pytest.mark.parametrize("num_out", [None, 0, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_outputs_of_another_dtype(layout, leading, to, dtype):
+def test_outputs_of_another_dtype(layout, num_out, to, dtype, device):
     # 5 tasks: more than a group. Tensors beyond a block and a chunk, with and without tails.
-    grads = draw(5, [(5, 7, 3, 3), (65, 33), (1,), (0,), (128,), (9001,)], dtype, layout, missing=0.3)
-    weights = torch.randn(*leading, 5)
+    grads = draw(5, [(5, 7, 3, 3), (65, 33), (1,), (0,), (128,), (9001,)], dtype, layout, 0.3, device)
+    weights = weights_of(grads, num_out)
     fresh = ops.combine(grads, weights, scale=-0.5, dtype=to)
     assert_close(grads, fresh, weights, scale=-0.5, dtype=to)
     for x, example in zip(fresh, grads.examples(), strict=True):
-        assert example is None or x.stride()[len(leading) :] == example.stride()
+        assert example is None or x.stride()[weights.dim() - 1 :] == example.stride()
 
     out = [None if x is None else torch.full_like(x, torch.nan) for x in fresh]
     given = ops.combine(grads, weights, out=out, scale=-0.5)
@@ -124,10 +134,11 @@ def test_outputs_of_another_dtype(layout, leading, to, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("to", DTYPES, ids=str)
 @pytest.mark.parametrize("num_out", [None, 9])
-def test_every_element_of_another_dtype_is_written_and_none_beside_it(num_out, to, dtype):
-    grads = draw(3, SHAPES["borders"], dtype)
-    weights = torch.randn(3) if num_out is None else torch.randn(num_out, 3)
-    rooms = [torch.full((2 + shape.numel() * (num_out or 1),), torch.nan, dtype=to) for shape in grads.shapes]
+def test_every_element_of_another_dtype_is_written_and_none_beside_it(num_out, to, dtype, device):
+    grads = draw(3, SHAPES["borders"], dtype, device=device)
+    weights = weights_of(grads, num_out)
+    sizes = [shape.numel() * (num_out or 1) for shape in grads.shapes]
+    rooms = [torch.full((2 + size,), torch.nan, dtype=to, device=device) for size in sizes]
     out = [room[1:-1].view(*weights.shape[:-1], -1) for room in rooms]
     assert_close(grads, ops.combine(grads, weights, out=out, dtype=to), weights, dtype=to)
     for room, x in zip(rooms, out, strict=True):
@@ -137,48 +148,47 @@ def test_every_element_of_another_dtype_is_written_and_none_beside_it(num_out, t
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("to", DTYPES, ids=str)
-def test_many_tasks_round_once(to, dtype):
+def test_many_tasks_round_once(to, dtype, device):
     # Sums in the output's 16 bits would stop growing at 256 (bfloat16) or 2048 (float16).
-    grads = TaskGradients.from_rows([[torch.ones(200, dtype=dtype)] for _ in range(4000)])
-    out = [torch.full((200,), 2.0, dtype=to)]
-    (x,) = ops.combine(grads, torch.ones(4000), out=out, accumulate=True)
-    assert (x == torch.tensor(4002.0, dtype=to)).all()
+    grads = TaskGradients.from_matrix(torch.ones(4000, 200, dtype=dtype, device=device))
+    out = [torch.full((200,), 2.0, dtype=to, device=device)]
+    (x,) = ops.combine(grads, torch.ones(4000, device=device), out=out, accumulate=True)
+    assert (x.cpu() == torch.tensor(4002.0, dtype=to)).all()
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
-def test_what_is_not_finite_comes_out_even_with_weight_zero(value):
-    grads = draw(2, [(100,)])
+def test_what_is_not_finite_comes_out_even_with_weight_zero(value, device):
+    grads, weights = draw(2, [(100,)], device=device), torch.tensor([1.0, 0.0], device=device)
     grads.rows[1][0][37] = value
-    (x,) = ops.combine(grads, torch.tensor([1.0, 0.0]))
+    (x,) = ops.combine(grads, weights)
     assert not x[37].isfinite()
     assert x.isfinite().sum() == 99
     for to in DTYPES:
-        (other,) = ops.combine(grads, torch.tensor([1.0, 0.0]), dtype=to)
+        (other,) = ops.combine(grads, weights, dtype=to)
         assert torch.equal(other.isnan(), x.isnan())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("to", DTYPES, ids=str)
-def test_extremes_round_as_torch_rounds(to, dtype):
+def test_extremes_round_as_torch_rounds(to, dtype, device):
     info = torch.finfo(dtype)
     tiny = info.smallest_normal * info.eps
     values = torch.tensor([info.max, -info.max, info.smallest_normal, tiny, -tiny, 0.0, 1.0, 1 + info.eps], dtype=dtype)
-    grads = TaskGradients.from_rows([[values.repeat(20)]])
+    grads = TaskGradients.from_rows([[values.repeat(20).to(device)]])
     for factor in (1.0, 2.0, 0.5, 0.75, 1.0 + 2**-12):
         wanted = (values.double() * factor).to(sums_of(dtype, to)).to(to)
-        (x,) = ops.combine(grads, torch.tensor([factor], dtype=torch.float64), dtype=to)
-        assert torch.equal(x, wanted.repeat(20))
+        (x,) = ops.combine(grads, torch.tensor([factor], dtype=torch.float64, device=device), dtype=to)
+        assert torch.equal(x.cpu(), wanted.repeat(20))
 
 
 @pytest.mark.native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bitwise_equal_over_repeats_threads_and_addresses(dtype, threads):
-    rows = draw_rows(7, [(70_001,), (3, 5), (8193,), (1,)], dtype, missing=0.1)
+def test_bitwise_equal_over_repeats_schedules_and_addresses(dtype, device, schedules):
+    rows = draw_rows(7, [(70_001,), (3, 5), (8193,), (1,)], dtype, missing=0.1, device=device)
     elsewhere = [[None if g is None else laid_out(g, "misaligned") for g in row] for row in rows]
-    weights = torch.randn(3, 7)
+    weights = torch.randn(3, 7, device=device)
     results = []
-    for count in (1, 2, 3):
-        threads(count)
+    for _ in schedules:
         for same in (rows, elsewhere):
             grads = TaskGradients.from_rows(same)
             results.append([*ops.combine(grads, weights), *ops.combine(grads, weights[0])])

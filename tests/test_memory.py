@@ -23,4 +23,5 @@ def test_peak_beside_the_operands(num_tasks):
     assert extra_bytes(lambda: ops.gram(grads)) < MIB
     assert extra_bytes(lambda: ops.norms(grads)) < MIB
     assert extra_bytes(lambda: ops.combine(grads, weights, out=own)) < MIB / 2
-    assert direction <= extra_bytes(lambda: ops.combine(grads, weights)) < direction + MIB
+    # The smallest outputs may find room in what earlier tests left behind.
+    assert direction - MIB < extra_bytes(lambda: ops.combine(grads, weights)) < direction + MIB

@@ -6,23 +6,23 @@ import torch
 from mtlfast import TaskGradients, ops
 
 pytestmark = pytest.mark.native
-P = 200_000_000
+P = {"cpu": 200_000_000, "cuda": 20_000_000}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_constant_rows_of_2e8_elements(dtype):
+def test_constant_rows(dtype, device):
     # The worst case: every float addition rounds the same way.
-    rows = [[torch.full((P,), value, dtype=dtype)] for value in (1.1, 0.7)]
+    rows = [[torch.full((P[device],), value, dtype=dtype, device=device)] for value in (1.1, 0.7)]
     values = torch.stack([row[0][0].double() for row in rows])
-    exact = P * values.outer(values)
+    exact = P[device] * values.outer(values)
     grads = TaskGradients.from_rows(rows)
     assert ((ops.gram(grads) - exact).abs() <= 1e-6 * exact).all()
     assert ((ops.norms(grads) - exact.diagonal().sqrt()).abs() <= 1e-6 * exact.diagonal().sqrt()).all()
 
 
-def test_positive_rows_of_2e8_elements():
-    x, y = torch.rand(P), torch.rand(P).add_(0.5)
-    exact = torch.zeros(2, 2, dtype=torch.float64)
+def test_positive_rows(device):
+    x, y = torch.rand(P[device], device=device), torch.rand(P[device], device=device).add_(0.5)
+    exact = torch.zeros(2, 2, dtype=torch.float64, device=device)
     for a, b in zip(x.split(10_000_000), y.split(10_000_000), strict=True):
         J = torch.stack([a, b]).double()
         exact += J @ J.T
@@ -31,14 +31,14 @@ def test_positive_rows_of_2e8_elements():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_the_sign_of_a_conflict_is_right(dtype):
+def test_the_sign_of_a_conflict_is_right(dtype, device):
     # 13,284 pairs of rows that are orthogonal but for what rounding left; a wrong sign would project, or not, wrongly.
     wrong, judged = 0, 0
     for _ in range(4):
         Q = torch.linalg.qr(torch.randn(6000, 82, dtype=torch.float64))[0].T
         J = ((Q + 1e-5 * torch.randn(82, 82, dtype=torch.float64) @ Q) * 30).to(dtype)
         exact, size = J.double() @ J.double().T, J.double().abs() @ J.double().abs().T
-        G = ops.gram(TaskGradients.from_matrix(J))
+        G = ops.gram(TaskGradients.from_matrix(J.to(device))).cpu()
         pairs = torch.ones(82, 82, dtype=torch.bool).tril(-1) & (exact.abs() > 1e-6 * size)
         wrong += int((G.sign() != exact.sign())[pairs].sum())
         judged += int(pairs.sum())

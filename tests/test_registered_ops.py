@@ -11,11 +11,11 @@ MT = torch.ops.mtlfast
 OPS = ["gram", "norms", "combine", "combine_", "flatten", "unflatten", "scale_", "solve"]
 
 
-def samples(dtype):
-    grads = draw(3, [(5, 7), (), (130,), (0,)], dtype, missing=0.2)
+def samples(dtype, device):
+    grads = draw(3, [(5, 7), (), (130,), (0,)], dtype, missing=0.2, device=device)
     flat = grads.flat()
-    weights, coefficients = torch.randn(3), torch.randn(2, 3)
-    out = [torch.zeros(0) if x is None else x for x in ops.combine(grads, weights)]
+    weights, coefficients = torch.randn(3, device=device), torch.randn(2, 3, device=device)
+    out = [weights.new_zeros(0) if x is None else x for x in ops.combine(grads, weights)]
     present = [(k, g) for k, row in enumerate(grads.rows) for g in row if g is not None]
     gram = ops.gram(grads)
     return {
@@ -31,10 +31,13 @@ def samples(dtype):
             *((flat, 3, weights, [x.to(to) for x in out], True, 0.5) for to in DTYPES),
         ],
         "flatten": [(flat, 3, dtype), (flat, 3, torch.float64)],
-        "unflatten": [(torch.randn(9), [torch.randn(2, 3), torch.randn(3)]), (torch.randn(0), [])],
+        "unflatten": [
+            (torch.randn(9, device=device), [torch.randn(2, 3, device=device), torch.randn(3, device=device)]),
+            (torch.randn(0, device=device), []),
+        ],
         "scale_": [([g for _, g in present], [k for k, _ in present], weights)],
         "solve": [
-            (gram, "pcgrad", [0.0], [torch.rand(3, 3)], None, None),
+            (gram, "pcgrad", [0.0], [torch.rand(3, 3, device=device)], None, None),
             (gram, "pcgrad_coefficients", [], [], None, None),
         ],
     }
@@ -43,8 +46,8 @@ def samples(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_opcheck(op, dtype):
-    for args in samples(dtype)[op]:
+def test_opcheck(op, dtype, device):
+    for args in samples(dtype, device)[op]:
         torch.library.opcheck(getattr(MT, op).default, args)
 
 
@@ -59,8 +62,9 @@ def surgery(rows, weights):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_traced_calls_give_the_bits_of_eager_ones(dtype):
-    rows, weights = draw_rows(3, [(5, 7), (130,), (9001,)], dtype), torch.rand(3, dtype=torch.float64)
+def test_traced_calls_give_the_bits_of_eager_ones(dtype, device):
+    rows = draw_rows(3, [(5, 7), (130,), (9001,)], dtype, device=device)
+    weights = torch.rand(3, dtype=torch.float64, device=device)
     eager = surgery(rows, weights)
     traced = torch.compile(surgery, backend="aot_eager", fullgraph=True)(rows, weights)
     assert len(eager) == len(traced)
@@ -78,19 +82,19 @@ def test_meta_tensors_have_shapes():
     assert ops.combine(grads, torch.empty(5, device="meta"), dtype=torch.float16)[0].dtype == torch.float16
 
 
-def test_direct_calls_that_do_not_fit():
-    x = torch.zeros(3)
+def test_direct_calls_that_do_not_fit(device):
+    x, ones = torch.zeros(3, device=device), torch.ones(2, device=device)
     with pytest.raises(ValueError, match="got 3 rows for 2 tasks"):
         MT.gram([x, x, x], 2)
     with pytest.raises(ValueError, match="gram: task 1, tensor 0 is not dense or differs"):
         MT.gram([x, x.double()], 2)
     with pytest.raises(ValueError, match=r"combine: weights have shape \[2\]"):
-        MT.combine([x, x, x], 3, torch.ones(2), 1.0)
+        MT.combine([x, x, x], 3, ones, 1.0)
     with pytest.raises(ValueError, match="combine: out has 0 tensors, expected 1"):
-        MT.combine_([x], 1, torch.ones(1), [], False, 1.0)
+        MT.combine_([x], 1, ones[:1], [], False, 1.0)
     with pytest.raises(ValueError, match=r"combine: out 1 has .* dtype Double .* and dtype Half"):
-        MT.combine_([x, x], 1, torch.ones(1), [x.half(), x.double()], False, 1.0)
+        MT.combine_([x, x], 1, ones[:1], [x.half(), x.double()], False, 1.0)
     with pytest.raises(RuntimeError, match="dtype is Int, expected float32, float64, bfloat16 or float16"):
-        MT.combine([x], 1, torch.ones(1), 1.0, torch.int32)
+        MT.combine([x], 1, ones[:1], 1.0, torch.int32)
     with pytest.raises(ValueError, match="scale_: task index 2 of tensor 0 is not below 2"):
-        MT.scale_([x], [2], torch.ones(2))
+        MT.scale_([x], [2], ones)

@@ -18,47 +18,49 @@ def random_order(num_tasks: int) -> torch.Tensor:
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 8, 20])
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_project_is_the_papers_algorithm_on_the_matrix(dtype, ordered, num_tasks):
-    grads = draw(num_tasks, [(4, 3), (0,), (5,)], dtype, missing=0.1)
+def test_project_is_the_papers_algorithm_on_the_matrix(dtype, ordered, num_tasks, device):
+    grads = draw(num_tasks, [(4, 3), (0,), (5,)], dtype, missing=0.1, device=device)
     order = random_order(num_tasks) if ordered else None
-    projected = ops.project(grads, order)
+    on_device = None if order is None else order.to(grads.device)
+    projected = ops.project(grads, on_device)
     literal = reference.pcgrad(matrix(grads), order)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     assert torch.allclose(matrix(projected), literal, rtol=tolerance, atol=tolerance)
-    assert torch.allclose(matrix(reference.project(grads, order)), literal, rtol=tolerance, atol=tolerance)
+    assert torch.allclose(matrix(reference.project(grads, on_device)), literal, rtol=tolerance, atol=tolerance)
     assert projected.shapes == grads.shapes
+    assert projected.device == grads.device
 
 
 @pytest.mark.native
 @pytest.mark.parametrize("method", sorted(reference.SOLVERS))
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 8, 40])
-def test_native_solver_agrees_with_its_twin(num_tasks, method):
+def test_native_solver_agrees_with_its_twin(num_tasks, method, device):
     J = torch.randn(5, num_tasks, 2 * num_tasks, dtype=torch.float64)
     gram, keys = J @ J.mT, torch.rand(5, num_tasks, num_tasks, dtype=torch.float64)
     for inputs in ([], [keys]):
         for mean in (0.0, 1.0):
-            native = ops.solve(gram, method, [mean], inputs)
+            native = ops.solve(gram.to(device), method, [mean], [x.to(device) for x in inputs]).cpu()
             twin = reference.solve(gram, method, [mean], inputs)
             assert torch.allclose(native, twin, rtol=1e-8, atol=1e-9)
 
 
-def test_ties_among_keys_go_by_index():
-    gram = torch.tensor([[2.0, -1, -1], [-1, 2, 0.5], [-1, 0.5, 2]], dtype=torch.float64)
+def test_ties_among_keys_go_by_index(device):
+    gram = torch.tensor([[2.0, -1, -1], [-1, 2, 0.5], [-1, 0.5, 2]], dtype=torch.float64, device=device)
     ascending = ops.solve(gram, "pcgrad_coefficients")
-    assert torch.equal(ops.solve(gram, "pcgrad_coefficients", inputs=[torch.zeros(3, 3)]), ascending)
+    assert torch.equal(ops.solve(gram, "pcgrad_coefficients", inputs=[torch.zeros(3, 3, device=device)]), ascending)
 
 
-def test_pcgrad_by_hand():
+def test_pcgrad_by_hand(device):
     # g0 = (1, 0), g1 = (-1, 1): each loses its component along the other.
-    gram = torch.tensor([[1.0, -1.0], [-1.0, 2.0]], dtype=torch.float64)
-    expected = torch.tensor([[1.0, 0.5], [1.0, 1.0]], dtype=torch.float64)
+    gram = torch.tensor([[1.0, -1.0], [-1.0, 2.0]], dtype=torch.float64, device=device)
+    expected = torch.tensor([[1.0, 0.5], [1.0, 1.0]], dtype=torch.float64, device=device)
     assert torch.allclose(ops.solve(gram, "pcgrad_coefficients"), expected)
     assert torch.allclose(ops.solve(gram, "pcgrad", [0.0]), expected.sum(0))
     assert torch.allclose(ops.solve(gram, "pcgrad", [1.0]), expected.mean(0))
 
 
-def test_groups_are_solved_alone_and_a_sick_one_harms_no_other():
-    J = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+def test_groups_are_solved_alone_and_a_sick_one_harms_no_other(device):
+    J = torch.randn(2, 3, 4, 6, dtype=torch.float64, device=device)
     gram = J @ J.mT
     healthy = ops.solve(gram, "pcgrad", [0.0])
     assert healthy.shape == (2, 3, 4)
@@ -70,18 +72,18 @@ def test_groups_are_solved_alone_and_a_sick_one_harms_no_other():
     assert torch.equal(sick, healthy)
 
 
-def test_zero_and_opposite_gradients():
-    zero = torch.zeros(3, 3, dtype=torch.float64)
+def test_zero_and_opposite_gradients(device):
+    zero = torch.zeros(3, 3, dtype=torch.float64, device=device)
     assert ops.solve(zero, "pcgrad", [0.0]).tolist() == [1.0, 1.0, 1.0]
-    opposite = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    opposite = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64, device=device)
     w = ops.solve(opposite, "pcgrad", [0.0])
     assert (w @ opposite @ w).item() == 0.0
 
 
-def test_more_tasks_than_the_solver_takes():
+def test_more_tasks_than_the_solver_takes(device):
     J = torch.randn(130, 300, dtype=torch.float64)
-    w = PCGrad(order="fixed").weights(J @ J.T)
-    assert torch.allclose(w @ J, reference.pcgrad(J).sum(0), atol=1e-8)
+    w = PCGrad(order="fixed").weights((J @ J.T).to(device))
+    assert torch.allclose(w.cpu() @ J, reference.pcgrad(J).sum(0), atol=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,9 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), sanitiz
     folder = CHECKOUT / "build" / "emulator" / f"{name}-{tag}"
     folder.mkdir(parents=True, exist_ok=True)
     objects = [folder / f"{source.stem}.o" for source in sources]
-    rules = [f"rule cxx\n  command = {CXX} {' '.join(base)} -MMD -MF $out.d -x c++ -c $in -o $out\n  depfile = $out.d\n"]
+    rules = [
+        f"rule cxx\n  command = {CXX} {' '.join(base)} -MMD -MF $out.d -x c++ -c $in -o $out\n  depfile = $out.d\n"
+    ]
     rules += [f"rule link\n  command = {CXX} -shared -fsanitize={sanitize} $in -o $out\n"]
     rules += [f"build {o}: cxx {source}\n" for o, source in zip(objects, sources, strict=True)]
     rules += [f"build {folder / 'lib.so'}: link {' '.join(map(str, objects))}\n"]
@@ -142,9 +144,7 @@ class Emulator:
     def compiled(self) -> set[str]:
         """Every kernel that the launchers can reach, by name, without spaces."""
         symbols = subprocess.run(["nm", "-C", self.library._name], capture_output=True, text=True, check=True).stdout
-        return {
-            name.replace(" ", "") for name in re.findall(r"void mtlfast::cuda::(\w+_kernel<[^(]*>)\(", symbols)
-        }
+        return {name.replace(" ", "") for name in re.findall(r"void mtlfast::cuda::(\w+_kernel<[^(]*>)\(", symbols)}
 
     def gram(self, grads: TaskGradients, name: str = "gram", **options: int) -> Tensor:
         """[K, K]; `name`: gram or gram_plain."""
