@@ -24,12 +24,12 @@ def test_static_shared_memory_fits_every_gpu(arch):
     assert max(kernel["shared"] for kernel in KERNELS[arch].values()) <= 48 * 1024
 
 
-@pytest.mark.skipif(not TABLE.exists(), reason="needs the checkout")
+@pytest.mark.skipif(not TABLE.parent.exists(), reason="needs the checkout")
 @pytest.mark.parametrize("arch", KERNELS)
 def test_registers(arch):
     registers = {name: kernel["registers"] for name, kernel in sorted(KERNELS[arch].items())}
     nvcc = ".".join(_native.build_facts()["nvcc"].split(".")[:2])
-    table = json.loads(TABLE.read_text())
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
     if os.environ.get("MTLFAST_WRITE_REGISTERS") == "1":
         table.setdefault(nvcc, {})[arch] = registers
         TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")

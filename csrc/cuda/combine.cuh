@@ -27,11 +27,20 @@ struct Outputs {
   int accumulate;
 };
 
+// Blocks that share a processor, at least: said to the compiler, which otherwise trades spills for more of them.
+template <class T, class Out, int Outs>
+constexpr int kSumBytes = Outs * kGroup<T> * sizeof(Wider<T, Out>);  // of one thread
+template <class T, class Out, int Outs>
+constexpr int kResident = kSumBytes<T, Out, Outs> <= 64    ? 4
+                          : kSumBytes<T, Out, Outs> <= 128 ? 2
+                                                           : 1;
+
 // An entry's rows: K of the gradients, then the tensor [R, numel] that is written. Its tag: the widest access to the
 // rows, and 256 times the widest to the output. Grid: any; block: kThreads; dynamic shared memory: num_out * K wide
 // elements.
 template <class T, class Out, int Outs>
-__global__ void __launch_bounds__(kThreads) combine_kernel(const Table __grid_constant__ table, const Outputs outputs) {
+__global__ void __launch_bounds__(kThreads, kResident<T, Out, Outs>)
+    combine_kernel(const Table __grid_constant__ table, const Outputs outputs) {
   using W = Wider<T, Out>;
   constexpr int width = kGroup<T>;
   W* weights = static_cast<W*>(dynamic_shared());  // [num_out, K]

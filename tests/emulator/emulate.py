@@ -30,7 +30,17 @@ GUARD = 64  # bytes
 
 def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), sanitize: str = SANITIZE) -> str:
     """Compiles CUDA or C++ sources with the host compiler into a library in build/emulator: its path."""
-    base = ["-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
+    base = [
+        "-std=c++20",
+        "-O2",
+        "-g1",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-fno-strict-aliasing",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+    ]
     base += ["-Wno-unknown-pragmas", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     base += [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{CHECKOUT / 'csrc'}", *flags]
     tag = hashlib.sha256(" ".join([CXX, *base]).encode()).hexdigest()[:12]
@@ -127,17 +137,16 @@ class Emulator:
         sources = [s for s in sorted(CUDA.glob("*.cu")) if s.name != "device.cu"]
         self.library = ctypes.CDLL(build("kernels", [*sources, HERE / "emulator.cpp"]))
         self.library.emulator_launched.restype = ctypes.c_char_p
-        self.kernels: dict[str, int] = {}  # launches of each
+        self.cases: set[tuple[str, int]] = set()  # kernels that ran, with their number of tasks
 
-    def call(self, name: str, *arguments: object, seed: int = 0, most_blocks: int = 4) -> None:
+    def call(self, name: str, num_tasks: int, *arguments: object, seed: int = 0, most_blocks: int = 4) -> None:
         """Runs a launcher; an error it returns is raised."""
         self.library.emulator_set(ctypes.c_uint64(seed), most_blocks)
         function = getattr(self.library, f"emulate_{name}")
         function.restype = ctypes.c_char_p
         error = function(*arguments)
-        for line in self.library.emulator_launched().decode().splitlines():
-            kernel, launches = line.rsplit("\t", 1)
-            self.kernels[kernel] = self.kernels.get(kernel, 0) + int(launches)
+        launched = self.library.emulator_launched().decode().splitlines()
+        self.cases |= {(kernel.replace(" ", ""), num_tasks) for kernel in launched}
         if error:
             raise RuntimeError(error.decode())
 
@@ -157,7 +166,7 @@ class Emulator:
     def _sums(self, name: str, grads: TaskGradients, shape: tuple[int, ...], options: dict[str, int]) -> Tensor:
         memory = Guarded()
         out = memory.new(shape, torch.float64)
-        self.call(name, ctypes.byref(view_of(grads)), ctypes.c_void_p(out.data_ptr()), **options)
+        self.call(name, grads.num_tasks, ctypes.byref(view_of(grads)), ctypes.c_void_p(out.data_ptr()), **options)
         memory.check()
         return out
 
@@ -182,6 +191,7 @@ class Emulator:
         coefficients = weights.double().contiguous()
         self.call(
             "combine",
+            grads.num_tasks,
             ctypes.byref(view_of(grads)),
             ctypes.c_void_p(coefficients.data_ptr()),
             ctypes.c_int64(1 if weights.dim() == 1 else len(weights)),
@@ -201,15 +211,16 @@ class Emulator:
         memory = Guarded()
         numel = sum(shape.numel() for shape in grads.shapes if shape is not None)
         out = memory.new((grads.num_tasks, numel), dtype or grads.dtype, misaligned)
-        view = ctypes.byref(view_of(grads))
-        self.call("flatten", view, DTYPES.index(out.dtype), ctypes.c_void_p(out.data_ptr()), **options)
+        view, pointer = ctypes.byref(view_of(grads)), ctypes.c_void_p(out.data_ptr())
+        self.call("flatten", grads.num_tasks, view, DTYPES.index(out.dtype), pointer, **options)
         memory.check()
         return out
 
     def scale_(self, grads: TaskGradients, factors: Tensor, **options: int) -> TaskGradients:
         """In place."""
         wide = factors.double()
-        self.call("scale", ctypes.byref(view_of(grads)), ctypes.c_void_p(wide.data_ptr()), **options)
+        view, pointer = ctypes.byref(view_of(grads)), ctypes.c_void_p(wide.data_ptr())
+        self.call("scale", grads.num_tasks, view, pointer, **options)
         return grads
 
     def solve(
@@ -233,6 +244,6 @@ class Emulator:
             scratch=scratch.data_ptr(),
             out=out.data_ptr(),
         )
-        self.call("solve", ctypes.byref(arguments), **options)
+        self.call("solve", K, ctypes.byref(arguments), **options)
         memory.check()
         return out

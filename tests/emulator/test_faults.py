@@ -95,7 +95,9 @@ def test_the_gram_kernels_without_a_fault():
 def stderr_of(code: str, **environment: str) -> str:
     """What a Python of its own says that the code must kill: sanitizers end the process."""
     setup = f"import sys, ctypes; sys.path[:0] = {[str(HERE), str(HERE.parent), *sys.path]}; import test_faults\n"
-    process = subprocess.run([sys.executable, "-c", setup + code], capture_output=True, text=True, env={**os.environ, **environment})
+    process = subprocess.run(
+        [sys.executable, "-c", setup + code], capture_output=True, text=True, env={**os.environ, **environment}
+    )
     assert process.returncode != 0
     return process.stderr
 
