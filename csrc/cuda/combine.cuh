@@ -23,6 +23,7 @@ using Wider = decltype(Wide<A>{} + Wide<B>{});
 struct Outputs {
   const double* coefficients;  // [R, K]
   double scale;
+  int num_tasks, out_row;  // K, and which of an entry's rows is written
   int first_out, num_out;
   int accumulate;
 };
@@ -35,16 +36,16 @@ constexpr int kResident = kSumBytes<T, Out, Outs> <= 64    ? 4
                           : kSumBytes<T, Out, Outs> <= 128 ? 2
                                                            : 1;
 
-// An entry's rows: K of the gradients, then the tensor [R, numel] that is written. Its tag: the widest access to the
-// rows, and 256 times the widest to the output. Grid: any; block: kThreads; dynamic shared memory: num_out * K wide
-// elements.
+// An entry's rows: K gradients, then, unless it is one of them, the tensor [R, numel] that is written. Its tag: the
+// widest access to the gradients, and 256 times the widest to the output. Grid: any; block: kThreads; dynamic shared
+// memory: num_out * K wide elements.
 template <class T, class Out, int Outs>
 __global__ void __launch_bounds__(kThreads, kResident<T, Out, Outs>)
     combine_kernel(const Table __grid_constant__ table, const Outputs outputs) {
   using W = Wider<T, Out>;
   constexpr int width = kGroup<T>;
   W* weights = static_cast<W*>(dynamic_shared());  // [num_out, K]
-  const int K = table.num_rows - 1;
+  const int K = outputs.num_tasks;
   for (int i = thread(); i < outputs.num_out * K; i += kThreads)
     weights[i] =
         static_cast<W>(outputs.coefficients[static_cast<long long>(outputs.first_out) * K + i] * outputs.scale);
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T, Out, Outs>)
         }
 #pragma unroll
         for (int o = 0; o < Outs; ++o) {
-          Out* to = table.row<Out>(piece.entry, K) + (outputs.first_out + r + o) * numel + at;
+          Out* to = table.row<Out>(piece.entry, outputs.out_row) + (outputs.first_out + r + o) * numel + at;
           Group<Out, width> result;
 #pragma unroll
           for (int e = 0; e < width; ++e) {

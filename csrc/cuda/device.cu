@@ -22,8 +22,10 @@ unsigned* counter_of(void* stream) {
   int device = 0;
   void* counters = nullptr;
   if (stream == cudaStreamPerThread || cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status) ||
-      status != cudaStreamCaptureStatusNone || cudaGetDevice(&device) || cudaGetSymbolAddress(&counters, finished))
+      status != cudaStreamCaptureStatusNone || cudaGetDevice(&device) || cudaGetSymbolAddress(&counters, finished)) {
+    cudaGetLastError();  // or the launch that follows would report it
     return nullptr;
+  }
   const std::lock_guard<std::mutex> lock(mutex);
   const int slot = slots.try_emplace({device, stream}, static_cast<int>(slots.size())).first->second;
   return slot < kMostStreams ? static_cast<unsigned*>(counters) + slot : nullptr;

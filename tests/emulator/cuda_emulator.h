@@ -17,7 +17,6 @@
 #include <memory>
 #include <numeric>
 #include <random>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -52,9 +51,9 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulator {
 
 // What the tests set, and what they read.
-inline uint64_t seed = 0;               // 0: blocks and threads in order
-inline int most_blocks = 1 << 20;       // of launches whose grid is free
-inline std::set<std::string> launched;  // kernels
+inline uint64_t seed = 0;                  // 0: blocks and threads in order
+inline int most_blocks = 1 << 20;          // of launches whose grid is free
+inline std::vector<std::string> launched;  // kernels
 
 enum class State { Ready, AtBarrier, AtShuffle, Finished };
 
@@ -276,7 +275,7 @@ inline std::string kernel_name(std::string pretty) {
 template <auto kernel, class... Args>
 const char* launch(dim3 grid, int block, int shared_bytes, void*, const Args&... args) {
   const std::string name = kernel_name(__PRETTY_FUNCTION__);
-  launched.insert(name);
+  launched.push_back(name);
   const auto call = [&] { kernel(args...); };
   machine.kernel = name;
   machine.error.clear();

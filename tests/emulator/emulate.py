@@ -24,6 +24,10 @@ CUDA = CHECKOUT / "csrc" / "cuda"
 CXX = os.environ.get("CXX", "g++")
 AVAILABLE = CUDA.exists() and shutil.which(CXX) is not None
 SANITIZE = os.environ.get("MTLFAST_EMULATOR_SANITIZE", "alignment")  # make emu-asan: address,undefined
+FLAGS = (
+    "-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -fno-strict-aliasing -fno-omit-frame-pointer "
+    "-fno-sanitize-recover=all -Wall -Wextra -Werror -Wno-unknown-pragmas"
+)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # in the order of DType in kernels.h
 GUARD = 64  # bytes
 
@@ -31,18 +35,13 @@ GUARD = 64  # bytes
 def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), sanitize: str = SANITIZE) -> str:
     """Compiles CUDA or C++ sources with the host compiler into a library in build/emulator: its path."""
     base = [
-        "-std=c++20",
-        "-O2",
-        "-g1",
-        "-fPIC",
-        "-fvisibility=hidden",
-        "-fno-strict-aliasing",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
+        *FLAGS.split(),
+        f"-fsanitize={sanitize}",
+        f"-I{HERE / 'include'}",
+        f"-I{HERE}",
+        f"-I{CHECKOUT / 'csrc'}",
+        *flags,
     ]
-    base += ["-Wno-unknown-pragmas", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-    base += [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{CHECKOUT / 'csrc'}", *flags]
     tag = hashlib.sha256(" ".join([CXX, *base]).encode()).hexdigest()[:12]
     folder = CHECKOUT / "build" / "emulator" / f"{name}-{tag}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,6 +136,7 @@ class Emulator:
         sources = [s for s in sorted(CUDA.glob("*.cu")) if s.name != "device.cu"]
         self.library = ctypes.CDLL(build("kernels", [*sources, HERE / "emulator.cpp"]))
         self.library.emulator_launched.restype = ctypes.c_char_p
+        self.launches: list[str] = []  # the kernels of the last call
         self.cases: set[tuple[str, int]] = set()  # kernels that ran, with their number of tasks
 
     def call(self, name: str, num_tasks: int, *arguments: object, seed: int = 0, most_blocks: int = 4) -> None:
@@ -145,8 +145,8 @@ class Emulator:
         function = getattr(self.library, f"emulate_{name}")
         function.restype = ctypes.c_char_p
         error = function(*arguments)
-        launched = self.library.emulator_launched().decode().splitlines()
-        self.cases |= {(kernel.replace(" ", ""), num_tasks) for kernel in launched}
+        self.launches = self.library.emulator_launched().decode().replace(" ", "").splitlines()
+        self.cases |= {(kernel, num_tasks) for kernel in self.launches}
         if error:
             raise RuntimeError(error.decode())
 

@@ -32,7 +32,7 @@ void emulator_set(uint64_t seed, int most_blocks) {
   emulator::most_blocks = most_blocks;
 }
 
-// The kernels that were launched, one a line; forgets them.
+// The kernels that were launched, in order, one a line; forgets them.
 const char* emulator_launched() {
   static std::string lines;
   lines.clear();

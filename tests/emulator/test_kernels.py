@@ -82,14 +82,16 @@ def test_the_slow_gram_agrees(emulator: Emulator, dtype, num_tasks):
     assert ((emulator.gram(grads, seed=1) - slow).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_tasks", [4, 17, 70])
-def test_constant_rows_are_the_worst_case(emulator: Emulator, num_tasks, dtype):
-    # 70 chunks for each of at most 70 blocks: every accumulator reaches its most adds.
-    value = torch.tensor(1.1, dtype=dtype)
-    grads = TaskGradients.from_rows([[value.expand(4096 * 3).clone()] for _ in range(num_tasks)])
-    exact = 4096 * 3 * value.double() ** 2
-    assert ((emulator.gram(grads) - exact).abs() <= exact * 1e-6).all()
+# As many columns as 128 adds in a row take, twice what promise 3 allows: 8 chunks for each of 1024 blocks in registers.
+WORST = [(3, 8 * 1024 * 4096, torch.float32), *itertools.product([17, 70], [3 * 4096], DTYPES)]
+
+
+@pytest.mark.parametrize(("num_tasks", "numel", "dtype"), WORST, ids=str)
+def test_constant_rows_are_the_worst_case(emulator: Emulator, num_tasks, numel, dtype):
+    # 128 float adds of this number's square err by 1.9e-6, 64 by nothing; 1.1 does the like for float16.
+    row = torch.full((numel,), 1.9864155 if dtype == torch.float32 else 1.1, dtype=dtype)
+    exact = numel * row[0].double() ** 2
+    assert ((emulator.gram(TaskGradients.from_rows([[row]] * num_tasks)) - exact).abs() <= exact * 1e-6).all()
 
 
 @pytest.mark.parametrize("num_tasks", [3, 17])
@@ -151,6 +153,19 @@ def test_combine_with_more_weights_than_shared_memory_holds(emulator: Emulator):
     grads = draw(70, [(5,), (130,)], missing=0.1)
     weights = torch.randn(70, 70)
     check_combined(grads, emulator.combine(grads, weights, seed=1), weights, torch.float32, 1.0)
+
+
+def test_a_surgery_of_eight_tasks_and_400_tensors_is_a_launch_an_op(emulator: Emulator):
+    grads = draw(8, [(1 + i % 3,) for i in range(400)])
+    emulator.gram(grads)
+    assert emulator.launches == ["gram_kernel<float,8>"]
+    fresh = emulator.combine(grads, torch.ones(8))
+    assert emulator.launches == ["combine_kernel<float,float,1>"] * 2  # outputs of their own take room in the table
+    for x, want in zip(emulator.combine(grads, torch.ones(8), grads.rows[0]), fresh, strict=True):
+        assert torch.equal(x, want)
+    assert emulator.launches == ["combine_kernel<float,float,1>"]
+    emulator.solve(torch.eye(8, dtype=torch.float64), "pcgrad", [0.0], [torch.rand(8, 8, dtype=torch.float64)])
+    assert emulator.launches == ["solve_kernel<mtlfast::solvers::PCGrad>"]
 
 
 def test_combine_leaves_what_no_task_reaches(emulator: Emulator):
