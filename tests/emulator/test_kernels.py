@@ -15,7 +15,7 @@ from emulate import Emulator
 from mtlfast import TaskGradients, _native, ops, reference
 
 ALL = os.environ.get("MTLFAST_EMULATE") == "all"
-TASKS = [1, 2, 3, 4, 7, 8, 12, 16, 17, 24, 32, 33, 64, 100]
+TASKS = [1, 2, 3, 4, 7, 8, 9, 12, 16, 17, 24, 32, 33, 64, 100]
 
 # Around the borders of groups, stages (64 to 256 columns), steps (512 to 2048) and chunks (4096).
 EMULATED_SHAPES = {
