@@ -1,6 +1,6 @@
 #include "combine.cuh"
 #include "instances.h"
-#include "launch.cuh"
+#include "launch.h"
 #include "launchers.h"
 #include "pack.h"
 

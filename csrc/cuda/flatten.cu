@@ -1,5 +1,5 @@
 #include "flatten.cuh"
-#include "launch.cuh"
+#include "launch.h"
 #include "launchers.h"
 #include "pack.h"
 

@@ -1,5 +1,5 @@
 // gram, norms and gram_plain: dtypes to the instances of gram_<dtype>.cu.
-#include "gram_launch.cuh"
+#include "gram_launch.h"
 
 namespace mtlfast::cuda {
 

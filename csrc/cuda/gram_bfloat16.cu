@@ -1,4 +1,4 @@
-#include "gram_launch.cuh"
+#include "gram_launch.h"
 
 namespace mtlfast::cuda {
 MTLFAST_GRAM_OF(, __nv_bfloat16)

@@ -1,4 +1,4 @@
-#include "launch.cuh"
+#include "launch.h"
 #include "launchers.h"
 #include "pack.h"
 #include "scale.cuh"

@@ -1,5 +1,5 @@
 #include "../solve/solvers.h"
-#include "launch.cuh"
+#include "launch.h"
 #include "launchers.h"
 #include "solve.cuh"
 

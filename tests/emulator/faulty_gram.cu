@@ -11,7 +11,7 @@
 #ifdef FAULT_NO_WAIT
 #define __pipeline_wait_prior(prior) __pipeline_wait_prior(8)
 #endif
-#include "cuda/gram_launch.cuh"
+#include "cuda/gram_launch.h"
 
 extern "C" [[gnu::visibility("default")]] const char* run_gram(const mtlfast::TaskView* grads, double* out,
                                                                uint64_t seed) {

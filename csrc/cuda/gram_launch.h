@@ -5,7 +5,7 @@
 #include "gram_plain.cuh"
 #include "gram_staged.cuh"
 #include "instances.h"
-#include "launch.cuh"
+#include "launch.h"
 #include "launchers.h"
 #include "pack.h"
 
