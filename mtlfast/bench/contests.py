@@ -23,8 +23,9 @@ class Contest(NamedTuple):
 def contests_on(grads: TaskGradients) -> dict[str, Contest]:
     """The contests, by op, on one workload."""
     K = grads.num_tasks
-    weights = torch.full((K,), 1 / (2 * K), dtype=torch.float64)  # in place, again and again: nothing may grow
-    signs = torch.ones(K, dtype=torch.float64).neg()
+    ones = torch.ones(K, dtype=torch.float64, device=grads.device)
+    weights = ones / (2 * K)  # in place, again and again: nothing may grow
+    signs = ones.neg()
     pcgrad, out, own = PCGrad(), ops.combine(grads, weights), list(grads.rows[0])
     plain_combine = baselines.plain_combine(grads, weights)
     return {
@@ -40,7 +41,7 @@ def contests_on(grads: TaskGradients) -> dict[str, Contest]:
 
 def many_outputs(grads: TaskGradients) -> dict[str, Contest]:
     """`combine` with as many outputs as tasks, as `project` uses it; it has no plain rival of its own."""
-    coefficients = torch.randn(grads.num_tasks, grads.num_tasks)
+    coefficients = torch.randn(grads.num_tasks, grads.num_tasks, device=grads.device)
     out = ops.combine(grads, coefficients)
 
     def run() -> object:

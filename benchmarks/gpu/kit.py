@@ -1,0 +1,176 @@
+"""Runs the steps of the GPU kit, each in a process with a time limit of its own.
+
+OUT/results.json and OUT/report.md are written anew after every step, so that a run that is cut off leaves what it had.
+A step that fails or is late is recorded, and the rest still run.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from report import render
+
+HERE = Path(__file__).resolve().parent
+CHECKOUT = HERE.parents[1]
+BUDGET = 520  # seconds for all steps: the kit is to end within nine minutes
+TAIL = 6000  # characters of a step's output that are kept
+
+
+@dataclass
+class Step:
+    """A command, and how many seconds it may take. RESULT in it is where it writes its JSON, if it does."""
+
+    name: str
+    seconds: float
+    command: Sequence[str]
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    """What became of a step."""
+
+    name: str
+    status: str  # ok, failed, late, skipped
+    seconds: float
+    output: str  # its last lines
+    result: Any = None
+
+
+def measure(name: str, seconds: float) -> Step:
+    """A step of measure.py."""
+    return Step(name, seconds, [sys.executable, str(HERE / "measure.py"), name, "RESULT"])
+
+
+def sanitizer(tool: str, seconds: float) -> Step:
+    """compute-sanitizer over a small set of tests."""
+    tests = [
+        "tests/test_gram.py",
+        "tests/test_combine.py",
+        "tests/test_solve.py",
+        "-m",
+        "cuda",
+        "-k",
+        "mixed or project",
+    ]
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", *tests]
+    return Step(tool, seconds, command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+
+
+def steps() -> list[Step]:
+    """All steps, the most valuable first."""
+    pytest = [sys.executable, "-m", "pytest", "tests", "-m", "cuda", "--tb=short", "--junitxml=RESULT"]
+    return [
+        measure("device", 30),
+        Step("build", 240, [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], {"MTLFAST_CUDA": "1"}),
+        Step("tests", 180, pytest),
+        measure("bandwidth", 20),
+        measure("ops", 90),
+        measure("step", 30),
+        measure("models", 40),
+        measure("peers", 60),
+        sanitizer("memcheck", 60),
+        sanitizer("racecheck", 60),
+        sanitizer("initcheck", 60),
+    ]
+
+
+def run_step(step: Step, seconds: float, folder: Path) -> Outcome:
+    """Runs one step; whatever happens in it becomes an Outcome."""
+    result, start = folder / f"{step.name}.result", time.monotonic()
+    command = [part.replace("RESULT", str(result)) for part in step.command]
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "MTLFAST_REQUIRE_NATIVE": "1", **step.env}
+    status = "ok"
+    with (folder / f"{step.name}.output").open("w+") as output:
+        try:
+            run = subprocess.run(
+                command, cwd=CHECKOUT, env=env, stdout=output, stderr=subprocess.STDOUT, timeout=seconds
+            )
+            status = "ok" if run.returncode == 0 else f"failed ({run.returncode})"
+        except subprocess.TimeoutExpired:
+            status = f"late (cut off after {seconds:.0f} s)"
+        except OSError as error:
+            status = f"failed ({error})"
+        output.flush()
+        text = (folder / f"{step.name}.output").read_text(errors="replace")
+    return Outcome(step.name, status, round(time.monotonic() - start, 1), text[-TAIL:], read_result(result))
+
+
+def read_result(path: Path) -> Any:
+    """What the step wrote, whole or in part: JSON, or pytest's XML as counts and failures."""
+    if not path.exists():
+        return None
+    text = path.read_text()
+    if text.startswith("<?xml"):
+        return read_junit(text)
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def read_junit(text: str) -> dict[str, Any]:
+    """Counts of pytest's XML report, and the first failures."""
+    import xml.etree.ElementTree as ElementTree
+
+    cases = ElementTree.fromstring(text).iter("testcase")
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    failures = []
+    for case in cases:
+        bad = [child for child in case if child.tag in ("failure", "error")]
+        skipped = any(child.tag == "skipped" for child in case)
+        counts["failed" if bad else "skipped" if skipped else "passed"] += 1
+        if bad:
+            failures.append(
+                {"test": f"{case.get('classname')}::{case.get('name')}", "why": bad[0].get("message", "")[:300]}
+            )
+    return {**counts, "failures": failures[:40]}
+
+
+def write(out: Path, outcomes: list[Outcome]) -> None:
+    """Both files, whole or not at all."""
+    results = {"steps": [asdict(outcome) for outcome in outcomes]}
+    for name, text in {"results.json": json.dumps(results, indent=1) + "\n", "report.md": render(results)}.items():
+        (out / f".{name}").write_text(text)
+        (out / f".{name}").replace(out / name)
+
+
+def run_all(plan: list[Step], out: Path, budget: float = BUDGET) -> list[Outcome]:
+    """Runs the plan within `budget` seconds."""
+    out.mkdir(parents=True, exist_ok=True)
+    outcomes: list[Outcome] = []
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for step in plan:
+            left = budget - (time.monotonic() - start)
+            if left < 5:
+                outcomes.append(Outcome(step.name, "skipped (no time left)", 0.0, ""))
+            else:
+                outcomes.append(run_step(step, min(step.seconds, left), Path(folder)))
+            print(f"{step.name}: {outcomes[-1].status}, {outcomes[-1].seconds} s", flush=True)
+            write(out, outcomes)
+    return outcomes
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="folder for report.md and results.json")
+    parser.add_argument("--only", nargs="*", help="names of the steps to run; default: all")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all steps")
+    arguments = parser.parse_args()
+    plan = [step for step in steps() if not arguments.only or step.name in arguments.only]
+    outcomes = run_all(plan, arguments.out, arguments.budget)
+    sys.exit(0 if all(outcome.status == "ok" for outcome in outcomes) else 1)
+
+
+if __name__ == "__main__":
+    main()

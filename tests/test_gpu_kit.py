@@ -1,0 +1,159 @@
+"""The GPU kit without a GPU: steps that fail or are late, what a run leaves, the timer, measurements on the CPU."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+KIT = Path(__file__).parents[1] / "benchmarks" / "gpu"
+if not KIT.exists():
+    pytest.skip("needs the checkout", allow_module_level=True)
+sys.path.insert(0, str(KIT))
+import kit  # noqa: E402
+import measure  # noqa: E402
+import timer  # noqa: E402
+from report import render  # noqa: E402
+
+
+def python(name: str, code: str, seconds: float = 20) -> kit.Step:
+    return kit.Step(name, seconds, [sys.executable, "-c", code])
+
+
+def test_a_step_that_fails_or_is_late_is_recorded_and_the_rest_still_run(tmp_path):
+    plan = [
+        python("fails", "print('because'); raise SystemExit(3)"),
+        python("late", "import time; print('begun', flush=True); time.sleep(60)", seconds=3),
+        kit.Step("missing", 5, ["no-such-program"]),
+        python("rows", "open('RESULT', 'w').write('[{\"K\": 2, \"us\": 1.5}]')"),
+        python("garbage", "open('RESULT', 'w').write('[{\"K\"')"),
+    ]
+    outcomes = {outcome.name: outcome for outcome in kit.run_all(plan, tmp_path)}
+    assert outcomes["fails"].status == "failed (3)"
+    assert "because" in outcomes["fails"].output
+    assert outcomes["late"].status == "late (cut off after 3 s)"
+    assert "begun" in outcomes["late"].output
+    assert outcomes["missing"].status.startswith("failed (")
+    assert outcomes["rows"].result == [{"K": 2, "us": 1.5}]
+    assert outcomes["garbage"].result is None
+    report = (tmp_path / "report.md").read_text()
+    assert "| fails | failed (3) |" in report
+    assert "| K | us |\n|---|---|\n| 2 | 1.5 |" in report
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "results.json"]
+
+
+def test_what_a_cut_off_step_had_measured_is_kept(tmp_path):
+    code = "import time; open('RESULT', 'w').write('[{\"K\": 2}]'); time.sleep(60)"
+    (outcome,) = kit.run_all([python("slow", code, seconds=3)], tmp_path)
+    assert outcome.status.startswith("late")
+    assert outcome.result == [{"K": 2}]
+
+
+def test_no_step_begins_without_time(tmp_path):
+    first, second = kit.run_all([python("first", ""), python("second", "")], tmp_path, budget=5.01)
+    assert first.status == "ok"
+    assert second.status == "skipped (no time left)"
+
+
+def test_both_files_are_written_after_every_step(tmp_path):
+    seen = f"import json; print(len(json.load(open({str(tmp_path / 'results.json')!r}))['steps']))"
+    outcomes = kit.run_all([python("first", ""), python("second", seen)], tmp_path)
+    assert outcomes[1].output.strip() == "1"
+
+
+def test_pytest_is_counted(tmp_path):
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\ndef test_a(): pass\ndef test_b(): assert 1 == 2\n@pytest.mark.skip\ndef test_c(): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", str(tmp_path), "-c", "/dev/null", "--junitxml=RESULT"]
+    (outcome,) = kit.run_all([kit.Step("tests", 60, command)], tmp_path / "out")
+    assert outcome.status == "failed (1)"
+    assert (outcome.result["passed"], outcome.result["failed"], outcome.result["skipped"]) == (1, 1, 1)
+    assert "assert 1 == 2" in outcome.result["failures"][0]["why"]
+    assert "1 passed, 1 failed, 1 skipped." in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_steps_fit_the_budget_in_order_of_value():
+    names = [step.name for step in kit.steps()]
+    assert names[:5] == ["device", "build", "tests", "bandwidth", "ops"]
+    assert kit.BUDGET < 9 * 60
+
+
+def test_arguments():
+    run = subprocess.run([sys.executable, KIT / "kit.py"], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "the following arguments are required: out" in run.stderr
+
+
+class FakeEvent:
+    """Counts the runs between two records as milliseconds."""
+
+    clock = 0.0
+
+    def record(self) -> None:
+        self.at = FakeEvent.clock
+
+    def elapsed_time(self, later: "FakeEvent") -> float:
+        return later.at - self.at
+
+
+def test_the_timer_takes_turns_and_drops_the_first_two():
+    order = []
+
+    def run(name: str, milliseconds: list[float]):
+        def work() -> None:
+            order.append(name)
+            FakeEvent.clock += milliseconds.pop(0)
+
+        return work
+
+    contestants = {"a": run("a", [9, 9, 1, 2, 3, 4, 5]), "b": run("b", [7] * 7)}
+    times = timer.take_turns(contestants, FakeEvent, lambda: None, rounds=5)
+    assert order == ["a", "b"] * 7
+    assert times["a"] == {"median": 3000, "low": 2000, "high": 4000}
+    assert times["b"] == {"median": 7000, "low": 7000, "high": 7000}
+
+
+@pytest.mark.parametrize("name", ["bandwidth", "ops", "models", "peers"])
+def test_measurements_run_on_the_cpu(name, monkeypatch):
+    def on_cpu(contestants, rounds=1):
+        times = {}
+        for contestant, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            seconds = time.perf_counter() - start
+            times[contestant] = {"median": seconds * 1e6, "low": seconds * 1e6, "high": seconds * 1e6}
+        return times
+
+    for key, value in {
+        "DEVICE": "cpu",
+        "ELEMENTS": 2000,
+        "COPIED": 1000,
+        "TASKS": (2, 32),
+        "MODELS": {"tiny": [30, 4, 1]},
+        "on_cuda": on_cpu,
+    }.items():
+        monkeypatch.setattr(measure, key, value)
+    torch.manual_seed(0)
+    rows = list(measure.MEASUREMENTS[name]())
+    assert rows
+    assert "nan" not in render({"steps": [{"name": name, "status": "ok", "seconds": 1, "output": "", "result": rows}]})
+    if name == "ops":
+        assert {(row["K"], row["dtype"], row["layout"]) for row in rows} == {
+            (K, dtype, layout)
+            for K in (2, 32)
+            for dtype in ("float32", "bfloat16")
+            for layout in ("scattered", "matrix")
+        }
+        assert all(row["% of copy"] > 0 for row in rows)
+
+
+def test_an_output_left_unwritten_is_noticed(monkeypatch):
+    monkeypatch.setattr(measure, "DEVICE", "cpu")
+    grads = measure.spread(2, 1000, torch.float32)
+    measure.check_written(grads)
+    monkeypatch.setattr(measure.ops, "combine", lambda *args, **kwargs: None)
+    with pytest.raises(AssertionError, match="combine left elements unwritten"):
+        measure.check_written(grads)
