@@ -9,7 +9,7 @@ CXX_FILES := $(filter-out setup.py,$(SOURCES)) $(EMULATOR_FILES)
 # A first build is for this machine's GPU, or for one architecture where there is none. Wheels name their own list.
 export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';' | grep . || echo 9.0)
 
-.PHONY: demo test test-isa fuzz asan emu emu-asan registers check-aarch64 lint format bench clean
+.PHONY: demo test test-isa fuzz asan emu emu-asan cuda-check registers check-aarch64 lint format bench clean
 .DEFAULT_GOAL := test
 
 build/ready: $(SOURCES) pyproject.toml $(VENV)/ready
@@ -69,10 +69,14 @@ emu-asan: build/ready
 	  UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD="$(call LIBRARY,libasan.so) $(call LIBRARY,libstdc++.so)"; \
 	$(PY) -m pytest --capture=sys tests/emulator/test_kernels.py
 
-# Every CUDA kernel for every architecture that it is meant for: fails if one spills, and writes what ptxas gave each.
-registers: $(VENV)/ready
+# Every CUDA kernel for every architecture that it is meant for: fails if one spills or takes more registers than
+# csrc/cuda/registers.json says. `make registers` writes that table anew.
+cuda-check: $(VENV)/ready
 	TORCH_CUDA_ARCH_LIST="8.0;9.0;10.0;12.0" MTLFAST_CUDA=1 $(PY) setup.py -q build --build-base build/archs/tmp --build-lib build/archs
-	cd build/archs && PYTHONPATH=$$PWD MTLFAST_WRITE_REGISTERS=1 $(abspath $(PY)) -m pytest $(abspath tests/test_cuda_build.py)
+	cd build/archs && PYTHONPATH=$$PWD $(abspath $(PY)) -m pytest $(abspath tests/test_cuda_build.py)
+
+registers:
+	MTLFAST_WRITE_REGISTERS=1 $(MAKE) cuda-check
 
 # The kernels' one source for other processors: what x86-64 compiles another compiler may refuse.
 check-aarch64:
