@@ -150,6 +150,21 @@ def test_measurements_run_on_the_cpu(name, monkeypatch):
         assert all(row["% of copy"] > 0 for row in rows)
 
 
+def test_roofline_beside_a_run():
+    sys.path.insert(0, str(KIT.parent))
+    import roofline
+
+    rows = roofline.table("H100")
+    eight = next(row for row in rows if (row["op"], row["K"], row["dtype"]) == ("gram", 8, "float32"))
+    assert eight["kernel"] == "gram_kernel<float, 8>"
+    assert eight["us memory"] == round(8 * 25e6 * 4 / (3350e9 * 0.9) * 1e6)
+    measured = {"op": "gram", "K": 8, "dtype": "float32", "layout": "scattered", "P": 25_000_000, "us median": 300.0}
+    roofline.compare(rows, {"steps": [{"name": "ops", "result": [measured]}]})
+    assert eight["predicted / measured"] == round(eight["us predicted"] / 300, 2)
+    assert sum(row["us measured"] != "" for row in rows) == 1
+    assert roofline.render(rows).count("\n") == len(rows) + 1
+
+
 def test_an_output_left_unwritten_is_noticed(monkeypatch):
     monkeypatch.setattr(measure, "DEVICE", "cpu")
     grads = measure.spread(2, 1000, torch.float32)
