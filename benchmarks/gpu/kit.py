@@ -68,6 +68,7 @@ def sanitizer(tool: str, seconds: float) -> Step:
 def steps() -> list[Step]:
     """All steps, the most valuable first."""
     pytest = [sys.executable, "-m", "pytest", "tests", "-m", "cuda", "--tb=short", "--junitxml=RESULT"]
+    pytest += ["--continue-on-collection-errors"]  # a test file may want a package that this machine lacks
     return [
         measure("device", 30),
         Step("build", 240, [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], {"MTLFAST_CUDA": "1"}),
