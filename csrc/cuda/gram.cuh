@@ -12,7 +12,6 @@
 namespace mtlfast::cuda {
 
 constexpr int kWarps = kThreads / 32;
-constexpr int kMostAdds = 64;  // of floats in a row: promise 3's bound leaves no more
 MTLFAST_HD constexpr int pairs_of(int rows) { return rows * (rows + 1) / 2; }
 
 // Adds up one sum of each lane, sum after sum; sum i's total goes to lane i % 32's run[i / 32]. Clears the sums.

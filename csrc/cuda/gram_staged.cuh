@@ -20,7 +20,6 @@
 namespace mtlfast::cuda {
 
 constexpr int kTile = 4;
-constexpr int kMostAddsStaged = 64;
 
 // What one launch multiplies: rows [0, rows_a) of the table with themselves, or with the rows_b rows behind them.
 // Their tasks begin at first_a and first_b of the Gram matrix.
@@ -136,7 +135,7 @@ __device__ inline void multiply_stage(const unsigned char* stage, const Tiles& t
         for (int e = 0; e < kGroup<T>; ++e) sums[i][j] += a[i][e] * b[e];
     }
     adds += kGroup<T>;
-    if (sizeof(T) < 8 && adds == kMostAddsStaged) {
+    if (sizeof(T) < 8 && adds == kMostAdds) {
 #pragma unroll
       for (int i = 0; i < kTile; ++i)
 #pragma unroll

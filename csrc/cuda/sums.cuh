@@ -9,6 +9,8 @@
 
 namespace mtlfast::cuda {
 
+constexpr int kMostAdds = 64;  // of floats one after the other: promise 3's bound leaves no more
+
 // Where the sums of one op go, the same for all its launches but for `first` and `last`.
 struct Sums {
   double* partials;   // [blocks, N]
