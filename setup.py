@@ -157,12 +157,11 @@ def cuda_kernels(folder: Path) -> dict[str, dict[str, dict[str, int]]]:
         re.DOTALL,
     )
     found = [m for log in sorted(folder.glob("*.cuda.o.log")) for m in entry.finditer(log.read_text())]
+    names = output_of("c++filt", *(m["name"] for m in found)).splitlines()
     kernels: dict[str, dict[str, dict[str, int]]] = {}
-    for m in found:
-        name = (
-            output_of("c++filt", m["name"]).strip().split("(")[0].removeprefix("void ").replace("mtlfast::cuda::", "")
-        )
-        kernels.setdefault(m["arch"], {})[name] = {
+    for m, name in zip(found, names, strict=True):
+        short = name.split("(")[0].removeprefix("void ").replace("mtlfast::cuda::", "")
+        kernels.setdefault(m["arch"], {})[short] = {
             "registers": int(m["registers"]),
             "stack": int(m["stack"]),
             "spilled": int(m["stores"]) + int(m["loads"]),

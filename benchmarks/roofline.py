@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpu.report import table as markdown
+
 REGISTERS = Path(__file__).parents[1] / "csrc" / "cuda" / "registers.json"
 ELEMENTS = 25_000_000
 TASKS = (2, 4, 8, 16, 32, 64)
@@ -37,13 +39,12 @@ CHIPS = {
     "B200": Chip("sm_100", 148, 1.85, 8000, 128),
 }
 ITEM = {"float": 4, "__nv_bfloat16": 2}
-GRAM_ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 16)
 
 
-def gram_kernel(K: int, dtype: str, lanes: int) -> tuple[str, float, float]:
+def gram_kernel(K: int, dtype: str, lanes: int, kernels: dict[str, Any]) -> tuple[str, float, float]:
     """The kernel that K tasks take, its multiply-adds a column, and its bytes of loads in flight a block."""
     if K <= 16:
-        rows = next(rows for rows in GRAM_ROWS if rows >= K)
+        rows = next(rows for rows in range(K, 17) if f"gram_kernel<{dtype}, {rows}>" in kernels)
         converted = 0 if dtype == "float" else rows
         return f"gram_kernel<{dtype}, {rows}>", rows * (rows + 1) / 2 + converted, 256 * 16 * K
     capacity, classes = (32 if K <= 32 else 64), -(-K // 4)
@@ -59,7 +60,7 @@ def predict(chip: Chip, op: str, K: int, dtype: str, kernels: dict[str, dict[str
     """One row: what bounds the kernel, and the time that follows."""
     item = ITEM[dtype]
     if op == "gram":
-        kernel, multiply_adds, block_bytes = gram_kernel(K, dtype, chip.lanes)
+        kernel, multiply_adds, block_bytes = gram_kernel(K, dtype, chip.lanes, kernels)
         bytes_moved = K * ELEMENTS * item
     else:
         kernel, multiply_adds, block_bytes = f"combine_kernel<{dtype}, {dtype}, 1>", K * 2.0, 256 * 16 * min(K, 4)
@@ -109,13 +110,6 @@ def compare(rows: list[dict[str, Any]], results: dict[str, Any]) -> None:
         row["predicted / measured"] = round(row["us predicted"] / us, 2) if us else ""
 
 
-def render(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table."""
-    keys = list(rows[0])
-    lines = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
-    return "\n".join(lines + ["| " + " | ".join(str(row[key]) for key in keys) + " |" for row in rows])
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,7 +119,7 @@ def main() -> None:
     rows = table(arguments.chip)
     if arguments.results:
         compare(rows, json.loads(arguments.results.read_text()))
-    print(render(rows))
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ namespace mtlfast {
 
 namespace {
 
-constexpr int64_t kMostTasks = 128;
-
 // What a solve works on, all float64 and contiguous, group after group.
 struct Call {
   int64_t K, groups;
@@ -71,8 +69,8 @@ at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<d
   TORCH_CHECK_VALUE(gram.dim() >= 2 && gram.size(-1) == gram.size(-2) && gram.scalar_type() == at::kDouble,
                     "solve: gram has shape ", gram.sizes(), " and dtype ", gram.scalar_type(),
                     ", expected [..., K, K] float64");
-  TORCH_CHECK_VALUE(gram.size(-1) <= kMostTasks, "solve: gram has ", gram.size(-1), " tasks, expected at most ",
-                    kMostTasks);
+  TORCH_CHECK_VALUE(gram.size(-1) <= solvers::kMostTasks, "solve: gram has ", gram.size(-1),
+                    " tasks, expected at most ", solvers::kMostTasks);
   TORCH_CHECK_VALUE(
       !state || (state->scalar_type() == at::kDouble && state->is_contiguous() && state->device() == gram.device()),
       "solve: state must be contiguous float64 on gram's device");

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,9 @@ if not KIT.exists():
 sys.path.insert(0, str(KIT))
 import kit  # noqa: E402
 import measure  # noqa: E402
-import timer  # noqa: E402
 from report import render  # noqa: E402
+
+from mtlfast.bench.timing import take_turns  # noqa: E402
 
 
 def python(name: str, code: str, seconds: float = 20) -> kit.Step:
@@ -88,9 +88,12 @@ def test_arguments():
 
 
 class FakeEvent:
-    """Counts the runs between two records as milliseconds."""
+    """Reads a clock that the runs below move, in milliseconds."""
 
     clock = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
 
     def record(self) -> None:
         self.at = FakeEvent.clock
@@ -99,7 +102,9 @@ class FakeEvent:
         return later.at - self.at
 
 
-def test_the_timer_takes_turns_and_drops_the_first_two():
+def test_on_a_gpu_events_are_timed_in_turn_without_the_warmups(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     order = []
 
     def run(name: str, milliseconds: list[float]):
@@ -110,30 +115,21 @@ def test_the_timer_takes_turns_and_drops_the_first_two():
         return work
 
     contestants = {"a": run("a", [9, 9, 1, 2, 3, 4, 5]), "b": run("b", [7] * 7)}
-    times = timer.take_turns(contestants, FakeEvent, lambda: None, rounds=5)
+    times = take_turns(contestants, rounds=5, warmups=2, device="cuda")
     assert order == ["a", "b"] * 7
-    assert times["a"] == {"median": 3000, "low": 2000, "high": 4000}
-    assert times["b"] == {"median": 7000, "low": 7000, "high": 7000}
+    assert times["a"].seconds == pytest.approx((0.001, 0.002, 0.003, 0.004, 0.005))
+    assert (times["a"].median, *times["a"].quartiles) == pytest.approx((0.003, 0.002, 0.004))
+    assert times["b"].ratio_to(times["b"]) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("name", ["bandwidth", "ops", "models", "peers"])
 def test_measurements_run_on_the_cpu(name, monkeypatch):
-    def on_cpu(contestants, rounds=1):
-        times = {}
-        for contestant, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            seconds = time.perf_counter() - start
-            times[contestant] = {"median": seconds * 1e6, "low": seconds * 1e6, "high": seconds * 1e6}
-        return times
-
     for key, value in {
         "DEVICE": "cpu",
         "ELEMENTS": 2000,
         "COPIED": 1000,
         "TASKS": (2, 32),
         "MODELS": {"tiny": [30, 4, 1]},
-        "on_cuda": on_cpu,
     }.items():
         monkeypatch.setattr(measure, key, value)
     torch.manual_seed(0)
@@ -162,7 +158,7 @@ def test_roofline_beside_a_run():
     roofline.compare(rows, {"steps": [{"name": "ops", "result": [measured]}]})
     assert eight["predicted / measured"] == round(eight["us predicted"] / 300, 2)
     assert sum(row["us measured"] != "" for row in rows) == 1
-    assert roofline.render(rows).count("\n") == len(rows) + 1
+    assert roofline.markdown(rows).count("\n") == len(rows) + 1
 
 
 def test_an_output_left_unwritten_is_noticed(monkeypatch):

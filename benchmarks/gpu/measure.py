@@ -7,13 +7,12 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from timer import on_cuda
 from torch import Tensor, nn
 
 import mtlfast
@@ -21,6 +20,7 @@ from mtlfast import TaskGradients, ops
 from mtlfast.aggregation import PCGrad
 from mtlfast.bench import peers
 from mtlfast.bench.contests import contests_on
+from mtlfast.bench.timing import take_turns
 from mtlfast.bench.workload import scattered
 
 DEVICE = "cuda"
@@ -51,10 +51,18 @@ def device() -> Iterator[Row]:
     }
 
 
+def microseconds(contestants: Mapping[str, Callable[[], object]], rounds: int = 9) -> dict[str, dict[str, float]]:
+    """Of each contestant, in turn: median and quartiles."""
+    return {
+        name: {"median": t.median * 1e6, "low": t.quartiles[0] * 1e6, "high": t.quartiles[1] * 1e6}
+        for name, t in take_turns(contestants, rounds, warmups=2, device=DEVICE).items()
+    }
+
+
 def copy_bandwidth() -> float:
     """GB/s, read and written, of copying one 1 GiB tensor to another: what percentages refer to."""
     source, target = torch.randn(COPIED, device=DEVICE), torch.empty(COPIED, device=DEVICE)
-    return 8 * COPIED / on_cuda({"copy": lambda: target.copy_(source)})["copy"]["median"] / 1000
+    return 8 * COPIED / microseconds({"copy": lambda: target.copy_(source)})["copy"]["median"] / 1000
 
 
 def bandwidth() -> Iterator[Row]:
@@ -77,7 +85,7 @@ def rows_on(grads: TaskGradients, label: Row, gigabytes_a_second: float, plain: 
     J = grads.numel() * grads.num_tasks * grads.dtype.itemsize
     for op, contest in contests_on(grads).items():
         contestants = {"native": contest.native, **({"plain": contest.plain} if plain and op != "PCGrad" else {})}
-        times = on_cuda(contestants)
+        times = microseconds(contestants)
         row = {**label, "op": op, **{f"us {name}": value for name, value in times["native"].items()}}
         row["% of copy"] = 100 * contest.passes * J / times["native"]["median"] / 1000 / gigabytes_a_second
         if "plain" in times:
@@ -151,7 +159,7 @@ def step() -> Iterator[Row]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         surgery()
-    times = on_cuda({"training step": train, "surgery, K = 8": surgery, "surgery, captured": graph.replay})
+    times = microseconds({"training step": train, "surgery, K = 8": surgery, "surgery, captured": graph.replay})
     floor = (2 * 8 + 1) * ELEMENTS * 4 / copy_bandwidth() / 1000
     for name, values in times.items():
         row = {"what": name, **{f"us {key}": value for key, value in values.items()}}
@@ -168,12 +176,12 @@ def rivals() -> Iterator[Row]:
     """gram against a loop of matrix products; PCGrad against TorchJD, where it is installed."""
     for K in (4, 8):
         grads = scattered(K, ELEMENTS, device=DEVICE)
-        times = on_cuda({"mtlfast": partial(ops.gram, grads), "mm a parameter": partial(per_parameter_mm, grads)})
+        times = microseconds({"mtlfast": partial(ops.gram, grads), "mm a parameter": partial(per_parameter_mm, grads)})
         yield {"what": "gram", "K": K, **{f"us {name}": value["median"] for name, value in times.items()}}
         if peers.installed():
             parameters = [[nn.Parameter(torch.zeros(s or (), device=DEVICE)) for s in grads.shapes] for _ in range(2)]
             jacobians = [torch.stack([g for g in grads.column(t) if g is not None]) for t in range(len(grads.shapes))]
-            times = on_cuda(
+            times = microseconds(
                 {
                     "mtlfast": peers.surgery(grads.rows, parameters[0]),
                     "TorchJD, Gramian": peers.torchjd_surgery(jacobians, parameters[1], optimize=True),

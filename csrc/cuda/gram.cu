@@ -13,7 +13,7 @@ int64_t gram_partials(const TaskView& grads) {
 }
 int64_t norms_partials(const TaskView& grads) {
   const int64_t rows = grads.num_tasks < kNormsRows ? grads.num_tasks : kNormsRows;
-  return rows * blocks_for(64 * rows, chunks_of(grads));
+  return rows * norms_blocks(grads, rows);
 }
 
 const char* gram(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {

@@ -7,7 +7,7 @@ namespace mtlfast::cuda {
 
 const char* solve(const SolveArguments& arguments, void* stream) {
   const SolveArguments& a = arguments;
-  if (a.num_tasks > kMostTasks) return "more tasks than solvers take";
+  if (a.num_tasks > solvers::kMostTasks) return "more tasks than solvers take";
   if (a.num_params > kMostParams || a.num_inputs > kMostInputs) return "more params or inputs than the kernel takes";
   Groups groups{};
   groups.num_tasks = static_cast<int>(a.num_tasks);

@@ -9,7 +9,7 @@
 namespace mtlfast::cuda {
 
 constexpr int kSolveThreads = 128;
-constexpr int kMostTasks = 128, kMostParams = 16, kMostInputs = 4;
+constexpr int kMostParams = 16, kMostInputs = 4;
 
 struct BlockTeam {
   int rank, size;
@@ -26,7 +26,7 @@ struct Groups {
   double* scratch;
   double* out;
   double params[kMostParams];
-  int64_t tasks[kMostTasks];
+  int64_t tasks[solvers::kMostTasks];
   int has_tasks;
 };
 

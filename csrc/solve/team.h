@@ -4,6 +4,8 @@
 
 namespace mtlfast::solvers {
 
+constexpr int kMostTasks = 128;  // K beyond which no solver is asked (mtlfast.ops.solve has the reference serve)
+
 // The workers of one solve: one thread on the CPU; a block's threads on CUDA, where sync is __syncthreads.
 struct SerialTeam {
   static constexpr int rank = 0, size = 1;

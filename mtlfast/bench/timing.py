@@ -2,10 +2,15 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    quarter = (len(values) - 1) // 4
+    return sorted(values)[quarter], sorted(values)[-1 - quarter]
 
 
 @dataclass(frozen=True)
@@ -19,11 +24,16 @@ class Timing:
         """Median seconds."""
         return statistics.median(self.seconds)
 
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Lower and upper quartile of the seconds."""
+        return _quartiles(self.seconds)
+
     def ratio_to(self, other: "Timing") -> tuple[float, float, float]:
         """(lowest quartile, median, highest quartile) of this one's time over the other's, round by round."""
-        ratios = sorted(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
-        quarter = (len(ratios) - 1) // 4
-        return ratios[quarter], statistics.median(ratios), ratios[-1 - quarter]
+        ratios = [a / b for a, b in zip(self.seconds, other.seconds, strict=True)]
+        low, high = _quartiles(ratios)
+        return low, statistics.median(ratios), high
 
 
 def take_turns(
@@ -35,20 +45,28 @@ def take_turns(
         contestants: name -> what to run.
         rounds: how often.
         warmups: rounds before the first that counts.
-        device: "cuda" waits for the device before and after each run.
+        device: "cuda" takes the GPU's own time, between events before and after the run.
     """
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
 
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(warmups + rounds):
         for name, run in contestants.items():
-            wait()
-            start = time.perf_counter()
-            run()
-            wait()
+            took = _on_gpu(run) if device == "cuda" else _on_cpu(run)
             if turn >= warmups:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(took)
     return {name: Timing(tuple(times)) for name, times in seconds.items()}
+
+
+def _on_cpu(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _on_gpu(run: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1000
