@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 try:
     import torch
@@ -62,37 +63,50 @@ def output_of(*command: str) -> str:
         return ""
 
 
-def find_nvcc() -> Path | None:
-    """nvcc on the PATH, in CUDA_HOME, or from the PyPI package nvidia-cuda-nvcc, in that order."""
-    packages = [Path(p) / "nvidia" for p in sys.path]
-    candidates = [
-        shutil.which("nvcc"),
-        Path(os.environ.get("CUDA_HOME", "")) / "bin" / "nvcc",
-        *(nvcc for folder in packages for nvcc in sorted(folder.glob("*/bin/nvcc"), reverse=True)),
-    ]
-    return next((Path(c) for c in candidates if c and os.access(c, os.X_OK) and Path(c).is_file()), None)
+class Toolkit(NamedTuple):
+    """The CUDA compiler in use."""
+
+    nvcc: Path
+    found: str  # where it was looked for
+    home: Path  # of its headers and libraries
 
 
-def cuda_toolkit() -> tuple[Path, Path] | None:
+def find_nvcc() -> tuple[Path, str] | None:
+    """nvcc on the PATH, in CUDA_HOME, or from the PyPI package nvidia-cuda-nvcc, in that order; and which it is."""
+    candidates = {
+        "on the PATH": [shutil.which("nvcc")],
+        "in CUDA_HOME": [Path(os.environ.get("CUDA_HOME", "")) / "bin" / "nvcc"],
+        "from PyPI": [n for p in sys.path for n in sorted((Path(p) / "nvidia").glob("*/bin/nvcc"), reverse=True)],
+    }
+    for found, paths in candidates.items():
+        for path in paths:
+            if path and os.access(path, os.X_OK) and Path(path).is_file():
+                return Path(path), found
+    return None
+
+
+def cuda_toolkit() -> Toolkit | None:
     """The nvcc to use and its toolkit's home; None to build without CUDA kernels."""
     wanted = os.environ.get("MTLFAST_CUDA", "auto")
     if wanted not in ("auto", "1", "0"):
         sys.exit(f"MTLFAST_CUDA is {wanted}, expected auto, 1 or 0")
-    nvcc = find_nvcc() if wanted != "0" else None
-    if nvcc is None:
+    compiler = find_nvcc() if wanted != "0" else None
+    if compiler is None:
         if wanted == "1":
             sys.exit("MTLFAST_CUDA=1, but no nvcc is on the PATH, in CUDA_HOME/bin or among Python's packages")
         return None
     # The nvcc on the PATH may be a wrapper script: a dry run prints where the toolkit really is.
-    top = re.search(r"TOP=(.+)", output_of(str(nvcc), "--dryrun", "-c", "x.cu"))
+    top = re.search(r"TOP=(.+)", output_of(str(compiler[0]), "--dryrun", "-c", "x.cu"))
     if top is None:
-        sys.exit(f"{nvcc} --dryrun prints no TOP=, expected a CUDA compiler")
-    return nvcc, Path(top.group(1).strip()).resolve()
+        sys.exit(f"{compiler[0]} --dryrun prints no TOP=, expected a CUDA compiler")
+    return Toolkit(*compiler, Path(top.group(1).strip()).resolve())
 
 
 def cuda_archs() -> list[str]:
-    """TORCH_CUDA_ARCH_LIST, else this machine's GPUs, else every supported architecture."""
+    """TORCH_CUDA_ARCH_LIST, else this machine's GPUs, else every supported architecture ('all')."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if wanted == "all":
+        wanted = DEFAULT_ARCHS
     if not wanted and torch.cuda.is_available():
         pairs = {torch.cuda.get_device_capability(d) for d in range(torch.cuda.device_count())}
         wanted = ";".join(f"{major}.{minor}" for major, minor in sorted(pairs))
@@ -114,7 +128,7 @@ def static_runtime(home: Path) -> list[str]:
     sys.exit(f"{home} holds no libcudart_static.a, which the extension links (PyPI: nvidia-cuda-runtime)")
 
 
-def compile_kernels(folder: Path, toolkit: tuple[Path, Path] | None) -> list[str]:
+def compile_kernels(folder: Path, toolkit: Toolkit | None) -> list[str]:
     """Compiles every kernel into `folder` with ninja, as far as it is out of date; returns the objects."""
     rules = [
         f"rule cxx\n  command = {CXX} {' '.join(CXX_FLAGS + SANITIZE_FLAGS)} $flags -MMD -MF $out.d -c $in -o $out\n"
@@ -136,7 +150,7 @@ def compile_kernels(folder: Path, toolkit: tuple[Path, Path] | None) -> list[str
     if toolkit is not None:
         archs = " ".join(flag for arch in cuda_archs() for flag in gencode(arch))
         # ptxas says what each kernel takes; it is read below, and shown only if the compilation fails.
-        command = f"{toolkit[0]} {' '.join(NVCC_FLAGS)} {archs} -MMD -MF $out.d -c $in -o $out"
+        command = f"{toolkit.nvcc} {' '.join(NVCC_FLAGS)} {archs} -MMD -MF $out.d -c $in -o $out"
         command += " >$out.log 2>&1 || (cat $out.log && false)"
         rules.append(f"rule nvcc\n  command = {command}\n  depfile = $out.d\n  description = nvcc $out\n")
         for source in sorted((CSRC / "cuda").glob("*.cu")):
@@ -170,14 +184,15 @@ def cuda_kernels(folder: Path) -> dict[str, dict[str, dict[str, int]]]:
     return kernels
 
 
-def build_facts(toolkit: tuple[Path, Path] | None, kernels: Path) -> dict[str, object]:
+def build_facts(toolkit: Toolkit | None, kernels: Path) -> dict[str, object]:
     """What `python -m mtlfast info` shows of the build, and what the import checks."""
-    nvcc_version = re.search(r"V([\d.]+)", output_of(str(toolkit[0]), "--version")) if toolkit else None
+    nvcc_version = re.search(r"V([\d.]+)", output_of(str(toolkit.nvcc), "--version")) if toolkit else None
     return {
         "torch": torch.__version__,
         "compiler": (output_of(CXX, "--version").splitlines() or ["unknown"])[0],
         "cpu_units": list(CPU_UNITS),
         "nvcc": nvcc_version.group(1) if nvcc_version else None,
+        "nvcc_found": f"{toolkit.found}: {toolkit.nvcc}" if toolkit else None,
         "cuda_archs": cuda_archs() if toolkit else [],
         "cuda_kernels": cuda_kernels(kernels) if toolkit else {},
         "commit": output_of("git", "describe", "--always", "--dirty").strip() or "unknown",
@@ -190,12 +205,14 @@ class BuildKernelsAndGlue(BuildExtension):
     def build_extensions(self) -> None:
         """Compiles kernels, then the glue, and writes down what was built."""
         (extension,) = self.extensions
+        if self.editable_mode:  # pip names a new folder each time, and everything would be compiled again
+            self.build_temp = str(ROOT / "build" / "inplace")
         toolkit = cuda_toolkit()
         kernels = Path(self.build_temp).resolve() / "kernels"
         extension.extra_objects = compile_kernels(kernels, toolkit)
         if toolkit is not None:
             extension.define_macros.append(("MTLFAST_WITH_CUDA", None))
-            extension.extra_link_args += static_runtime(toolkit[1])
+            extension.extra_link_args += static_runtime(toolkit.home)
         super().build_extensions()
         facts = Path(self.build_lib) / "mtlfast" / "_build.json"
         facts.write_text(json.dumps(build_facts(toolkit, kernels), indent=2) + "\n")
@@ -228,7 +245,14 @@ def extension() -> CppExtension:
     )
 
 
+OTHER_PACKAGES = ["typer>=0.12", "rich>=13"]
 if os.environ.get("MTLFAST_NATIVE", "1") == "0":
-    setup()
+    setup(install_requires=["torch>=2.11", *OTHER_PACKAGES])
 else:
-    setup(ext_modules=[extension()], cmdclass={"build_ext": BuildKernelsAndGlue})
+    # torch promises no ABI beyond its minor version, so what is built here is for that one.
+    minor = ".".join(torch.__version__.split(".")[:2])
+    setup(
+        install_requires=[f"torch=={minor}.*", *OTHER_PACKAGES],
+        ext_modules=[extension()],
+        cmdclass={"build_ext": BuildKernelsAndGlue},
+    )

@@ -27,7 +27,8 @@ def info() -> None:
     }
     if facts:
         rows["built for torch"] = facts["torch"]
-        rows["built with"] = ", ".join(filter(None, [facts["compiler"], facts["nvcc"] and f"nvcc {facts['nvcc']}"]))
+        nvcc = facts["nvcc"] and f"nvcc {facts['nvcc']} ({facts['nvcc_found']})"
+        rows["built with"] = ", ".join(filter(None, [facts["compiler"], nvcc]))
     if native:
         try:
             isa = native.isa()
@@ -48,9 +49,11 @@ def info() -> None:
 def _cuda_line(facts: dict[str, object], cuda: dict[str, object]) -> str:
     if not cuda:
         return "none in this build"
-    archs = facts["cuda_archs"]
+    archs, kernels = facts["cuda_archs"], facts["cuda_kernels"]
     assert isinstance(archs, list)
-    line = f"every op for {', '.join(archs)}"
+    assert isinstance(kernels, dict)
+    counts = sorted({len(of_arch) for of_arch in kernels.values()})
+    line = f"{' or '.join(map(str, counts))} kernels for {', '.join(archs)}"
     if cuda["error"] or not cuda["devices"]:
         return f"{line}; no device to use ({cuda['error'] or 'no GPU'})"
     if not torch.cuda.is_available():

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,32 @@ from mtlfast import _native
 TABLE = Path(__file__).parents[1] / "csrc" / "cuda" / "registers.json"
 KERNELS = _native.build_facts().get("cuda_kernels", {})
 
-pytestmark = pytest.mark.skipif(not KERNELS, reason="needs a build with CUDA kernels")
+CHECKOUT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(not (CHECKOUT / "setup.py").exists(), reason="needs the checkout")
+def test_nvcc_is_the_one_on_the_path_else_in_cuda_home_else_from_pypi(tmp_path):
+    folders = {
+        "on the PATH": tmp_path / "path",
+        "in CUDA_HOME": tmp_path / "home" / "bin",
+        "from PyPI": tmp_path / "site" / "nvidia" / "cu13" / "bin",
+    }
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+        (folder / "nvcc").write_text("#!/bin/sh\n")
+        (folder / "nvcc").chmod(0o755)
+    env = {**os.environ, "PATH": str(tmp_path / "path"), "CUDA_HOME": str(tmp_path / "home")}
+    ask = "import runpy, sys; sys.argv[1:] = ['--version']; print(*runpy.run_path('setup.py')['find_nvcc'](), sep='; ')"
+    for found, folder in folders.items():
+        run = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", ask],
+            cwd=CHECKOUT,
+            env={**env, "PYTHONPATH": str(tmp_path / "site")},
+            capture_output=True,
+            text=True,
+        )
+        assert run.stdout.splitlines()[-1] == f"{folder / 'nvcc'}; {found}", run.stderr
+        (folder / "nvcc").unlink()
 
 
 @pytest.mark.parametrize("arch", KERNELS)

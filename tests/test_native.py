@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -105,7 +106,11 @@ def test_info():
     assert facts["compiler"] in lines["built with"]
     assert f"in use: {_native.C.isa()}" in lines["CPU kernels"]
     cuda = lines["CUDA kernels"].strip()
-    assert cuda == "none in this build" if facts["nvcc"] is None else cuda.startswith("every op for ")
+    if facts["nvcc"] is None:
+        assert cuda == "none in this build"
+    else:
+        assert f"nvcc {facts['nvcc']} ({facts['nvcc_found']})" in lines["built with"]
+        assert re.match(r"[1-9]\d+ kernels for \d", cuda)
     assert lines["environment"].strip() == "MTLFAST_REQUIRE_NATIVE=1"
 
 
