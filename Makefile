@@ -1,6 +1,7 @@
 # Everything runs in .venv, which the first target creates. Two commands to start with: make demo, make test.
-VENV := .venv
+VENV ?= .venv
 PY := $(VENV)/bin/python
+TORCH ?= torch==2.13.0
 SOURCES := setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 EMULATOR_FILES := $(wildcard tests/emulator/*.h tests/emulator/*.cpp tests/emulator/*.cu tests/emulator/include/*.h)
 PYTHON_FILES := setup.py mtlfast tests benchmarks examples
@@ -9,7 +10,7 @@ CXX_FILES := $(filter-out setup.py,$(SOURCES)) $(EMULATOR_FILES)
 # A first build is for this machine's GPU, or for one architecture where there is none. Wheels name their own list.
 export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';' | grep . || echo 9.0)
 
-.PHONY: demo test test-isa fuzz asan emu emu-asan cuda-check registers check-aarch64 lint format bench clean
+.PHONY: demo test test-isa fuzz asan emu emu-asan cuda-check registers check-aarch64 wheel wheel-check lint format bench clean
 .DEFAULT_GOAL := test
 
 build/ready: $(SOURCES) pyproject.toml $(VENV)/ready
@@ -19,6 +20,7 @@ build/ready: $(SOURCES) pyproject.toml $(VENV)/ready
 
 $(VENV)/ready: requirements-dev.txt
 	python3 -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check '$(TORCH)'
 	$(PY) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
@@ -70,10 +72,10 @@ emu-asan: build/ready
 	$(PY) -m pytest --capture=sys tests/emulator/test_kernels.py
 
 # Every CUDA kernel for every architecture that it is meant for: fails if one spills or takes more registers than
-# csrc/cuda/registers.json says. `make registers` writes that table anew.
+# csrc/cuda/registers.json says, or if its machine code loads narrowly. `make registers` writes that table anew.
 cuda-check: $(VENV)/ready
 	TORCH_CUDA_ARCH_LIST="8.0;9.0;10.0;12.0" MTLFAST_CUDA=1 $(PY) setup.py -q build --build-base build/archs/tmp --build-lib build/archs
-	cd build/archs && PYTHONPATH=$$PWD $(abspath $(PY)) -m pytest $(abspath tests/test_cuda_build.py)
+	cd build/archs && PYTHONPATH=$$PWD $(abspath $(PY)) -m pytest $(abspath tests/test_cuda_build.py tests/test_cuda_sass.py)
 
 registers:
 	MTLFAST_WRITE_REGISTERS=1 $(MAKE) cuda-check
@@ -85,6 +87,24 @@ check-aarch64:
 	  aarch64-linux-gnu-g++ -std=c++20 -O3 -Wall -Wextra -Werror -DMTLFAST_ISA=baseline -DMTLFAST_VECTOR_BYTES=16 \
 	    -c $$source -o /dev/null || exit 1; \
 	done
+
+# One wheel for the torch in $(VENV), with kernels for every architecture; torch's own libraries stay outside it.
+WHEEL_ARCHS ?= all
+wheel: $(VENV)/ready
+	rm -rf build/wheel build/lib* dist && mkdir -p build/wheel dist
+	TORCH_CUDA_ARCH_LIST="$(WHEEL_ARCHS)" MTLFAST_CUDA=1 $(PY) -W ignore setup.py -q egg_info --egg-base build/wheel \
+	  --tag-build=+torch$$($(PY) -c 'import torch; print(".".join(torch.__version__.split(".")[:2]))') \
+	  bdist_wheel --dist-dir build/wheel
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(PY) -m auditwheel repair -w dist build/wheel/*.whl \
+	  --exclude 'libtorch*.so' --exclude libc10.so --exclude libgomp.so.1
+	ls -lh dist
+
+# Installs it in empty environments and runs the tests there. Another torch to install beside it, such as the CUDA build
+# of the same version: make wheel-check WHEEL_TORCH=torch===2.13.0. Another torch to build for, the oldest and the newest:
+# make wheel-check VENV=build/torch-2.11 TORCH=torch==2.11.0, make wheel-check VENV=build/torch-2.14 TORCH=torch==2.14.1
+WHEEL_TORCH ?= $(TORCH)
+wheel-check: wheel
+	MTLFAST_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" MTLFAST_WHEEL_TORCH='$(WHEEL_TORCH)' $(PY) -m pytest -rs tests/test_wheel.py
 
 bench: build/ready
 	$(PY) -m mtlfast bench
