@@ -2,23 +2,28 @@
 
     python benchmarks/roofline.py [--chip H100] [--results benchmarks/results/FOLDER/results.json]
 
-prints one row for each op, number of tasks and dtype at P = 25M. All of it is arithmetic, so all of it is predicted;
-with the results of a GPU run beside it, the last column says how far off it was.
+prints one row for each op and workload of the GPU kit (gpu/workloads.py). All of it is arithmetic, so all of it is
+predicted; with the results of a GPU run beside it, the last column says how far off it was.
 """
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpu.report import table as markdown
+from gpu.workloads import DTYPES, ELEMENTS, MODEL_DTYPE, MODEL_TASKS, MODELS, TASKS
+
+from mtlfast.bench.contests import PASSES
 
 REGISTERS = Path(__file__).parents[1] / "csrc" / "cuda" / "registers.json"
-ELEMENTS = 25_000_000
-TASKS = (2, 4, 8, 16, 32, 64)
 LATENCY = 700e-9  # seconds of a load from memory under load
 LAUNCH = 5e-6  # seconds of a launch with its 32 KiB argument, and of the sums' second stage
+THREAD_BYTES = 16 * 256  # what the threads of a block load at once, a row
+CXX_NAMES = {"float32": "float", "bfloat16": "__nv_bfloat16"}
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,82 +37,136 @@ class Chip:
     lanes: int  # float multiply-adds a processor does in a cycle
     reached: float = 0.9
 
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second that a copy reaches."""
+        return self.gigabytes_a_second * 1e9 * self.reached
+
 
 CHIPS = {
     "A100": Chip("sm_80", 108, 1.41, 2039, 64),
     "H100": Chip("sm_90", 132, 1.75, 3350, 128),
     "B200": Chip("sm_100", 148, 1.85, 8000, 128),
 }
-ITEM = {"float": 4, "__nv_bfloat16": 2}
 
 
-def gram_kernel(K: int, dtype: str, lanes: int, kernels: dict[str, Any]) -> tuple[str, float, float]:
-    """The kernel that K tasks take, its multiply-adds a column, and its bytes of loads in flight a block."""
+@dataclass(frozen=True)
+class Workload:
+    """K tasks, P elements each; `label` says which of the kit's rows it is."""
+
+    num_tasks: int
+    dtype: str
+    elements: int
+    label: Row
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one kernel does: its name in registers.json, and what bounds it."""
+
+    kernel: str
+    bytes_moved: float
+    multiply_adds: float  # of a column
+    block_bytes: float  # that a block has in flight
+
+
+def gram(work: Workload, bytes_moved: float, chip: Chip, kernels: dict[str, Any]) -> Launch:
+    """The kernel that K tasks take: all sums in registers, or rows staged in shared memory."""
+    K, dtype, converted = work.num_tasks, CXX_NAMES[work.dtype], work.dtype != "float32"
     if K <= 16:
         rows = next(rows for rows in range(K, 17) if f"gram_kernel<{dtype}, {rows}>" in kernels)
-        converted = 0 if dtype == "float" else rows
-        return f"gram_kernel<{dtype}, {rows}>", rows * (rows + 1) / 2 + converted, 256 * 16 * K
+        multiply_adds = rows * (rows + 1) / 2 + (rows if converted else 0)
+        return Launch(f"gram_kernel<{dtype}, {rows}>", bytes_moved, multiply_adds, THREAD_BYTES * K)
     capacity, classes = (32 if K <= 32 else 64), -(-K // 4)
     tiles = classes * (classes + 1) / 2
     # A tile takes 16 multiply-adds a column and, for each group of 16 bytes, 8 loads from shared memory, which take a
     # warp 4 cycles each at worst; 16-bit elements are converted besides.
-    loads = 8 * 4 * lanes / 32 / (16 / ITEM[dtype])
-    slots = max(16 + (0 if dtype == "float" else 8), loads)
-    return f"gram_staged_kernel<{dtype}, {capacity}>", tiles * slots, 16384 / capacity * K
+    loads = 8 * 4 * chip.lanes / 32 / (16 / DTYPES[work.dtype])
+    slots = max(16 + (8 if converted else 0), loads)
+    return Launch(f"gram_staged_kernel<{dtype}, {capacity}>", bytes_moved, tiles * slots, 16384 / capacity * K)
 
 
-def predict(chip: Chip, op: str, K: int, dtype: str, kernels: dict[str, dict[str, int]]) -> dict[str, Any]:
-    """One row: what bounds the kernel, and the time that follows."""
-    item = ITEM[dtype]
+def launches(op: str, work: Workload, chip: Chip, kernels: dict[str, Any]) -> list[Launch]:
+    """What an op launches, but for the two kernels on K x K numbers of a surgery."""
+    dtype, K = CXX_NAMES[work.dtype], work.num_tasks
+    if op == "PCGrad":
+        return launches("gram", work, chip, kernels) + launches("combine", work, chip, kernels)
+    of_J, of_direction = PASSES[op]
+    bytes_moved = (of_J * K + of_direction) * work.elements * DTYPES[work.dtype]
     if op == "gram":
-        kernel, multiply_adds, block_bytes = gram_kernel(K, dtype, chip.lanes, kernels)
-        bytes_moved = K * ELEMENTS * item
-    else:
-        kernel, multiply_adds, block_bytes = f"combine_kernel<{dtype}, {dtype}, 1>", K * 2.0, 256 * 16 * min(K, 4)
-        bytes_moved = (K + 1) * ELEMENTS * item
-    facts = kernels[kernel]
-    bandwidth = chip.gigabytes_a_second * 1e9 * chip.reached
-    in_flight = facts["blocks"] * block_bytes
-    needed = bandwidth / chip.processors * LATENCY
-    memory = bytes_moved / bandwidth * max(1.0, needed / in_flight)
-    compute = multiply_adds * ELEMENTS / (chip.lanes * chip.processors * chip.gigahertz * 1e9)
-    seconds = max(memory, compute) + LAUNCH
+        return [gram(work, bytes_moved, chip, kernels)]
+    if op.startswith("combine"):
+        return [Launch(f"combine_kernel<{dtype}, {dtype}, 1>", bytes_moved, 2.0 * K, THREAD_BYTES * min(K, 4))]
+    kernel = {"norms": "norms_kernel<{0}>", "flatten": "flatten_kernel<{0}, {0}>", "scale_": "scale_kernel<{0}>"}[op]
+    return [Launch(kernel.format(dtype), bytes_moved, K, THREAD_BYTES)]
+
+
+def predict(op: str, work: Workload, chip: Chip, kernels: dict[str, Any]) -> Row:
+    """One row: what bounds the op, and the time that follows."""
+    seconds = memory_seconds = compute_seconds = total_bytes = 0.0
+    parts, in_flight = launches(op, work, chip, kernels), []
+    needed = chip.bandwidth / chip.processors * LATENCY
+    for part in parts:
+        in_flight.append(kernels[part.kernel]["blocks"] * part.block_bytes)
+        memory = part.bytes_moved / chip.bandwidth * max(1.0, needed / in_flight[-1])
+        compute = part.multiply_adds * work.elements / (chip.lanes * chip.processors * chip.gigahertz * 1e9)
+        seconds += max(memory, compute) + LAUNCH
+        memory_seconds, compute_seconds = memory_seconds + memory, compute_seconds + compute
+        total_bytes += part.bytes_moved
+    if op == "PCGrad":
+        seconds += 2 * LAUNCH  # random keys and the solver
     return {
+        **work.label,
         "op": op,
-        "K": K,
-        "dtype": "float32" if dtype == "float" else "bfloat16",
-        "kernel": kernel.replace("__nv_", ""),
-        "registers": facts["registers"],
-        "blocks": facts["blocks"],
-        "KiB in flight": round(in_flight / 1024),
+        "kernel": " + ".join(part.kernel.replace("__nv_", "") for part in parts),
+        "registers": max(kernels[part.kernel]["registers"] for part in parts),
+        "blocks": min(kernels[part.kernel]["blocks"] for part in parts),
+        "KiB in flight": round(min(in_flight) / 1024),
         "KiB needed": round(needed / 1024),
-        "us memory": round(memory * 1e6),
-        "us compute": round(compute * 1e6),
+        "us memory": round(memory_seconds * 1e6),
+        "us compute": round(compute_seconds * 1e6),
         "us predicted": round(seconds * 1e6),
-        "% of copy": round(100 * bytes_moved / bandwidth / seconds),
+        "% of copy": round(100 * total_bytes / chip.bandwidth / seconds),
     }
 
 
-def table(chip_name: str, nvcc: str = "13.0") -> list[dict[str, Any]]:
+def workloads() -> Iterator[Workload]:
+    """Those of the kit, without its matrices, which take as long as scattered tensors."""
+    for dtype in DTYPES:
+        for K in TASKS:
+            label = {"K": K, "dtype": dtype, "model": "", "P": ELEMENTS}
+            yield Workload(K, dtype, ELEMENTS, label)
+    for model, sizes in MODELS.items():
+        label = {"K": MODEL_TASKS, "dtype": MODEL_DTYPE, "model": model, "P": sum(sizes)}
+        yield Workload(MODEL_TASKS, MODEL_DTYPE, sum(sizes), label)
+
+
+def table(chip_name: str, nvcc: str = "13.0") -> list[Row]:
     """All rows of a chip."""
     chip = CHIPS[chip_name]
     kernels = json.loads(REGISTERS.read_text())[nvcc][chip.arch]
-    cases = [(op, K, dtype) for op in ("gram", "combine") for dtype in ITEM for K in TASKS]
-    return [predict(chip, op, K, dtype, kernels) for op, K, dtype in cases]
+    return [predict(op, work, chip, kernels) for work in workloads() for op in PASSES]
 
 
-def compare(rows: list[dict[str, Any]], results: dict[str, Any]) -> None:
-    """Adds what a run of the GPU kit measured on scattered tensors of the same size, and predicted over measured."""
-    measured = next((step["result"] for step in results["steps"] if step["name"] == "ops"), None) or []
-    found = {
-        (row["op"], row["K"], row["dtype"]): row["us median"]
-        for row in measured
-        if row["layout"] == "scattered" and row["P"] == ELEMENTS
-    }
+def compare(rows: list[Row], results: Row) -> None:
+    """Adds what a run of the GPU kit measured on the same workload, and predicted over measured."""
+    measured = [
+        row
+        for step in results["steps"]
+        if step["name"] in ("ops", "models")
+        for row in step["result"] or []
+        if row.get("layout") != "matrix"
+    ]
+    found = {workload_of(row): row["us median"] for row in measured}
     for row in rows:
-        us = found.get((row["op"], row["K"], row["dtype"]))
+        us = found.get(workload_of(row))
         row["us measured"] = us if us is not None else ""
         row["predicted / measured"] = round(row["us predicted"] / us, 2) if us else ""
+
+
+def workload_of(row: Row) -> tuple[Any, ...]:
+    """What a predicted and a measured row have in common."""
+    return (row.get("model", ""), *(row[key] for key in ("op", "K", "dtype", "P")))
 
 
 def main() -> None:

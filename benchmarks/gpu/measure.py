@@ -1,8 +1,10 @@
 """The measurements of the GPU kit: `measure.py NAME RESULT` writes RESULT, a JSON file, anew after every row.
 
-Data are random, working sets far beyond the second-level cache (100 MB a stream), outputs poisoned and checked.
+Data are random; what a run reads, the runs before it have driven out of the second-level cache; outputs are poisoned
+and checked before anything is timed.
 """
 
+import itertools
 import json
 import platform
 import subprocess
@@ -14,21 +16,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from workloads import DTYPES, ELEMENTS, MODEL_DTYPE, MODEL_TASKS, MODELS, TASKS
 
 import mtlfast
 from mtlfast import TaskGradients, ops
 from mtlfast.aggregation import PCGrad
-from mtlfast.bench import peers
+from mtlfast.bench import compiled, peers
 from mtlfast.bench.contests import contests_on
 from mtlfast.bench.timing import take_turns
 from mtlfast.bench.workload import scattered
 
 DEVICE = "cuda"
-ELEMENTS = 25_000_000
-COPIED = 2**28  # elements
-TASKS = (2, 4, 8, 16, 32, 64)
-DTYPES = (torch.float32, torch.bfloat16)
+COPIED = 2**28  # elements of the copy that gives the bandwidth
 Row = dict[str, Any]
+Run = Callable[[], object]
 
 
 def device() -> Iterator[Row]:
@@ -51,7 +52,7 @@ def device() -> Iterator[Row]:
     }
 
 
-def microseconds(contestants: Mapping[str, Callable[[], object]], rounds: int = 9) -> dict[str, dict[str, float]]:
+def microseconds(contestants: Mapping[str, Run], rounds: int = 9) -> dict[str, dict[str, float]]:
     """Of each contestant, in turn: median and quartiles."""
     return {
         name: {"median": t.median * 1e6, "low": t.quartiles[0] * 1e6, "high": t.quartiles[1] * 1e6}
@@ -76,60 +77,86 @@ def spread(num_tasks: int, elements: int, dtype: torch.dtype) -> TaskGradients:
 
 
 def matrix(num_tasks: int, elements: int, dtype: torch.dtype) -> TaskGradients:
-    """The same numbers in one tensor a task."""
-    return TaskGradients.from_rows([[torch.randn(elements, device=DEVICE).to(dtype)] for _ in range(num_tasks)])
+    """As many numbers in one tensor a task."""
+    return listed(num_tasks, [elements], dtype)
 
 
-def rows_on(grads: TaskGradients, label: Row, gigabytes_a_second: float, plain: bool = True) -> Iterator[Row]:
+def listed(num_tasks: int, sizes: list[int], dtype: torch.dtype) -> TaskGradients:
+    """Tensors of these sizes."""
+    return TaskGradients.from_rows([[torch.randn(n, device=DEVICE).to(dtype) for n in sizes] for _ in range(num_tasks)])
+
+
+def copies_beyond_cache(nbytes: int) -> int:
+    """How many copies of a workload take turns, so that each has left the second-level cache when it comes again."""
+    cache = torch.cuda.get_device_properties(0).L2_cache_size if DEVICE == "cuda" else 2 * nbytes
+    return 1 if nbytes > 8 * cache else 1 + -(-4 * cache // nbytes)
+
+
+def rotating(runs: list[Run]) -> Run:
+    """Each call is the next one's turn."""
+    turns = itertools.cycle(runs)
+    return lambda: next(turns)()
+
+
+def rows_on(make: Callable[[], TaskGradients], label: Row, gigabytes_a_second: float, plain: bool) -> Iterator[Row]:
     """Each op on one workload: microseconds, % of copy bandwidth, how many times as long the plain way takes."""
-    J = grads.numel() * grads.num_tasks * grads.dtype.itemsize
-    for op, contest in contests_on(grads).items():
-        contestants = {"native": contest.native, **({"plain": contest.plain} if plain and op != "PCGrad" else {})}
+    copies = [make()]
+    J = copies[0].numel() * copies[0].num_tasks * copies[0].dtype.itemsize
+    copies += [make() for _ in range(copies_beyond_cache(J) - 1)]
+    check_outputs(copies[0])
+    contests = [contests_on(grads) for grads in copies]
+    for op, contest in contests[0].items():
+        contestants = {"native": rotating([of_copy[op].native for of_copy in contests])}
+        if plain:
+            contestants["plain"] = rotating([of_copy[op].plain for of_copy in contests])
         times = microseconds(contestants)
         row = {**label, "op": op, **{f"us {name}": value for name, value in times["native"].items()}}
         row["% of copy"] = 100 * contest.passes * J / times["native"]["median"] / 1000 / gigabytes_a_second
-        if "plain" in times:
+        if plain:
             row["plain takes"] = times["plain"]["median"] / times["native"]["median"]
         yield row
 
 
-def check_written(grads: TaskGradients) -> None:
-    """Poisons an output and looks at it after: a timing of a kernel that writes nothing is worth nothing."""
-    out = [torch.full_like(g, torch.nan) for g in grads.rows[0] if g is not None]
-    ops.combine(grads, torch.ones(grads.num_tasks, device=DEVICE), out=out)
-    if not all(bool(x.isfinite().all()) for x in out):
-        raise AssertionError("combine left elements unwritten")
+def row_of(grads: TaskGradients, task: int) -> list[Tensor]:
+    """One task's tensors."""
+    return [g for g in grads.rows[task] if g is not None]
+
+
+def check_outputs(grads: TaskGradients) -> None:
+    """Poisons memory and looks at what gram and combine leave there: to write nothing would be fast."""
+    first, last = row_of(grads, 0), row_of(grads, -1)
+    products = [(a.double() * b.double()) for a, b in zip(first, last, strict=True)]
+    poison = torch.full((grads.num_tasks, grads.num_tasks), torch.nan, dtype=torch.float64, device=DEVICE)
+    del poison  # the allocator hands its memory to gram
+    error = abs(ops.gram(grads)[0, -1] - sum(p.sum() for p in products))
+    off = float(error / sum(p.abs().sum() for p in products))
+    if not off < 1e-6:
+        raise AssertionError(f"gram of the first and the last task is off by {off} of sum |a b|, expected 1e-6 at most")
+    out: list[Tensor | None] = [torch.full_like(g, torch.nan) for g in first]
+    weights = torch.zeros(grads.num_tasks, device=DEVICE)
+    weights[-1] = 2
+    ops.combine(grads, weights, out=out)
+    if not all(torch.equal(x, 2 * g) for x, g in zip(out, last, strict=True) if x is not None):
+        raise AssertionError("combine with a weight of 2 for the last task left something else than twice its gradient")
 
 
 def all_ops() -> Iterator[Row]:
     """gram, combine and the rest: numbers of tasks, dtypes, scattered and whole."""
     gigabytes_a_second = copy_bandwidth()
-    for dtype in DTYPES:
-        for K in TASKS:
-            for layout, make in {"scattered": spread, "matrix": matrix}.items():
-                elements = ELEMENTS if K <= 16 else ELEMENTS // 2
-                grads = make(K, elements, dtype)
-                check_written(grads)
-                label = {"K": K, "dtype": str(dtype)[6:], "layout": layout, "P": elements}
-                yield from rows_on(grads, label, gigabytes_a_second, plain=K <= 16)
-                del grads
-
-
-MODELS = {  # sizes of the shared parameters
-    "ResNet-50": [64 * 3 * 49]
-    + [s for s in (64, 128, 256, 512) for _ in range(8) for s in (s * s * 9, s * s * 4, s, s)],
-    "ViT-B": [s for _ in range(12) for s in (768 * 2304, 2304, 768 * 768, 768, 768 * 3072, 3072, 3072 * 768, 768, 768)],
-    "Llama block": [4096 * 4096] * 4 + [4096 * 11008] * 3 + [4096] * 2,
-}
+    for name, K in itertools.product(DTYPES, TASKS):
+        for layout, make in {"scattered": spread, "matrix": matrix}.items():
+            label = {"K": K, "dtype": name, "layout": layout, "P": ELEMENTS}
+            workload = partial(make, K, ELEMENTS, getattr(torch, name))
+            yield from rows_on(workload, label, gigabytes_a_second, plain=K <= 16 and layout == "scattered")
 
 
 def models() -> Iterator[Row]:
     """The ops on lists of tensors as models have them."""
     gigabytes_a_second = copy_bandwidth()
     for name, sizes in MODELS.items():
-        rows = [[torch.randn(size, device=DEVICE, dtype=torch.bfloat16) for size in sizes] for _ in range(4)]
-        label = {"model": name, "K": 4, "dtype": "bfloat16", "tensors": len(sizes), "P": sum(sizes)}
-        yield from rows_on(TaskGradients.from_rows(rows), label, gigabytes_a_second)
+        label = {"model": name, "K": MODEL_TASKS, "dtype": MODEL_DTYPE, "tensors": len(sizes), "P": sum(sizes)}
+        workload = partial(listed, MODEL_TASKS, sizes, getattr(torch, MODEL_DTYPE))
+        yield from rows_on(workload, label, gigabytes_a_second, plain=True)
 
 
 def step() -> Iterator[Row]:
@@ -138,17 +165,22 @@ def step() -> Iterator[Row]:
     heads = [nn.Linear(1024, 1).to(DEVICE) for _ in range(4)]
     x, aggregator = torch.randn(64, 1024, device=DEVICE), PCGrad()
 
-    def train() -> None:
+    def losses() -> list[Tensor]:
         features = trunk(x)
-        losses = [head(features).square().mean() for head in heads]
-        mtlfast.backward(losses, aggregator, shared=trunk.parameters())
+        return [head(features).square().mean() for head in heads]
+
+    def train() -> None:
+        mtlfast.backward(losses(), aggregator, shared=trunk.parameters())
+
+    def train_plainly() -> None:
+        torch.stack(losses()).sum().backward()
 
     train()
     torch.cuda.set_sync_debug_mode("error")
     train()
     torch.cuda.set_sync_debug_mode("default")
-    grads = scattered(8, ELEMENTS, device=DEVICE)
-    out: list[Tensor | None] = [torch.empty_like(g) for g in grads.rows[0] if g is not None]
+    grads = spread(8, ELEMENTS, torch.float32)
+    out: list[Tensor | None] = [torch.empty_like(g) for g in row_of(grads, 0)]
 
     def surgery() -> None:
         weights, _ = aggregator.weigh(grads)
@@ -159,11 +191,12 @@ def step() -> Iterator[Row]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         surgery()
-    times = microseconds({"training step": train, "surgery, K = 8": surgery, "surgery, captured": graph.replay})
     floor = (2 * 8 + 1) * ELEMENTS * 4 / copy_bandwidth() / 1000
-    for name, values in times.items():
+    ways = {"training step, PCGrad": train, "training step, summed losses": train_plainly}
+    ways |= {"surgery, K = 8": surgery, "surgery, captured": graph.replay}
+    for name, values in microseconds(ways).items():
         row = {"what": name, **{f"us {key}": value for key, value in values.items()}}
-        yield row if name == "training step" else {**row, "times the floor": values["median"] / floor}
+        yield {**row, "times the floor": values["median"] / floor} if name.startswith("surgery") else row
 
 
 def per_parameter_mm(grads: TaskGradients) -> Tensor:
@@ -175,7 +208,7 @@ def per_parameter_mm(grads: TaskGradients) -> Tensor:
 def rivals() -> Iterator[Row]:
     """gram against a loop of matrix products; PCGrad against TorchJD, where it is installed."""
     for K in (4, 8):
-        grads = scattered(K, ELEMENTS, device=DEVICE)
+        grads = spread(K, ELEMENTS, torch.float32)
         times = microseconds({"mtlfast": partial(ops.gram, grads), "mm a parameter": partial(per_parameter_mm, grads)})
         yield {"what": "gram", "K": K, **{f"us {name}": value["median"] for name, value in times.items()}}
         if peers.installed():
@@ -192,6 +225,12 @@ def rivals() -> Iterator[Row]:
             yield {"what": "PCGrad", "K": K, **{f"us {name}": value["median"] for name, value in times.items()}}
 
 
+def compiled_rivals() -> Iterator[Row]:
+    """gram on flat tensors against the pairwise dot products as torch.compile fuses them."""
+    for row in compiled.measure(ELEMENTS, rounds=9, tasks=tuple(K for K in TASKS if K <= 8), device=DEVICE).rows:
+        yield {key: value[1] if isinstance(value, list) else value for key, value in row.items()}
+
+
 MEASUREMENTS = {
     "device": device,
     "bandwidth": bandwidth,
@@ -199,6 +238,7 @@ MEASUREMENTS = {
     "models": models,
     "step": step,
     "peers": rivals,
+    "compiled": compiled_rivals,
 }
 
 

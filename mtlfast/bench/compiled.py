@@ -1,6 +1,7 @@
 """`torch.compile` as a rival: all pairwise dot products of K flat tensors, fused by the compiler."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,25 +18,26 @@ def pairwise(gs: list[Tensor]) -> list[Tensor]:
     return [(gs[i] * gs[j]).sum() for i in range(len(gs)) for j in range(i + 1)]
 
 
-def measure(elements: int, rounds: int, tasks: tuple[int, ...] = (2, 4, 8, 16)) -> Section:
+def measure(elements: int, rounds: int, tasks: tuple[int, ...] = (2, 4, 8, 16), device: str = "cpu") -> Section:
     """Times `gram` and the compiled pairwise dot products on K flat tensors.
 
     Args:
         elements: P.
         rounds: alternating rounds.
         tasks: the numbers of tasks.
+        device: where.
     """
     section = Section(
         "compiled",
         f"gram beside torch.compile: K flat tensors of {elements / 1e6:g}M elements",
         f"The rival is a compiled [(g_i * g_j).sum() for i >= j], in float32. Medians of {rounds} alternating rounds.",
     )
-    section.rows = [_row(K, elements, rounds) for K in tasks]
+    section.rows = [_row(K, elements, rounds, device) for K in tasks]
     return section
 
 
-def _row(num_tasks: int, elements: int, rounds: int) -> dict[str, Any]:
-    flat = [torch.randn(elements) for _ in range(num_tasks)]
+def _row(num_tasks: int, elements: int, rounds: int, device: str) -> dict[str, Any]:
+    flat = [torch.randn(elements, device=device) for _ in range(num_tasks)]
     grads = TaskGradients.from_rows([[gradient] for gradient in flat])
     torch._dynamo.reset()
     compiled = torch.compile(pairwise, dynamic=False)
@@ -45,7 +47,8 @@ def _row(num_tasks: int, elements: int, rounds: int) -> dict[str, Any]:
     except Exception as error:  # no compiler, or more than it takes: that is a result too
         return {"K": num_tasks, "compiled": f"no: {type(error).__name__}"}
     compiling = time.perf_counter() - start
-    times = take_turns({"mtlfast": lambda: ops.gram(grads), "compiled": lambda: compiled(flat)}, rounds)
+    ways: dict[str, Callable[[], object]] = {"mtlfast": lambda: ops.gram(grads), "compiled": lambda: compiled(flat)}
+    times = take_turns(ways, rounds, device=device)
     return {
         "K": num_tasks,
         "gram, ms": times["mtlfast"].median * 1e3,

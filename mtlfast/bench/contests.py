@@ -20,6 +20,18 @@ class Contest(NamedTuple):
     passes: float  # bytes read and written, over the bytes of J
 
 
+# Op -> how often it must move J's bytes, and how often those of one update direction, which are a K-th of them.
+PASSES = {
+    "gram": (1, 0),
+    "norms": (1, 0),
+    "combine": (1, 1),
+    "combine in place": (1, 1),
+    "flatten": (2, 0),
+    "scale_": (2, 0),
+    "PCGrad": (2, 1),
+}
+
+
 def contests_on(grads: TaskGradients) -> dict[str, Contest]:
     """The contests, by op, on one workload."""
     K = grads.num_tasks
@@ -28,15 +40,16 @@ def contests_on(grads: TaskGradients) -> dict[str, Contest]:
     signs = ones.neg()
     pcgrad, out, own = PCGrad(), ops.combine(grads, weights), list(grads.rows[0])
     plain_combine = baselines.plain_combine(grads, weights)
-    return {
-        "gram": Contest(lambda: ops.gram(grads), baselines.plain_gram(grads), 1),
-        "norms": Contest(lambda: ops.norms(grads), baselines.plain_norms(grads), 1),
-        "combine": Contest(lambda: ops.combine(grads, weights, out=out), plain_combine, 1 + 1 / K),
-        "combine in place": Contest(lambda: ops.combine(grads, weights, out=own), plain_combine, 1 + 1 / K),
-        "flatten": Contest(lambda: ops.flatten(grads), baselines.plain_flatten(grads), 2),
-        "scale_": Contest(lambda: ops.scale_(grads, signs), baselines.plain_scale(grads, signs), 2),
-        "PCGrad": Contest(lambda: _surgery(grads, pcgrad, out), baselines.plain_pcgrad(grads), 2 + 1 / K),
+    ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "gram": (lambda: ops.gram(grads), baselines.plain_gram(grads)),
+        "norms": (lambda: ops.norms(grads), baselines.plain_norms(grads)),
+        "combine": (lambda: ops.combine(grads, weights, out=out), plain_combine),
+        "combine in place": (lambda: ops.combine(grads, weights, out=own), plain_combine),
+        "flatten": (lambda: ops.flatten(grads), baselines.plain_flatten(grads)),
+        "scale_": (lambda: ops.scale_(grads, signs), baselines.plain_scale(grads, signs)),
+        "PCGrad": (lambda: _surgery(grads, pcgrad, out), baselines.plain_pcgrad(grads)),
     }
+    return {op: Contest(*ways[op], of_J + of_direction / K) for op, (of_J, of_direction) in PASSES.items()}
 
 
 def many_outputs(grads: TaskGradients) -> dict[str, Contest]:
