@@ -284,7 +284,9 @@ def test_peak_memory_is_the_task_gradients_alone():
     # .grad takes over task 0's tensors: no allocation of a parameter's size happens after the last backward pass.
     p = nn.Parameter(torch.randn(300_000))
     losses = [(p * p * c).sum() for c in (1.0, -2.0, 3.0)]
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True
+    ) as seen:
         mtlfast.backward(losses, PCGrad(), shared=[p])
     events = [e for e in seen.events() if "autograd::engine" not in e.name and e.cpu_memory_usage >= p.nbytes]
     outside = [e for e in events if e.cpu_parent is None]

@@ -70,12 +70,11 @@ def test_require_native_turns_the_warning_into_the_error(without_extension):
 
 
 def test_another_torch_is_named(without_extension):
-    (without_extension / "mtlfast" / "_build.json").write_text(json.dumps({"torch": "2.11.0+cpu"}))
+    (without_extension / "mtlfast" / "_build.json").write_text(json.dumps({"torch": "2.0.1+cpu"}))
     run = python("import mtlfast; print(mtlfast._native.REASON)", without_extension)
     (without_extension / "mtlfast" / "_build.json").unlink()
     assert (
-        run.stdout.strip()
-        == f"mtlfast._C was built for torch 2.11.0+cpu, this is torch {torch.__version__}: rebuild it"
+        run.stdout.strip() == f"mtlfast._C was built for torch 2.0.1+cpu, this is torch {torch.__version__}: rebuild it"
     )
 
 
