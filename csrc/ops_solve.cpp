@@ -28,6 +28,35 @@ struct Call {
   const int64_t* tasks;
 };
 
+bool all_finite(const double* values, int64_t count) {
+  return std::all_of(values, values + count, [](double v) { return std::isfinite(v); });
+}
+
+// What a solver takes for granted, or it would read or write beyond its arguments.
+template <class Method>
+void check_arguments(const Call& call, std::string_view method) {
+  TORCH_CHECK_VALUE(call.params.size() == Method::num_params, "solve: ", method, " got ", call.params.size(),
+                    " params, expected ", Method::num_params);
+  const int64_t size = Method::input_size(static_cast<int>(call.K));
+  TORCH_CHECK_VALUE(call.inputs.size() <= (size > 0 ? 1u : 0u), "solve: ", method, " got ", call.inputs.size(),
+                    " inputs, expected ", size > 0 ? "one" : "none");
+  TORCH_CHECK_VALUE(!call.inputs.empty() || !Method::needs_input(call.params.data()), "solve: ", method,
+                    " got no input, expected one");
+  for (int64_t of_group : call.input_sizes)
+    TORCH_CHECK_VALUE(call.groups == 0 || of_group == size, "solve: ", method, " got an input of ", of_group,
+                      " elements a group, expected ", size);
+  int64_t known = call.K;
+  for (int64_t k = 0; call.tasks && k < call.K; ++k) {
+    TORCH_CHECK_VALUE(call.tasks[k] >= 0, "solve: task ", call.tasks[k], ", expected an index");
+    TORCH_CHECK_VALUE(std::find(call.tasks, call.tasks + k, call.tasks[k]) == call.tasks + k, "solve: task ",
+                      call.tasks[k], " is there twice, expected each once");
+    known = std::max(known, call.tasks[k] + 1);
+  }
+  const int64_t least = Method::state_size(static_cast<int>(known));
+  TORCH_CHECK_VALUE(call.groups == 0 || call.state_size >= least, "solve: ", method, " got a state of ",
+                    call.state_size, " elements a group, expected at least ", least);
+}
+
 template <class Method>
 void solve_on_cpu(const Call& call) {
   const int64_t K = call.K, each = Method::square ? K * K : K;
@@ -37,15 +66,23 @@ void solve_on_cpu(const Call& call) {
     for (int64_t group = first; group < last; ++group) {
       const double* matrix = call.gram.const_data_ptr<double>() + group * K * K;
       double* result = call.out.mutable_data_ptr<double>() + group * each;
-      if (!std::all_of(matrix, matrix + K * K, [](double v) { return std::isfinite(v); })) {
+      bool finite = all_finite(matrix, K * K);
+      for (size_t i = 0; i < inputs.size(); ++i) {
+        inputs[i] = call.input_data[i] + group * call.input_sizes[i];
+        finite = finite && all_finite(inputs[i], call.input_sizes[i]);
+      }
+      if (!finite) {
         std::fill_n(result, each, std::numeric_limits<double>::quiet_NaN());
         continue;  // the state stays as it was
       }
-      for (size_t i = 0; i < inputs.size(); ++i) inputs[i] = call.input_data[i] + group * call.input_sizes[i];
-      Method::solve(solvers::SerialTeam{},
-                    solvers::Problem{K, matrix, call.params.data(), inputs.data(), static_cast<int64_t>(inputs.size()),
-                                     call.state ? call.state + group * call.state_size : nullptr, call.tasks,
-                                     scratch.data(), result});
+      solvers::Problem problem{static_cast<int>(K), matrix, call.params.data(), inputs.data(),
+                               static_cast<int>(inputs.size())};
+      problem.state = call.state ? call.state + group * call.state_size : nullptr;
+      problem.state_size = static_cast<int>(call.state_size);
+      problem.tasks = call.tasks;
+      problem.scratch = scratch.data();
+      problem.out = result;
+      Method::solve(solvers::SerialTeam{}, problem);
     }
   });
 }
@@ -87,7 +124,10 @@ at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<d
   }
   if (state) call.state = state->mutable_data_ptr<double>();
   if (state && groups) call.state_size = state->numel() / groups;
+  TORCH_CHECK_VALUE(!tasks || static_cast<int64_t>(tasks->size()) == K, "solve: got ", tasks ? tasks->size() : 0,
+                    " tasks, expected ", K, " as gram has");
   const bool found = solvers::visit_solver(std::string(method).c_str(), [&]<class Method>(Method) {
+    check_arguments<Method>(call, method);
     std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - (Method::square ? 0 : 1));
     call.out = at::empty(shape, gram.options());
     if (gram.is_cpu())

@@ -7,7 +7,25 @@ import torch
 from cases import draw, matrix
 
 from mtlfast import TaskGradients, ops, reference
-from mtlfast.aggregation import Aggregator, Constant, GramAggregator, Mean, PCGrad, Sum
+from mtlfast.aggregation import (
+    CRMOGM,
+    MGDA,
+    PCD,
+    Aggregator,
+    CAGrad,
+    Constant,
+    DualProj,
+    GradVac,
+    GramAggregator,
+    Krum,
+    Mean,
+    MoDo,
+    PCGrad,
+    Random,
+    SDMGrad,
+    Sum,
+    UPGrad,
+)
 
 MAKERS = {
     "Sum": Sum,
@@ -63,38 +81,13 @@ def test_pcgrad_mean_divides_by_the_present_tasks(device):
 
 
 @every_aggregator
-def test_matrix_groups_and_rows_agree(make, device):
+def test_matrix_and_rows_agree(make, device):
     aggregator, grads = make(), draw(3, [(4, 5), (3,)], device=device)
     torch.manual_seed(1)
     rows = aggregator(grads)
     torch.manual_seed(1)
     vector = aggregator(ops.flatten(grads))
     assert torch.allclose(torch.cat([x.flatten() for x in rows]), vector, atol=1e-6)
-    if isinstance(aggregator, PCGrad) and aggregator.order == "random":
-        aggregator.order = "fixed"
-    gram = gram_of(2, 4, device=device)
-    grouped = aggregator.weights(gram)
-    assert grouped.shape == (2, 4, 3)
-    assert torch.allclose(grouped[1, 2], aggregator.weights(gram[1, 2]))
-
-
-@every_aggregator
-def test_scale_free(make, device):
-    gram = gram_of(device=device)
-    aggregators = [make(), make()]
-    weights = []
-    for aggregator, scale in zip(aggregators, (1.0, 2.0**32), strict=True):
-        torch.manual_seed(3)
-        weights.append(aggregator.weights(gram * scale))
-    assert torch.equal(*weights)
-
-
-@every_aggregator
-def test_not_finite_in_not_finite_out(make, device):
-    grads = draw(3, [(4, 5), (3,)], device=device)
-    grads.rows[1][1][0] = torch.nan
-    _, direction = make()(grads)
-    assert not direction[0].isfinite()
 
 
 def test_one_call_of_weights_advances_the_order_once(device):
@@ -144,11 +137,85 @@ def test_constant_with_absent_tasks(device):
         (lambda: PCGrad(reduction="max"), "PCGrad: reduction is 'max', expected 'sum' or 'mean'"),
         (lambda: PCGrad(order="up"), "PCGrad: order is 'up', expected 'random' or 'fixed'"),
         (lambda: Constant(torch.ones(2, 2)), r"Constant: weights have shape \[2, 2\], expected \[K\]"),
+        (lambda: GradVac(beta=1.5), r"GradVac: beta is 1.5, expected a number in \[0, 1\]"),
+        (lambda: MGDA(epsilon=0.0), "MGDA: epsilon is 0.0, expected a positive number or None"),
+        (lambda: MGDA(max_iters=0), "MGDA: max_iters is 0, expected an integer of at least 1"),
+        (lambda: MGDA(norms="l1"), "MGDA: norms is 'l1', expected 'none', 'l2', 'loss' or 'loss\\+'"),
+        (
+            lambda: MGDA(norms="loss").weights(gram_of()),
+            "MGDA: norms is 'loss' and losses is None, expected the tasks'",
+        ),
+        (lambda: CAGrad(-1.0), "CAGrad: c is -1.0, expected a number of at least 0"),
+        (lambda: CAGrad(float("nan")), "CAGrad: c is nan, expected a number of at least 0"),
+        (lambda: CAGrad(0.5, rescale=3), "CAGrad: rescale is 3, expected 0, 1 or 2"),
+        (lambda: UPGrad(torch.ones(2, 2)), r"UPGrad: pref_vector has shape \[2, 2\], expected \[K\]"),
+        (lambda: UPGrad(torch.ones(2)).weights(gram_of()), r"UPGrad: got tasks \[0, 1, 2\], expected 2 tasks as there"),
+        (lambda: DualProj(reg_eps=-1), "DualProj: reg_eps is -1, expected a number of at least 0"),
+        (lambda: PCD(tau=2), r"PCD: tau is 2, expected a number in \[0, 1\]"),
+        (lambda: PCD(tau=torch.tensor([0.1, 3.0])), r"PCD: tau is tensor.*, expected numbers in \[0, 1\]"),
+        (lambda: PCD(tau=torch.ones(1, 1)), r"PCD: tau has shape \[1, 1\], expected a number or \[K - 1\]"),
+        (lambda: PCD(beta=1.0), r"PCD: beta is 1.0, expected a number in \[0, 1\)"),
+        (lambda: Krum(-1), "Krum: n_byzantine is -1, expected an integer of at least 0"),
+        (
+            lambda: Krum(1).weights(gram_of()),
+            "Krum: got 3 tasks, expected at least 4 for n_byzantine=1 and n_selected=1",
+        ),
+        (lambda: MoDo(gamma=0), "MoDo: gamma is 0, expected a number above 0"),
+        (lambda: SDMGrad(n_iter=1.5), "SDMGrad: n_iter is 1.5, expected an integer of at least 1"),
+        (lambda: CRMOGM(MGDA(), alpha=-0.1), r"CRMOGM: alpha is -0.1, expected a number in \[0, 1\]"),
+        (lambda: CRMOGM(MGDA(), 0.5, torch.ones(2, 2)), r"CRMOGM: initial_weights has shape \[2, 2\], expected \[K\]"),
     ],
 )
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_settings_are_checked_when_they_are_set_later():
+    aggregator = CAGrad(0.5)
+    aggregator.c = 2
+    assert repr(aggregator) == "CAGrad(c=2, rescale=0, norm_eps=0.0001)"
+    with pytest.raises(ValueError, match="CAGrad: c is 'x', expected a number of at least 0"):
+        aggregator.c = "x"
+    assert aggregator.c == 2
+
+
+def test_crmogm_smooths_its_aggregators_weights(device):
+    mgda, smoothed = MGDA(), CRMOGM(MGDA(), alpha=0.75)
+    first, second = gram_of(device=device), gram_of(device=device)
+    one, two = mgda.weights(first), mgda.weights(second)
+    assert torch.equal(smoothed.weights(first), one)
+    assert torch.allclose(smoothed.weights(second), 0.75 * one + 0.25 * two)
+    given = CRMOGM(MGDA(), alpha=0.75, initial_weights=torch.tensor([1.0, 0.0, 0.0]))
+    assert torch.allclose(given.weights(first).cpu(), 0.25 * one.cpu() + torch.tensor([0.75, 0, 0]).double())
+    assert smoothed.uses_gram
+    assert not CRMOGM(Mean()).uses_gram
+    with pytest.raises(TypeError, match="CRMOGM: aggregator is a int, expected one with weights"):
+        CRMOGM(3)
+
+
+def test_random_weights_are_positive_and_sum_to_one(device):
+    torch.manual_seed(3)
+    weights = Random(torch.Generator(device).manual_seed(1)).weights(gram_of(2, device=device))
+    assert (weights > 0).all()
+    assert torch.allclose(weights.sum(-1), torch.ones((), dtype=torch.float64, device=device))
+    again = Random(torch.Generator(device).manual_seed(1)).weights(gram_of(2, device=device))
+    assert torch.equal(weights, again)
+
+
+def test_cagrad_by_hand(device):
+    # Orthogonal gradients of length 1: w = 1/2 each, |g_w| = |g_0|, so each gets (1 + c) / 2.
+    gram = torch.eye(2, dtype=torch.float64, device=device)
+    half = torch.full((2,), 0.5, dtype=torch.float64, device=device)
+    for rescale, factor in ((0, 1.0), (1, 1 / 1.16), (2, 1 / 1.4)):
+        assert torch.allclose(CAGrad(0.4, rescale).weights(gram), 1.4 * half * factor)
+
+
+def test_krum_by_hand(device):
+    points = torch.tensor([[0.0, 0], [1, 0], [0, 1], [9, 9]], dtype=torch.float64, device=device)
+    gram = points @ points.T
+    assert Krum(1).weights(gram).tolist() == [1, 0, 0, 0]
+    assert Krum(0, n_selected=3).weights(gram).tolist() == [1 / 3, 1 / 3, 1 / 3, 0]
 
 
 def test_only_gram_aggregators_have_weights(device):

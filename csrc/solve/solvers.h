@@ -1,6 +1,14 @@
 // The solver list: one line per method. Launcher, schema, fake kernel and binding exist once and read it.
 #pragma once
+#include "cagrad.h"
+#include "dual_cone.h"
+#include "gradvac.h"
+#include "krum.h"
+#include "mgda.h"
+#include "modo.h"
+#include "pcd.h"
 #include "pcgrad.h"
+#include "sdmgrad.h"
 
 namespace mtlfast::solvers {
 
@@ -18,7 +26,16 @@ template <class Use>
 bool visit_solver(const char* name, Use use) {
   return visit_methods<Use,
                        PCGrad,              //
-                       PCGradCoefficients>  //
+                       PCGradCoefficients,  //
+                       GradVac,             //
+                       MGDA,                //
+                       CAGrad,              //
+                       UPGrad,              //
+                       DualProj,            //
+                       PCD,                 //
+                       Krum,                //
+                       MoDo,                //
+                       SDMGrad>             //
       (name, use);
 }
 

@@ -52,6 +52,16 @@ class Aggregator(nn.Module, ABC):
     def reset(self) -> None:
         """Forgets all state, as if new."""
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # State has the shape that the saved run had come to; it may not be there yet, here or in what was saved.
+        for name, buffer in self._buffers.items():
+            if (saved := state_dict.get(prefix + name)) is not None:
+                device = saved.device if buffer is None else buffer.device
+                self._buffers[name] = torch.empty_like(saved, device=device)
+            elif name == "state":
+                self._buffers[name] = None
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Aggregator:
         # State stays float64: `.to(dtype)` and `.half()` move it, and must not round it.
         exact = {
@@ -93,6 +103,28 @@ class GramAggregator(Aggregator):
         Returns:
             [..., K] float64, on gram's device; NaN where `gram` is not finite.
         """
+
+    def diagnostics(self) -> dict[str, int]:
+        """Counts of what went wrong since `reset()`, for methods that iterate; on a GPU this waits for it."""
+        return {}
+
+    def of_tasks(self, buffer: str, what: str, gram: Tensor, tasks: Sequence[int] | None) -> Tensor:
+        """The present tasks' entries of a buffer [n] that the user gave, [..., K] on gram's device.
+
+        Raises:
+            ValueError: there are more tasks than entries, or all are present and there are fewer.
+        """
+        values: Tensor = getattr(self, buffer)
+        present = range(gram.shape[-1]) if tasks is None else tasks
+        if (tasks is None and len(values) != gram.shape[-1]) or any(task >= len(values) for task in present):
+            raise ValueError(
+                f"{type(self).__name__}: got tasks {list(present)}, expected {len(values)} tasks as there are {what}"
+            )
+        if values.device != gram.device:  # once: a copy from the host waits
+            values = values.to(gram.device)
+            setattr(self, buffer, values)
+        chosen = values if tasks is None else torch.stack([values[task] for task in tasks])
+        return chosen.expand(gram.shape[:-1]).clone()
 
     def weigh(self, grads: TaskGradients, *, need_gram: bool = False, **context: Any) -> tuple[Tensor, Tensor | None]:
         """The weights [K] for task gradients, and the Gram matrix if it was computed."""

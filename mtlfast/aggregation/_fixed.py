@@ -66,14 +66,7 @@ class Constant(GramAggregator):
         Raises:
             ValueError: there are more tasks than weights.
         """
-        K, known = gram.shape[-1], len(self.task_weights)
-        present = range(K) if tasks is None else tasks
-        if (tasks is None and known != K) or any(task >= known for task in present):
-            raise ValueError(f"Constant: got tasks {list(present)}, expected {known} tasks as there are weights")
-        if self.task_weights.device != gram.device:
-            self.task_weights = self.task_weights.to(gram.device)
-        chosen = self.task_weights if tasks is None else torch.stack([self.task_weights[task] for task in tasks])
-        return chosen.expand(gram.shape[:-1]).clone()
+        return self.of_tasks("task_weights", "weights", gram, tasks)
 
     def extra_repr(self) -> str:
         """The number of tasks."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mtlfast import ops
-from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._random_order import RandomOrder
+from mtlfast.aggregation._settings import Choice
+from mtlfast.aggregation._solved import SolvedAggregator, Step
 
 
-class PCGrad(GramAggregator):
+class PCGrad(RandomOrder, SolvedAggregator):
     """Projects each task's gradient off those that it conflicts with, then sums them.
 
     Each gradient meets the other tasks' gradients in a random order; where their dot product is negative it loses its
@@ -29,6 +30,9 @@ class PCGrad(GramAggregator):
     changes no weight.
     """
 
+    method = "pcgrad"
+    reduction = Choice("sum", "mean")
+
     def __init__(
         self,
         reduction: Literal["sum", "mean"] = "sum",
@@ -36,48 +40,16 @@ class PCGrad(GramAggregator):
         generator: torch.Generator | None = None,
     ) -> None:
         """See the class."""
-        super().__init__()
+        super().__init__(order, generator)
         self.reduction = reduction
-        self.order = order
-        self.generator = generator
 
-    @property
-    def reduction(self) -> str:
-        """How the projected gradients become one: "sum" or "mean"."""
-        return self._reduction
+    def params(self, step: Step) -> list[float]:
+        """Divide by K?"""
+        return [float(self.reduction == "mean")]
 
-    @reduction.setter
-    def reduction(self, value: str) -> None:
-        if value not in ("sum", "mean"):
-            raise ValueError(f"PCGrad: reduction is {value!r}, expected 'sum' or 'mean'")
-        self._reduction = value
-
-    @property
-    def order(self) -> str:
-        """In which order a gradient meets the others: "random" or "fixed"."""
-        return self._order
-
-    @order.setter
-    def order(self, value: str) -> None:
-        if value not in ("random", "fixed"):
-            raise ValueError(f"PCGrad: order is {value!r}, expected 'random' or 'fixed'")
-        self._order = value
-
-    def weights(self, gram: Tensor, **context: Any) -> Tensor:
-        """[..., K] float64: how much of each task's gradient is left, summed over the projected gradients."""
-        inputs = []
-        if self.order == "random":
-            inputs = [torch.rand(gram.shape, generator=self.generator, dtype=gram.dtype, device=gram.device)]
-        return ops.solve(gram, "pcgrad", params=[float(self.reduction == "mean")], inputs=inputs)
-
-    def get_extra_state(self) -> Tensor | None:
-        """The generator's state, for `state_dict()`."""
-        return None if self.generator is None else self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor | None) -> None:
-        """Restores the generator, from `load_state_dict()`."""
-        if self.generator is not None and state is not None:
-            self.generator.set_state(state)
+    def inputs(self, step: Step) -> list[Tensor]:
+        """The order's keys."""
+        return self.keys(step.gram)
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -43,7 +43,7 @@ def solve(
         raise ValueError(f"solve: method is '{method}', expected one of {', '.join(sorted(reference.SOLVERS))}")
     if gram.shape[-1] > MOST_TASKS or not _native.serves(gram.device):
         return reference.solve(gram, method, params, inputs, state, tasks)
-    result: Tensor = torch.ops.mtlfast.solve(gram, method, list(params), list(inputs), state, tasks)
+    result: Tensor = torch.ops.mtlfast.solve.default(gram, method, params, inputs, state, tasks)
     return result
 
 

@@ -1,11 +1,13 @@
 """Every op again in plain PyTorch, written to be obviously right: the oracle, and what serves without the extension."""
 
 from mtlfast.reference.engine import combine, flatten, gram, norms, project, scale_, unflatten
+from mtlfast.reference.group import Group
 from mtlfast.reference.pcgrad import pcgrad
 from mtlfast.reference.solve import SOLVERS, solve
 
 __all__ = [
     "SOLVERS",
+    "Group",
     "combine",
     "flatten",
     "gram",

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from mtlfast.reference.group import Group
+
 
 def pcgrad(matrix: Tensor, order: Tensor | None = None) -> Tensor:
     """The projected gradients, step by step as the paper writes them.
@@ -14,30 +16,32 @@ def pcgrad(matrix: Tensor, order: Tensor | None = None) -> Tensor:
     Returns:
         [K, P]; PCGrad's update is the sum of its rows.
     """
-    projected = matrix.clone()
-    for i, others in enumerate(_orders(len(matrix), order)):
-        for j in others:
-            dot = projected[i] @ matrix[j]
-            if dot < 0:
-                projected[i] -= dot / (matrix[j] @ matrix[j]) * matrix[j]
-    return projected
+    return _walk(matrix, Group(matrix).orders() if order is None else order.tolist())[0]
 
 
 def pcgrad_coefficients(matrix: Tensor, order: Tensor | None = None) -> Tensor:
     """The same walk, keeping how much of each gradient was taken away: C [K, K] with `pcgrad(matrix) = C @ matrix`."""
+    return _walk(matrix, Group(matrix).orders() if order is None else order.tolist())[1]
+
+
+def coefficients_of(group: Group) -> Tensor:
+    """The solver's twin: C [K, K]."""
+    return _walk(group.matrix, group.orders())[1]
+
+
+def weights_of(group: Group) -> Tensor:
+    """The solver's twin: C's columns, added up or averaged (params[0])."""
+    coefficients = coefficients_of(group)
+    return coefficients.mean(dim=0) if group.params[0] else coefficients.sum(dim=0)
+
+
+def _walk(matrix: Tensor, orders: list[list[int]]) -> tuple[Tensor, Tensor]:
     projected, coefficients = matrix.clone(), torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    for i, others in enumerate(_orders(len(matrix), order)):
+    for i, others in enumerate(orders):
         for j in others:
             dot = projected[i] @ matrix[j]
             if dot < 0:
                 share = dot / (matrix[j] @ matrix[j])
                 projected[i] -= share * matrix[j]
                 coefficients[i, j] -= share
-    return coefficients
-
-
-def _orders(num_tasks: int, order: Tensor | None) -> list[list[int]]:
-    if order is not None:
-        rows: list[list[int]] = order.tolist()
-        return rows
-    return [[j for j in range(num_tasks) if j != i] for i in range(num_tasks)]
+    return projected, coefficients

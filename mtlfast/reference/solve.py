@@ -6,24 +6,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mtlfast.reference.pcgrad import pcgrad_coefficients
-
-
-class Group(NamedTuple):
-    """One Gram matrix's problem, as a method's twin sees it."""
-
-    factor: Tensor  # [K, K], L with L L^T = G: stands for the Jacobian
-    params: Sequence[float]
-    inputs: Sequence[Tensor]
-    state: Tensor | None
-    tasks: Sequence[int] | None
+from mtlfast.reference.cagrad import cagrad
+from mtlfast.reference.dual_cone import dualproj, upgrad
+from mtlfast.reference.gradvac import gradvac
+from mtlfast.reference.group import Group
+from mtlfast.reference.krum import krum
+from mtlfast.reference.mgda import mgda
+from mtlfast.reference.pcd import pcd
+from mtlfast.reference.pcgrad import coefficients_of, weights_of
+from mtlfast.reference.two_batches import modo, sdmgrad
 
 
 class Solver(NamedTuple):
-    """A method: its function of one group, and whether that makes coefficients [K, K] instead of weights [K]."""
+    """A method: its function of one group, and what is special about it."""
 
     run: Callable[[Group], Tensor]
-    square: bool = False
+    square: bool = False  # coefficients [K, K] instead of weights [K]
+    cross: bool = False  # reads the products of two batches
 
 
 def solve(
@@ -41,12 +40,14 @@ def solve(
     flat_state = None if state is None else state.view(count, -1)
     results = []
     for i, matrix in enumerate(gram.reshape(count, K, K)):
-        if not matrix.isfinite().all():
+        own = [x[i] for x in flat_inputs]
+        if not all(x.isfinite().all() for x in (matrix, *own)):
             results.append(torch.full_like(matrix if solver.square else matrix[0], torch.nan))
             continue
         group_state = None if flat_state is None else flat_state[i]
-        group = Group(factor_of(matrix), params, [x[i] for x in flat_inputs], group_state, tasks)
-        results.append(solver.run(group))
+        # Two batches' products have no factor: their methods read the matrix itself.
+        rows = matrix if solver.cross else factor_of(matrix)
+        results.append(solver.run(Group(rows, params, own, group_state, tasks, matrix if solver.cross else None)))
     shape = (*lead, K, K) if solver.square else (*lead, K)
     return torch.stack(results).reshape(shape) if results else gram.new_empty(shape)
 
@@ -61,21 +62,16 @@ def factor_of(gram: Tensor) -> Tensor:
     return factor
 
 
-def _coefficients(group: Group) -> Tensor:
-    K = len(group.factor)
-    if not group.inputs:
-        return pcgrad_coefficients(group.factor)
-    # The other tasks of each by ascending key, ties by index; its own key, made the largest, comes last.
-    keys = group.inputs[0].clone().fill_diagonal_(torch.inf)
-    return pcgrad_coefficients(group.factor, keys.argsort(dim=1, stable=True)[:, : K - 1])
-
-
-def _pcgrad(group: Group) -> Tensor:
-    coefficients = _coefficients(group)
-    return coefficients.mean(dim=0) if group.params[0] else coefficients.sum(dim=0)
-
-
 SOLVERS = {
-    "pcgrad": Solver(_pcgrad),
-    "pcgrad_coefficients": Solver(_coefficients, square=True),
+    "pcgrad": Solver(weights_of),
+    "pcgrad_coefficients": Solver(coefficients_of, square=True),
+    "gradvac": Solver(gradvac),
+    "mgda": Solver(mgda),
+    "cagrad": Solver(cagrad),
+    "upgrad": Solver(upgrad),
+    "dualproj": Solver(dualproj),
+    "pcd": Solver(pcd),
+    "krum": Solver(krum),
+    "modo": Solver(modo, cross=True),
+    "sdmgrad": Solver(sdmgrad, cross=True),
 }

@@ -309,6 +309,7 @@ inline void* dynamic_shared() { return machine.shared.data(); }
 inline void __syncthreads() { emulator::barrier(); }
 inline int __syncthreads_or(int predicate) { return emulator::barrier(predicate != 0); }
 inline void __threadfence() {}
+inline void __syncwarp() { emulator::shuffle(0xffffffffu, 0, emulator::machine.current % 32); }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes) {
   return emulator::shuffle(mask, value, (emulator::machine.current % 32) ^ lanes);

@@ -136,6 +136,7 @@ class Emulator:
         sources = [s for s in sorted(CUDA.glob("*.cu")) if s.name != "device.cu"]
         self.library = ctypes.CDLL(build("kernels", [*sources, HERE / "emulator.cpp"]))
         self.library.emulator_launched.restype = ctypes.c_char_p
+        self.library.emulator_scratch_size.restype = ctypes.c_int64
         self.launches: list[str] = []  # the kernels of the last call
         self.cases: set[tuple[str, int]] = set()  # kernels that ran, with their number of tasks
 
@@ -224,13 +225,26 @@ class Emulator:
         return grads
 
     def solve(
-        self, gram: Tensor, method: str, params: Sequence[float] = (), inputs: Sequence[Tensor] = (), **options: int
+        self,
+        gram: Tensor,
+        method: str,
+        params: Sequence[float] = (),
+        inputs: Sequence[Tensor] = (),
+        state: Tensor | None = None,
+        tasks: Sequence[int] | None = None,
+        **options: int,
     ) -> Tensor:
-        """As ops.solve, without state."""
+        """As ops.solve."""
         memory, K = Guarded(), gram.shape[-1]
         groups = gram.shape[:-2].numel()
         shape = gram.shape if method.endswith("coefficients") else gram.shape[:-1]
-        out, scratch = memory.new(shape, torch.float64), memory.new((groups, K * K), torch.float64)
+        size = self.library.emulator_scratch_size(method.encode(), ctypes.c_int64(K))
+        out, scratch = memory.new(shape, torch.float64), memory.new((groups, size), torch.float64)
+        guarded_state = None
+        if state is not None:
+            guarded_state = memory.new(state.shape, torch.float64)
+            guarded_state.copy_(state)
+        wide = [x.double().contiguous() for x in inputs]
         arguments = SolveArguments(
             method=method.encode(),
             groups=groups,
@@ -238,12 +252,17 @@ class Emulator:
             gram=gram.data_ptr(),
             params=(ctypes.c_double * len(params))(*params),
             num_params=len(params),
-            inputs=(ctypes.c_void_p * len(inputs))(*(x.data_ptr() for x in inputs)),
-            input_sizes=(ctypes.c_int64 * len(inputs))(*(x.numel() // groups for x in inputs)),
+            inputs=(ctypes.c_void_p * len(inputs))(*(x.data_ptr() for x in wide)),
+            input_sizes=(ctypes.c_int64 * len(inputs))(*(x.numel() // groups for x in wide)),
             num_inputs=len(inputs),
+            state=None if guarded_state is None else guarded_state.data_ptr(),
+            state_size=0 if guarded_state is None else guarded_state.numel() // groups,
+            tasks=None if tasks is None else (ctypes.c_int64 * len(tasks))(*tasks),
             scratch=scratch.data_ptr(),
             out=out.data_ptr(),
         )
         self.call("solve", K, ctypes.byref(arguments), **options)
         memory.check()
+        if state is not None and guarded_state is not None:
+            state.copy_(guarded_state)
         return out

@@ -2,6 +2,7 @@
 #include "cuda/launchers.h"
 #include "cuda/pack.h"
 #include "cuda_emulator.h"
+#include "solve/solvers.h"
 
 using namespace mtlfast;
 using mtlfast::int64_t;
@@ -58,6 +59,12 @@ const char* emulate_flatten(const TaskView* grads, int out_dtype, void* out) {
 }
 const char* emulate_scale(const TaskView* grads, const double* factors) {
   return cuda::scale(*grads, factors, nullptr);
+}
+int64_t emulator_scratch_size(const char* method, int64_t num_tasks) {
+  int64_t size = -1;
+  solvers::visit_solver(method,
+                        [&]<class Method>(Method) { size = Method::scratch_size(static_cast<int>(num_tasks)); });
+  return size;
 }
 const char* emulate_solve(const cuda::SolveArguments* arguments) { return cuda::solve(*arguments, nullptr); }
 

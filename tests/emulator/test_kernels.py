@@ -11,8 +11,10 @@ import pytest
 import torch
 from cases import DTYPES, SHAPES, draw, matrix, wide
 from emulate import Emulator
+from methods import METHODS, products, weigh
 
 from mtlfast import TaskGradients, _native, ops, reference
+from mtlfast.aggregation._solved import SolvedAggregator
 
 ALL = os.environ.get("MTLFAST_EMULATE") == "all"
 TASKS = [1, 2, 3, 4, 7, 8, 9, 12, 16, 17, 24, 32, 33, 64, 100]
@@ -200,18 +202,60 @@ def test_scale(emulator: Emulator, dtype, num_tasks, shapes, layout):
         assert all(a is b if a is None else torch.equal(a, b) for a, b in zip(row, want, strict=True))
 
 
-@pytest.mark.parametrize("method", ["pcgrad", "pcgrad_coefficients"])
 @pytest.mark.parametrize("keys", [False, True])
 @pytest.mark.parametrize("num_tasks", [*TASKS, 128])
-def test_solve(emulator: Emulator, num_tasks, keys, method):
-    J = torch.randn(3, num_tasks, 50, dtype=torch.float64)
-    gram = J @ J.mT
-    gram[1, 0, 0] = torch.inf
+def test_coefficients(emulator: Emulator, num_tasks, keys):
+    gram = conflicting(num_tasks)
     inputs = [torch.rand(gram.shape, dtype=torch.float64)] if keys else []
-    result = emulator.solve(gram, method, [1.0], inputs, seed=1)
-    expected = ops.solve(gram, method, [1.0], inputs)  # the same source, one thread
-    assert result[1].isnan().all()
-    assert torch.allclose(result, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+    result = emulator.solve(gram, "pcgrad_coefficients", [], inputs, seed=1)
+    assert torch.allclose(result, ops.solve(gram, "pcgrad_coefficients", [], inputs), rtol=1e-9, atol=1e-12)
+
+
+def conflicting(num_tasks: int, groups: int = 3) -> torch.Tensor:
+    """Gram matrices of full rank."""
+    J = torch.randn(groups, num_tasks, num_tasks + 10, dtype=torch.float64)
+    return J @ J.mT
+
+
+SOLVED = [name for name, method in METHODS.items() if isinstance(method.make(), SolvedAggregator)]
+SOLVE_CASES = grid(SOLVED, [1, 2, 3, 8, 17, 40, 128] if ALL else [1, 2, 3, 8, 17], take=2)
+
+
+@pytest.mark.parametrize(("name", "num_tasks"), SOLVE_CASES, ids=str)
+def test_solve(emulator: Emulator, name, num_tasks, monkeypatch):
+    # What its aggregator asks of the solver, asked of the kernel: the same source, by a block instead of a thread.
+    method, solve = METHODS[name], ops.solve
+    num_tasks = num_tasks if method.any_tasks else 3
+    num_tasks = max(num_tasks, method.least_tasks)
+
+    def compare(gram, solver, params, inputs, state, tasks):
+        copies = [None if state is None else state.clone() for _ in range(2)]
+        emulated = emulator.solve(gram, solver, params, inputs, copies[0], tasks, seed=1)
+        expected = solve(gram, solver, params, inputs, copies[1], tasks)
+        assert emulated[1].isnan().all()
+        assert torch.allclose(emulated, expected, rtol=1e-9, atol=1e-10, equal_nan=True)
+        if state is not None:
+            assert torch.allclose(*copies, rtol=1e-9, atol=1e-10, equal_nan=True)
+        return solve(gram, solver, params, inputs, state, tasks)
+
+    monkeypatch.setattr(ops, "solve", compare)
+    aggregator = method.make()
+    for step, tasks in enumerate((None, tuple(range(0, 2 * num_tasks, 2)) if method.any_tasks else None)):
+        gram = products(method, torch.randn(3, num_tasks, num_tasks + 10, dtype=torch.float64))
+        gram[1, 0, 0] = torch.inf
+        weigh(aggregator, gram, seed=step, tasks=tasks)
+
+
+@pytest.mark.parametrize("method", ["mgda", "dualproj"])
+def test_solve_where_gradients_depend_on_each_other(emulator: Emulator, method):
+    # A few of these 40 programs go on to the active set, which the blocks of changes do not end.
+    J = torch.randn(40, 8, 4, dtype=torch.float64)
+    params = {"mgda": [0.0, 1.0, 0.0], "dualproj": [0.0]}[method]
+    counts = torch.zeros(40, 1, dtype=torch.float64)
+    emulated = emulator.solve(J @ J.mT, method, params, state=counts, seed=1)
+    expected = ops.solve(J @ J.mT, method, params, state=torch.zeros(40, 1, dtype=torch.float64))
+    assert torch.allclose(emulated.unsqueeze(1) @ J, expected.unsqueeze(1) @ J, rtol=0, atol=1e-8)
+    assert not counts.any()
 
 
 def test_every_kernel_ran(emulator: Emulator):

@@ -1,0 +1,92 @@
+// CAGrad (Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS 2021, Algorithm 1).
+//
+// min over the simplex of g_w^T g_0 + s |g_w|, with g_w = w J, the mean gradient g_0 and s = c |g_0|. Since
+// s |g_w| = min over r > 0 of s (|g_w|^2 / r + r) / 2, the minimiser is that of |g_w + (r / s) g_0|^2 for the one
+// r = |g_w|: a shortest vector among the shifted gradients g_i + h g_0, with h = r / s found by a bracketed secant
+// method on |g_w(h)| - s h, which falls through zero once. Update: g_0 + (s / |g_w|) g_w, rescaled.
+#pragma once
+#include "simplex.h"
+
+namespace mtlfast::solvers {
+
+// A root of a falling function between two points, by regula falsi in the Illinois variant.
+struct Bracket {
+  double low, high, at_low, at_high;  // the function is positive at low, not at high
+  int side;                           // which end moved last
+
+  MTLFAST_HD void move(double at, double value) {
+    if (value > 0) {
+      if (side == 1) at_high /= 2;
+      low = at, at_low = value, side = 1;
+    } else {
+      if (side == -1) at_low /= 2;
+      high = at, at_high = value, side = -1;
+    }
+  }
+  MTLFAST_HD double next() const { return (low * at_high - high * at_low) / (at_high - at_low); }
+};
+
+// params: c, rescale (0: none, 1: / (1 + c^2), 2: / (1 + c)), norm_eps: up to norm_eps * sqrt(trace G), |g_w| counts as
+// zero (a Pareto-stationary point) and so do the weights. state: [1], solves that gave up.
+struct CAGrad : Method {
+  static constexpr const char* name = "cagrad";
+  static constexpr int num_params = 3;
+  static int64_t scratch_size(int K) { return 2 + 3 * K + K * K + MinNorm::scratch_size(K); }
+
+  template <class Team>
+  MTLFAST_HD static void solve(Team team, const Problem& p) {
+    const int K = p.num_tasks;
+    double *constants = p.scratch, *w = constants + 2, *with_mean = w + K, *products = with_mean + K;
+    double* shifted = products + K;
+    for (int i = team.rank; i < K; i += team.size) with_mean[i] = sum_of(p.gram + i * K, K) / K;  // g_i g_0
+    team.sync();
+    if (team.rank == 0) {
+      constants[0] = larger(sum_of(with_mean, K) / K, 0);    // |g_0|^2
+      constants[1] = p.params[0] * std::sqrt(constants[0]);  // s
+    }
+    team.sync();
+
+    // h is searched for between its largest value, where |g_w| is the longest that there is, and a millionth of it:
+    // where zero lies among the combinations, h = 0 is a root as well, and not the one.
+    const double longest = std::sqrt(trace(p.gram, K)), highest = constants[1] > 0 ? longest / constants[1] : 0;
+    Bracket bracket{0, 0, 0, 0, 0};
+    double h = highest, norm = 0;
+    bool solved = true, found = false;
+    for (int turn = 0; turn < 100 && !found; ++turn) {
+      for (int i = team.rank; i < K; i += team.size)
+        for (int j = 0; j < K; ++j)
+          shifted[i * K + j] = p.gram[i * K + j] + h * (with_mean[i] + with_mean[j]) + h * h * constants[0];
+      team.sync();
+      solved = MinNorm{K, shifted, shifted + K * K}.solve(team, w, turn > 0) && solved;
+      multiply(team, K, p.gram, w, products);
+      team.sync();
+      norm = std::sqrt(larger(dot(w, products, K), 0));
+      const double value = norm - constants[1] * h;
+      if (turn == 0) {
+        bracket.high = h;
+        bracket.at_high = value;
+        found = !(constants[1] > 0) || value >= 0;
+        h = 1e-6 * highest;
+        continue;
+      }
+      if (turn == 1) {
+        bracket.low = h;
+        bracket.at_low = value;
+        found = value <= 0;  // |g_w| is as good as zero at the minimum
+      } else {
+        found = std::fabs(value) <= 1e-13 * norm || bracket.high - bracket.low <= 1e-15 * bracket.high;
+        bracket.move(h, value);
+      }
+      h = bracket.next();
+    }
+    if (norm <= p.params[2] * longest) norm = 0;
+    const double c = p.params[0], s = constants[1];
+    const double rescale = p.params[1] == 1 ? 1 / (1 + c * c) : p.params[1] == 2 ? 1 / (1 + c) : 1;
+    for (int k = team.rank; k < K; k += team.size)
+      p.out[k] = norm > 0 || c == 0 ? rescale * (1.0 / K + (s > 0 ? s / norm * w[k] : 0)) : 0;
+    if (!(solved && found) && team.rank == 0 && p.state) p.state[0] += 1;
+    team.sync();
+  }
+};
+
+}  // namespace mtlfast::solvers

@@ -1,0 +1,61 @@
+// MGDA (Desideri 2012; Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018): the
+// weights on the simplex whose combined gradient is shortest, min w^T G w.
+#pragma once
+#include "simplex.h"
+
+namespace mtlfast::solvers {
+
+// params: epsilon, max_iters, norms. epsilon = 0: to the optimum; else Frank-Wolfe, until a step is below epsilon.
+// norms: what each gradient is divided by first: 0 nothing, 1 its norm, 2 its loss, 3 both. inputs: losses [K] for
+// 2, 3. state: [1], solves that gave up.
+struct MGDA : Method {
+  static constexpr const char* name = "mgda";
+  static constexpr int num_params = 3;
+  static int input_size(int K) { return K; }
+  static bool needs_input(const double* params) { return params[2] >= 2; }
+  static int64_t scratch_size(int K) { return K * K + 2 * K + MinNorm::scratch_size(K); }
+
+  template <class Team>
+  MTLFAST_HD static void solve(Team team, const Problem& p) {
+    const int K = p.num_tasks, norms = static_cast<int>(p.params[2]);
+    double *scale = p.scratch, *scaled = scale + K, *rest = scaled + K * K;
+    for (int i = team.rank; i < K; i += team.size) {
+      const double norm = (norms & 1) != 0 ? std::sqrt(p.gram[i * K + i]) : 1;
+      const double divisor = (norms & 2) != 0 ? norm * p.inputs[0][i] : norm;
+      scale[i] = divisor != 0 ? 1 / divisor : 0;
+    }
+    team.sync();
+    for (int i = team.rank; i < K; i += team.size)
+      for (int j = 0; j < K; ++j) scaled[i * K + j] = p.gram[i * K + j] * (scale[i] * scale[j]);
+    team.sync();
+    if (p.params[0] > 0) {
+      frank_wolfe(team, K, scaled, p.params[0], static_cast<int>(p.params[1]), p.out, rest);
+      return;
+    }
+    if (!MinNorm{K, scaled, rest}.solve(team, p.out) && team.rank == 0 && p.state) p.state[0] += 1;
+    team.sync();
+  }
+
+  // Algorithm 2 of the paper, from uniform weights.
+  template <class Team>
+  MTLFAST_HD static void frank_wolfe(Team team, int K, const double* gram, double epsilon, int max_iters, double* w,
+                                     double* products) {
+    for (int i = team.rank; i < K; i += team.size) w[i] = 1 / static_cast<double>(K);
+    team.sync();
+    for (int turn = 0; turn < max_iters; ++turn) {
+      multiply(team, K, gram, w, products);
+      team.sync();
+      int best = 0;
+      for (int i = 1; i < K; ++i)
+        if (products[i] < products[best]) best = i;
+      const double a = products[best], b = dot(w, products, K), c = gram[best * K + best];
+      const double gamma = c <= a ? 1 : b <= a ? 0 : (b - a) / (b + c - 2 * a);
+      team.sync();
+      for (int i = team.rank; i < K; i += team.size) w[i] = (1 - gamma) * w[i] + (i == best ? gamma : 0);
+      team.sync();
+      if (gamma < epsilon) break;
+    }
+  }
+};
+
+}  // namespace mtlfast::solvers

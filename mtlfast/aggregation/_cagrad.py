@@ -1,0 +1,49 @@
+"""CAGrad."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mtlfast.aggregation._settings import Choice, Real
+from mtlfast.aggregation._solved import SolvedAggregator, Step
+
+
+class CAGrad(SolvedAggregator):
+    """The direction near the mean gradient that improves the worst task the most.
+
+    Of the directions d with |d - g_0| <= c |g_0|, g_0 the mean gradient, the one whose smallest product with a task's
+    gradient is largest. Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning" (NeurIPS 2021),
+    Algorithm 1, solved to the optimum.
+
+    Args:
+        c: radius of the ball around the mean gradient, relative to its norm; 0: the mean gradient.
+        rescale: 0: none, as in the paper; 1: the direction over 1 + c^2, as its code does; 2: over 1 + c.
+        norm_eps: where the weighted gradient is at most this long, relative to the square root of G's trace, the point
+            counts as Pareto-stationary and the update is zero.
+
+    Raises:
+        ValueError: `c` or `norm_eps` is negative, `rescale` not one of these.
+
+    Cost: two reads of K * P, one write of P; some ten times K^3 for the solve. Scale-free.
+    """
+
+    method = "cagrad"
+    counts_failures = True
+    c = Real(0)
+    rescale = Choice(0, 1, 2)
+    norm_eps = Real(0)
+
+    def __init__(self, c: float, rescale: Literal[0, 1, 2] = 0, norm_eps: float = 1e-4) -> None:
+        """See the class."""
+        super().__init__()
+        self.c = c
+        self.rescale = rescale
+        self.norm_eps = norm_eps
+
+    def params(self, step: Step) -> list[float]:
+        """The constructor's arguments."""
+        return [self.c, self.rescale, self.norm_eps]
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"c={self.c}, rescale={self.rescale}, norm_eps={self.norm_eps}"

@@ -1,0 +1,87 @@
+"""CR-MOGM: smoothed weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._settings import Real
+from mtlfast.aggregation._solved import grown
+
+
+class CRMOGM(GramAggregator):
+    """Smooths another aggregator's weights over the steps: w = alpha w + (1 - alpha) w'.
+
+    Zhou et al., "On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond" (NeurIPS 2022).
+
+    Args:
+        aggregator: the one whose weights w' are smoothed.
+        alpha: how much of the old weights stays, 0 to 1. It may be set between steps.
+        initial_weights: [n], the weights before the first step; None: the aggregator's own at a task's first step.
+
+    Raises:
+        ValueError: `alpha` is outside of its range, or `initial_weights` has not one dimension; TypeError: `aggregator`
+        has no weights.
+
+    State: n float64 numbers a group, and the aggregator's. A step that is not finite changes nothing. Cost: the
+    aggregator's.
+    """
+
+    alpha = Real(0, 1)
+    state: Tensor | None
+    first_weights: Tensor | None
+
+    def __init__(self, aggregator: GramAggregator, alpha: float = 0.9, initial_weights: Tensor | None = None) -> None:
+        """See the class."""
+        super().__init__()
+        if not isinstance(aggregator, GramAggregator):
+            raise TypeError(
+                f"CRMOGM: aggregator is a {type(aggregator).__name__}, expected one with weights (a GramAggregator)"
+            )
+        if initial_weights is not None and initial_weights.dim() != 1:
+            raise ValueError(f"CRMOGM: initial_weights has shape {list(initial_weights.shape)}, expected [K]")
+        self.aggregator = aggregator
+        self.alpha = alpha
+        self.register_buffer("state", None)
+        self.register_buffer(
+            "first_weights", None if initial_weights is None else initial_weights.detach().double().clone()
+        )
+
+    @property
+    def uses_gram(self) -> bool:  # type: ignore[override]
+        """Does the aggregator?"""
+        return self.aggregator.uses_gram
+
+    def weights(self, gram: Tensor, *, tasks: Sequence[int] | None = None, **context: Any) -> Tensor:
+        """The smoothed weights, [..., K] float64."""
+        new = self.aggregator.weights(gram, tasks=tasks, **context)
+        known = gram.shape[-1] if tasks is None else max(tasks) + 1
+        if self.state is not None:
+            known = max(known, self.state.shape[-1])
+        self.state = grown(self, self.state, gram.shape[:-2], (known,), math.nan, gram.device)
+        present = range(gram.shape[-1]) if tasks is None else tasks
+        old = torch.stack([self.state[..., task] for task in present], dim=-1)
+        first = new if self.first_weights is None else self.of_tasks("first_weights", "weights", gram, tasks)
+        smoothed = self.alpha * torch.where(old.isnan(), first, old) + (1 - self.alpha) * new
+        finite = new.isfinite().all(dim=-1, keepdim=True)
+        for task, value in zip(present, torch.where(finite, smoothed, old).unbind(-1), strict=True):
+            self.state[..., task] = value
+        return torch.where(finite, smoothed, torch.nan)
+
+    def reset(self) -> None:
+        """Forgets the weights, and the aggregator's state."""
+        self.state = None
+        self.aggregator.reset()
+
+    def diagnostics(self) -> dict[str, int]:
+        """The aggregator's."""
+        return self.aggregator.diagnostics()
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"alpha={self.alpha}"

@@ -1,0 +1,60 @@
+"""GradVac."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtlfast.aggregation._random_order import RandomOrder
+from mtlfast.aggregation._settings import Real
+from mtlfast.aggregation._solved import SolvedAggregator, Step
+
+
+class GradVac(RandomOrder, SolvedAggregator):
+    """Turns each task's gradient towards those that it is less aligned with than usual, then sums them.
+
+    As PCGrad, but a pair's cosine is brought to its running mean instead of zero; the mean starts at zero. Wang et al.,
+    "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual Models" (ICLR
+    2021), Algorithm 1; the running mean of every pair that meets is updated, not of conflicting ones alone.
+
+    Args:
+        beta: how much of a pair's new cosine enters its running mean, 0 to 1.
+        order: "random": a fresh uniformly random order for each gradient at each call. "fixed": ascending.
+        generator: draws the orders, on the gradients' device; None: torch's global one. `state_dict()` holds it.
+
+    Raises:
+        ValueError: `beta` or `order` is not one of these.
+
+    State: n * n float64 numbers a group. Cost: two reads of K * P, one write of P; K^3 for the solve. Scale-free.
+    """
+
+    method = "gradvac"
+    beta = Real(0, 1)
+
+    def __init__(
+        self,
+        beta: float = 0.5,
+        order: Literal["random", "fixed"] = "random",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """See the class."""
+        super().__init__(order, generator)
+        self.beta = beta
+
+    def params(self, step: Step) -> list[float]:
+        """Beta."""
+        return [self.beta]
+
+    def inputs(self, step: Step) -> list[Tensor]:
+        """The order's keys."""
+        return self.keys(step.gram)
+
+    def state_shape(self, known: int) -> tuple[int, ...]:
+        """The pairs' running means."""
+        return (known, known)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"beta={self.beta}, order={self.order!r}"

@@ -1,0 +1,80 @@
+"""PCD: priority-constrained descent."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mtlfast.aggregation._settings import Real
+from mtlfast.aggregation._solved import SolvedAggregator, Step
+
+
+class PCD(SolvedAggregator):
+    """Follows the first task's gradient as closely as the other tasks' progress allows.
+
+    Every other task gets at least the share `tau` of the progress that a step along its own normalised gradient would
+    give it; the update has the length of the first task's gradient. It is that gradient itself where the demands
+    contradict each other, and zero where it is zero. "Not All Objectives Are Born Equal: Priority-Constrained Descent
+    for Hierarchical Multi-Objective Optimization" (TMLR 2026, arXiv 2606.29521). If task 0 is absent, the first present
+    task takes its place.
+
+    Args:
+        tau: the share, 0 to 1; or a vector [n - 1] with one for each task but the first.
+        beta: decay of the running mean of the squared norms by which gradients are normalised, 0 to 1.
+        eps: added to that mean before its inverse square root, relative to its mean over the tasks.
+
+    Raises:
+        ValueError: an argument is outside of its range, or `tau` has not one dimension.
+
+    State: 2 (n + 1) float64 numbers a group. Cost: two reads of K * P, one write of P; about K^3 for the solve.
+    Scale-free.
+    """
+
+    method = "pcd"
+    counts_failures = True
+    beta = Real(0, 1, most_itself=False)
+    eps = Real(0)
+    shares: Tensor | None
+
+    def __init__(self, tau: float | Tensor = 0.02, beta: float = 0.999, eps: float = 1e-8) -> None:
+        """See the class."""
+        super().__init__()
+        self.register_buffer("shares", None)
+        self.tau = tau
+        self.beta = beta
+        self.eps = eps
+
+    @property
+    def tau(self) -> float | Tensor:
+        """The share, or [n - 1] shares."""
+        return self._share if self.shares is None else self.shares[1:]
+
+    @tau.setter
+    def tau(self, value: float | Tensor) -> None:
+        shares = value.detach().double() if isinstance(value, Tensor) else None
+        if shares is not None and shares.dim() != 1:
+            raise ValueError(f"PCD: tau has shape {list(shares.shape)}, expected a number or [K - 1]")
+        if shares is None and not Real(0, 1).holds(value):
+            raise ValueError(f"PCD: tau is {value!r}, expected a number in [0, 1]")
+        if shares is not None and not bool(((shares >= 0) & (shares <= 1)).all()):
+            raise ValueError(f"PCD: tau is {value!r}, expected numbers in [0, 1]")
+        # The first task's own share goes unused, unless it is absent and the next takes its place.
+        self._share = 0.0 if isinstance(value, Tensor) else float(value)
+        self.shares = None if shares is None else shares.new_zeros(len(shares) + 1)
+        if self.shares is not None and shares is not None:
+            self.shares[1:] = shares
+
+    def params(self, step: Step) -> list[float]:
+        """Constants of the running mean, the share, and the gradients' precision."""
+        return [self.beta, self.eps, self._share, step.rtol]
+
+    def inputs(self, step: Step) -> list[Tensor]:
+        """The shares, if each task has its own."""
+        return [] if self.shares is None else [self.of_tasks("shares", "shares", step.gram, step.tasks)]
+
+    def state_shape(self, known: int) -> tuple[int, ...]:
+        """A row for the count of failures, then each task's running mean and number of steps."""
+        return (known + 1, 2)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"tau={self.tau}, beta={self.beta}, eps={self.eps}"

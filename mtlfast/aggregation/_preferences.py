@@ -1,0 +1,36 @@
+"""What methods with a preference vector share."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mtlfast.aggregation._solved import SolvedAggregator, Step
+
+
+class Preferring(SolvedAggregator):
+    """A method that is told how much each task counts; without it 1/K each."""
+
+    preferences: Tensor | None
+
+    def __init__(self, pref_vector: Tensor | None) -> None:
+        """Takes the preferences [n], one for each task, any real dtype."""
+        super().__init__()
+        self.register_buffer("preferences", None)
+        self.pref_vector = pref_vector
+
+    @property
+    def pref_vector(self) -> Tensor | None:
+        """The preferences, float64, or None."""
+        return self.preferences
+
+    @pref_vector.setter
+    def pref_vector(self, value: Tensor | None) -> None:
+        if value is not None and value.dim() != 1:
+            raise ValueError(f"{type(self).__name__}: pref_vector has shape {list(value.shape)}, expected [K]")
+        self.preferences = None if value is None else value.detach().double().clone()
+
+    def inputs(self, step: Step) -> list[Tensor]:
+        """The present tasks' preferences, if there are any."""
+        if self.preferences is None:
+            return []
+        return [self.of_tasks("preferences", "preferences", step.gram, step.tasks)]

@@ -1,0 +1,34 @@
+"""Random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlfast.aggregation._random_order import Drawing
+
+
+class Random(Drawing):
+    """Random weights on the simplex, drawn anew at each call: the softmax of K standard normal numbers.
+
+    Lin et al., "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning" (TMLR 2022),
+    Algorithm 2.
+
+    Args:
+        generator: draws them, on the gradients' device; None: torch's global one. `state_dict()` holds it.
+
+    Cost: one read of K * P, one write of P.
+    """
+
+    uses_gram = False
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        """See the class."""
+        super().__init__(generator)
+
+    def weights(self, gram: Tensor, **context: Any) -> Tensor:
+        """Positive weights that sum to 1, [..., K] float64."""
+        drawn = torch.randn(gram.shape[:-1], generator=self.generator, dtype=torch.float64, device=gram.device)
+        return drawn.softmax(dim=-1)

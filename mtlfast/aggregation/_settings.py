@@ -1,0 +1,88 @@
+"""Constructor arguments that are checked whenever they are set."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Generic, TypeVar, overload
+
+T = TypeVar("T")
+
+
+class Setting(Generic[T]):
+    """An attribute that refuses what it cannot hold, in one sentence."""
+
+    expected: str
+
+    def holds(self, value: Any) -> bool:
+        """May it be set to this?"""
+        raise NotImplementedError
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Learns its name."""
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Setting[T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: object | None, owner: type) -> Setting[T] | T:
+        """The value, or the setting itself on the class."""
+        if instance is None:
+            return self
+        value: T = instance.__dict__[f"_{self.name}"]
+        return value
+
+    def __set__(self, instance: object, value: T) -> None:
+        """Checks and keeps the value."""
+        if not self.holds(value):
+            raise ValueError(f"{type(instance).__name__}: {self.name} is {value!r}, expected {self.expected}")
+        instance.__dict__[f"_{self.name}"] = value
+
+
+class Real(Setting[float]):
+    """A finite number from `least` to `most`; without `least_itself`, `most_itself` the ends are left out."""
+
+    def __init__(
+        self, least: float = -math.inf, most: float = math.inf, least_itself: bool = True, most_itself: bool = True
+    ) -> None:
+        """See the class."""
+        self.least, self.most = least, most
+        self.least_itself, self.most_itself = least_itself, most_itself
+        if most == math.inf:
+            self.expected = f"a number {'of at least' if least_itself else 'above'} {least:g}"
+        else:
+            ends = "[" if least_itself else "(", "]" if most_itself else ")"
+            self.expected = f"a number in {ends[0]}{least:g}, {most:g}{ends[1]}"
+
+    def holds(self, value: Any) -> bool:
+        """Is it a number in the interval?"""
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return False
+        if value in (self.least, self.most):
+            return self.least_itself if value == self.least else self.most_itself
+        return bool(self.least < value < self.most)
+
+
+class Whole(Setting[int]):
+    """An integer of at least `least`."""
+
+    def __init__(self, least: int) -> None:
+        """See the class."""
+        self.least, self.expected = least, f"an integer of at least {least}"
+
+    def holds(self, value: Any) -> bool:
+        """Is it such an integer?"""
+        return isinstance(value, int) and not isinstance(value, bool) and value >= self.least
+
+
+class Choice(Setting[T]):
+    """One of a few values."""
+
+    def __init__(self, *values: T) -> None:
+        """See the class."""
+        self.values = values
+        self.expected = f"{', '.join(map(repr, values[:-1]))} or {values[-1]!r}"
+
+    def holds(self, value: Any) -> bool:
+        """Is it one of them?"""
+        return value in self.values

@@ -1,0 +1,118 @@
+"""Gram aggregators whose weights one solver of `csrc/solve` computes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtlfast import ops
+from mtlfast.aggregation._base import GramAggregator
+
+
+class Step(NamedTuple):
+    """What one call of `weights` is given, as a method's `params` and `inputs` see it."""
+
+    gram: Tensor
+    losses: Tensor | None
+    tasks: Sequence[int] | None
+    rtol: float
+
+
+def grown(
+    owner: GramAggregator,
+    old: Tensor | None,
+    groups: tuple[int, ...],
+    shape: tuple[int, ...],
+    fill: float,
+    device: torch.device,
+) -> Tensor:
+    """The state [*groups, *shape] on `device` with what `old` held, `fill` elsewhere; `old` itself if it is that.
+
+    Raises:
+        ValueError: `old` has other groups.
+    """
+    if old is not None and old.shape[: -len(shape)] != groups:
+        raise ValueError(
+            f"{type(owner).__name__}: gram has groups {list(groups)}, expected {list(old.shape[: -len(shape)])} as the "
+            "state has (reset() forgets it)"
+        )
+    if old is not None and old.shape == (*groups, *shape) and old.device == device:
+        return old
+    new = torch.full((*groups, *shape), fill, dtype=torch.float64, device=device)
+    if old is not None:
+        new[tuple(slice(size) for size in old.shape)] = old.to(device)
+    return new
+
+
+class SolvedAggregator(GramAggregator):
+    """A method of the solver list: its name, its host constants, its device inputs, its state.
+
+    A subclass says what the solver's header says, and nothing else.
+    """
+
+    method: str
+    state_fill = 0.0  # of a task that was not there before
+    counts_failures = False  # does the state's first number count solves that gave up?
+    state: Tensor | None
+
+    def __init__(self) -> None:
+        """No state yet: the first call knows the tasks, the groups and the device."""
+        super().__init__()
+        self.register_buffer("state", None)
+        self._fits: tuple[object, ...] = (None,)  # a state, and the shapes of a call that it is known to fit
+
+    @abstractmethod
+    def params(self, step: Step) -> list[float]:
+        """The solver's host constants."""
+
+    def inputs(self, step: Step) -> list[Tensor]:
+        """The solver's device inputs, with gram's leading dimensions."""
+        return []
+
+    def state_shape(self, known: int) -> tuple[int, ...]:
+        """The state's shape behind the groups for so many tasks; (): the method keeps none."""
+        return (1,) if self.counts_failures else ()
+
+    def weights(
+        self,
+        gram: Tensor,
+        *,
+        losses: Tensor | None = None,
+        grad_scale: float | Tensor | None = None,
+        tasks: Sequence[int] | None = None,
+        rtol: float | None = None,
+    ) -> Tensor:
+        """The solver's weights; see `GramAggregator.weights`."""
+        # Read past nn.Module's attribute search: for a few tasks it takes as long as the solve.
+        call = (self._buffers["state"], gram.shape, gram.device, tasks)
+        if call[0] is not self._fits[0] or call[1:] != self._fits[1:]:
+            self._grow(gram.shape[-1] if tasks is None else max(tasks) + 1, gram)
+            self._fits = (self.state, *call[1:])
+        step = Step(gram, losses, tasks, gram.shape[-1] * 1e-6 if rtol is None else rtol)
+        return ops.solve(gram, self.method, self.params(step), self.inputs(step), self._buffers["state"], tasks)
+
+    def _grow(self, known: int, gram: Tensor) -> None:
+        """Makes the state large enough for `known` tasks, on gram's device."""
+        groups, least = gram.shape[:-2], self.state_shape(0)
+        if not least:
+            return
+        if self.state is not None:
+            known = max(known, self.state.shape[-len(least)] - least[0])
+        self.state = grown(self, self.state, groups, self.state_shape(known), self.state_fill, gram.device)
+
+    def reset(self) -> None:
+        """Forgets the state, as if new."""
+        self.state = None
+
+    def diagnostics(self) -> dict[str, int]:
+        """How many solves gave up before they had converged."""
+        if not self.counts_failures:
+            return {}
+        if self.state is None:
+            return {"unconverged": 0}
+        groups = self.state.shape[: -len(self.state_shape(0))].numel()
+        return {"unconverged": int(self.state.reshape(groups, -1)[:, 0].sum())}

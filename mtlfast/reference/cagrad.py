@@ -1,0 +1,36 @@
+"""CAGrad (Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS 2021) on the K x P matrix."""
+
+import torch
+from torch import Tensor
+
+from mtlfast.reference.group import Group
+from mtlfast.reference.nonnegative import shortest_in_hull
+
+
+def cagrad(group: Group) -> Tensor:
+    """Weights [K]; params: c, rescale, norm_eps.
+
+    The dual problem, min over the simplex of g_w g_0 + c |g_0| |g_w|, by bisection on h = |g_w| / (c |g_0|): for a
+    given h its minimiser is the shortest vector among g_i + h g_0.
+    """
+    c, rescale, norm_eps = group.params
+    matrix = group.matrix
+    mean = matrix.mean(dim=0)
+    radius, longest = c * float(mean.norm()), float(matrix.norm())
+    uniform = torch.full_like(matrix[:, 0], 1 / len(matrix))
+    factor = 1 / (1 + c * c) if rescale == 1 else 1 / (1 + c) if rescale == 2 else 1.0
+    if radius == 0:
+        return factor * uniform
+    low, high = 0.0, longest / radius
+    for _ in range(60):
+        h = (low + high) / 2
+        w = shortest_in_hull(matrix + h * mean)
+        if float((w @ matrix).norm()) > radius * h:
+            low = h
+        else:
+            high = h
+    norm = (w @ matrix).norm()
+    if norm <= norm_eps * longest:
+        return torch.zeros_like(w)
+    weights: Tensor = factor * (uniform + radius / norm * w)
+    return weights

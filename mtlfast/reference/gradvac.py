@@ -1,0 +1,32 @@
+"""GradVac, Algorithm 1 of Wang et al., "Gradient Vaccine" (ICLR 2021), on the K x P matrix."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mtlfast.reference.group import Group
+
+
+def gradvac(group: Group) -> Tensor:
+    """Weights [K]; params: beta; state: the pairs' running cosines [n * n]."""
+    beta = group.params[0]
+    assert group.state is not None
+    known = math.isqrt(group.state.numel())
+    matrix, targets, tasks = group.matrix, group.state.view(known, known), group.present
+    turned = matrix.clone()
+    coefficients = torch.eye(len(matrix), dtype=matrix.dtype)
+    for i, others in enumerate(group.orders()):
+        for j in others:
+            norm, norm_j = turned[i].norm(), matrix[j].norm()
+            if norm == 0 or norm_j == 0:
+                continue
+            cosine = (turned[i] @ matrix[j] / (norm * norm_j)).clamp(-1, 1)
+            target = targets[tasks[i], tasks[j]].clone()
+            if cosine < target:
+                sine, target_sine = (1 - cosine**2).clamp(min=0).sqrt(), (1 - target**2).clamp(min=0).sqrt()
+                step = norm * (target * sine - cosine * target_sine) / (norm_j * (target_sine + 1e-8))
+                turned[i] += step * matrix[j]
+                coefficients[i, j] += step
+            targets[tasks[i], tasks[j]] = (1 - beta) * target + beta * cosine
+    return coefficients.sum(dim=0)

@@ -1,0 +1,40 @@
+"""What a method's twin is given."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Group(NamedTuple):
+    """One Gram matrix's problem: the K gradients themselves, or any rows with the same products."""
+
+    matrix: Tensor  # [K, P] float64
+    params: Sequence[float] = ()
+    inputs: Sequence[Tensor] = ()
+    state: Tensor | None = None  # changed in place
+    tasks: Sequence[int] | None = None
+    cross: Tensor | None = None  # [K, K], the products of two batches, for the methods that read those
+
+    @property
+    def num_tasks(self) -> int:
+        """K."""
+        return len(self.matrix)
+
+    @property
+    def present(self) -> Sequence[int]:
+        """The tasks' indices in the state."""
+        return range(self.num_tasks) if self.tasks is None else self.tasks
+
+    def preferences(self) -> Tensor:
+        """The first input, or 1/K each."""
+        return self.inputs[0] if self.inputs else torch.full_like(self.matrix[:, 0], 1 / self.num_tasks)
+
+    def orders(self) -> list[list[int]]:
+        """The other tasks of each, by ascending key (the first input) and index; ascending without keys."""
+        K = self.num_tasks
+        if not self.inputs:
+            return [[j for j in range(K) if j != i] for i in range(K)]
+        sorted_keys = [[j for j in row.argsort(stable=True).tolist() if j != i] for i, row in enumerate(self.inputs[0])]
+        return sorted_keys

@@ -1,0 +1,103 @@
+"""The one table of Gram aggregators: how each is made and what it promises. Tests run over its rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtlfast.aggregation import (
+    CRMOGM,
+    MGDA,
+    PCD,
+    CAGrad,
+    Constant,
+    DualProj,
+    GradVac,
+    GramAggregator,
+    Krum,
+    Mean,
+    MoDo,
+    PCGrad,
+    Random,
+    SDMGrad,
+    Sum,
+    UPGrad,
+)
+
+EQUIVARIANT = "the same direction for the tasks in another order"
+SCALE_FREE = "the same weights when all gradients are multiplied by a constant"
+LINEAR = "linear in each gradient's own length"
+NON_CONFLICT = "no task's gradient has a negative product with the direction"
+STATIONARY = "zero where a positive combination of the gradients is zero"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table."""
+
+    make: Callable[[], GramAggregator]
+    promises: frozenset[str] = frozenset()
+    least_tasks: int = 1
+    any_tasks: bool = True  # False: made for three tasks
+    cross: bool = False  # reads two batches' products
+    tolerance: float = 1e-8  # to the twin, of the largest weight
+
+
+def promising(*promises: str) -> frozenset[str]:
+    return frozenset({SCALE_FREE, *promises})
+
+
+METHODS = {
+    "Sum": Method(Sum, promising(EQUIVARIANT, LINEAR)),
+    "Mean": Method(Mean, promising(EQUIVARIANT, LINEAR)),
+    "Constant": Method(lambda: Constant(torch.tensor([0.5, 2.0, -1.0])), promising(LINEAR), any_tasks=False),
+    "Random": Method(Random, promising()),
+    "PCGrad": Method(PCGrad, promising()),
+    "PCGrad, mean, fixed": Method(lambda: PCGrad(reduction="mean", order="fixed"), promising(LINEAR)),
+    "GradVac": Method(GradVac, promising()),
+    "GradVac, fixed": Method(lambda: GradVac(beta=0.3, order="fixed"), promising(LINEAR)),
+    "MGDA": Method(MGDA, promising(EQUIVARIANT, NON_CONFLICT, STATIONARY)),
+    "MGDA, Frank-Wolfe": Method(lambda: MGDA(epsilon=1e-3), promising(EQUIVARIANT)),
+    "MGDA, l2": Method(lambda: MGDA(norms="l2"), promising(EQUIVARIANT)),
+    "MGDA, loss+": Method(lambda: MGDA(norms="loss+"), promising()),
+    "CAGrad": Method(lambda: CAGrad(0.5), promising(EQUIVARIANT)),
+    "CAGrad, c = 2": Method(lambda: CAGrad(2.0, rescale=1), promising(EQUIVARIANT, NON_CONFLICT, STATIONARY)),
+    "UPGrad": Method(UPGrad, promising(EQUIVARIANT)),
+    "UPGrad, exact": Method(
+        lambda: UPGrad(reg_eps=0.0), promising(EQUIVARIANT, LINEAR, NON_CONFLICT, STATIONARY), tolerance=1e-6
+    ),
+    "UPGrad, preferring": Method(lambda: UPGrad(torch.tensor([0.2, 0.5, 0.3])), promising(), any_tasks=False),
+    "DualProj": Method(DualProj, promising(EQUIVARIANT)),
+    "DualProj, exact": Method(
+        lambda: DualProj(reg_eps=0.0), promising(EQUIVARIANT, NON_CONFLICT, STATIONARY), tolerance=1e-6
+    ),
+    "PCD": Method(PCD, promising()),
+    "PCD, shares": Method(lambda: PCD(tau=torch.tensor([0.0, 0.1]), beta=0.9), promising(), any_tasks=False),
+    "Krum": Method(lambda: Krum(1), promising(EQUIVARIANT), least_tasks=4),
+    "Multi-Krum": Method(lambda: Krum(0, n_selected=3), promising(EQUIVARIANT), least_tasks=3),
+    "CRMOGM": Method(lambda: CRMOGM(MGDA()), promising(EQUIVARIANT, NON_CONFLICT)),
+    "MoDo": Method(MoDo, cross=True),
+    "SDMGrad": Method(SDMGrad, promising(), cross=True),
+}
+
+
+def numbers_of_tasks(method: Method, *wanted: int) -> list[int]:
+    """Those of `wanted` that the method takes."""
+    return [K for K in wanted if method.least_tasks <= K] if method.any_tasks else [3]
+
+
+def products(method: Method, J: Tensor) -> Tensor:
+    """The Gram matrices of Jacobians [..., K, P], or the products of two batches like it."""
+    return J @ (J + 0.5 * torch.randn_like(J)).mT if method.cross else J @ J.mT
+
+
+def losses(num_tasks: int, device: str = "cpu") -> Tensor:
+    """Positive, all different."""
+    return torch.linspace(0.5, 2, num_tasks, dtype=torch.float64, device=device)
+
+
+def weigh(aggregator: GramAggregator, gram: Tensor, seed: int = 0, **context) -> Tensor:
+    """One call of `weights`, its random numbers from `seed`."""
+    torch.manual_seed(seed)
+    return aggregator.weights(gram, losses=losses(gram.shape[-1], gram.device), **context)

@@ -1,0 +1,117 @@
+"""The quadratic programs behind the aggregators are solved: KKT residuals, relative, at most 1e-10; no peer decides."""
+
+import pytest
+import torch
+from test_methods import hard_gradients, jacobian
+from torch import Tensor
+
+from mtlfast.aggregation import MGDA, PCD, CAGrad, DualProj, UPGrad
+
+RESIDUAL = 1e-10
+TASKS = [1, 2, 3, 8, 40, 128]
+
+
+def problems(num_tasks: int) -> dict[str, Tensor]:
+    """Name -> Jacobian: random ones of each rank, and the hard ones."""
+    ranks = {f"rank {r}": jacobian(num_tasks=num_tasks, rank=r) for r in {max(1, num_tasks // 2), num_tasks}}
+    positive = {"no conflict": jacobian(num_tasks=num_tasks).abs()}
+    return {"random": jacobian(num_tasks=num_tasks), **ranks, **positive, **hard_gradients(max(num_tasks, 2))}
+
+
+def solved(aggregator, J: Tensor, device: str) -> Tensor:
+    weights = aggregator.weights((J @ J.mT).to(device), rtol=1e-13).cpu()
+    assert aggregator.diagnostics() == {"unconverged": 0}
+    return weights
+
+
+@pytest.mark.parametrize("num_tasks", TASKS)
+def test_mgda_is_the_shortest_combination(num_tasks, device):
+    for kind, J in problems(num_tasks).items():
+        G = J @ J.mT
+        w = solved(MGDA(), J, device)
+        assert w.min() >= 0
+        assert w.sum().item() == pytest.approx(1, abs=1e-12)
+        # No task's gradient is shorter along the combination than the combination itself, beyond what G's own
+        # rounding allows each entry.
+        shortfall = w @ G @ w - G @ w
+        scale = (w @ G.diagonal().sqrt()) * G.diagonal().sqrt() + w @ G @ w
+        assert (shortfall <= RESIDUAL * scale.clamp(min=1e-300)).all(), kind
+
+
+@pytest.mark.parametrize("num_tasks", TASKS)
+@pytest.mark.parametrize("reg_eps", [0.0, 1e-4])
+def test_dualproj_is_the_projection_and_upgrad_the_sum_of_them(num_tasks, reg_eps, device):
+    for kind, J in problems(num_tasks).items():
+        G = J @ J.mT
+        K = len(G)
+        regularised = G / G.trace().clamp(min=1e-300) + reg_eps * torch.eye(K, dtype=G.dtype)
+        v = solved(DualProj(reg_eps=reg_eps), J, device)
+        excess, slope = v - 1 / K, regularised @ v
+        norms = regularised.diagonal().sqrt()
+        scale = norms * (v @ norms)
+        assert (excess >= 0).all(), kind
+        assert (slope >= -RESIDUAL * scale).all(), kind
+        assert ((excess * slope).abs() <= RESIDUAL * v.max() * scale.clamp(min=1e-300)).all(), kind
+    J = jacobian(num_tasks=num_tasks)
+    parts = [
+        solved(DualProj(torch.eye(num_tasks, dtype=torch.float64)[i] / num_tasks, reg_eps), J, device)
+        for i in range(min(num_tasks, 8))
+    ]
+    others = torch.cat([torch.zeros(min(num_tasks, 8)), torch.ones(max(0, num_tasks - 8))]).double()
+    some = solved(UPGrad((1 - others) / num_tasks, reg_eps), J, device)
+    assert torch.allclose(some @ J, sum(parts) @ J, atol=1e-9)
+
+
+@pytest.mark.parametrize("num_tasks", TASKS)
+@pytest.mark.parametrize("c", [0.1, 0.5, 1.0, 4.0])
+def test_cagrad_is_at_the_minimum_of_its_dual(num_tasks, c, device):
+    for kind, J in problems(num_tasks).items():
+        G = J @ J.mT
+        K, size = len(G), float(J.norm())
+        weights = solved(CAGrad(c), J, device)
+        mean = G.mean().clamp(min=0).sqrt()
+        if not weights.any():
+            # Zero where |g_w| is at the minimum: there the dual is zero, so nowhere may it be negative.
+            points = torch.cat([torch.eye(K), torch.rand(200, K) ** 8]).double()
+            points = points / points.sum(dim=1, keepdim=True)
+            lengths = ((points @ G) * points).sum(dim=1).clamp(min=0).sqrt()
+            assert (points @ G.mean(dim=1) + c * mean * lengths).min() >= -1e-7 * size**2, kind
+            continue
+        extra = weights - 1 / K
+        if extra.abs().max() < 1e-12:
+            assert c * mean <= 1e-6 * size, kind
+            continue
+        w = extra / extra.sum()
+        norm = (w @ G @ w).clamp(min=0).sqrt()
+        slope = G.mean(dim=1) + (c * mean / norm) * (G @ w)
+        assert w.min() >= 0
+        # At the minimum over the simplex the slope is least, and the same, wherever there is weight.
+        tolerance = 1e-8 if kind == "a ratio of 1e12" else RESIDUAL
+        scale = G.diagonal().sqrt() * (mean + c * mean) + w @ slope.abs()
+        assert (w @ slope - slope <= tolerance * scale).all(), kind
+        # The update stays in the ball around the mean gradient.
+        assert (extra @ G @ extra).clamp(min=0).sqrt() <= (1 + 1e-9) * c * mean + 1e-9 * size, kind
+
+
+@pytest.mark.parametrize("num_tasks", TASKS)
+def test_pcd_meets_every_demand_or_none(num_tasks, device):
+    met = 0
+    for kind, J in problems(num_tasks).items():
+        if kind in ("huge", "tiny"):
+            continue
+        w = solved(PCD(tau=0.02, eps=0.0), J, device)
+        norms = J.norm(dim=1)
+        if not w.any() or torch.allclose(w[1:], torch.zeros(1, dtype=w.dtype)):
+            continue
+        met += 1
+        unit = J / norms.clamp(min=1e-300)[:, None]
+        multipliers = w * norms / (w[0] * norms[0])  # of the normalised problem, where the first task's is 1
+        d = multipliers @ unit
+        demands = 0.02 * (norms > 0)
+        slack = (unit @ d - demands)[1:]
+        scale = 1 + multipliers.sum()
+        assert multipliers.min() >= 0
+        assert (slack >= -1e-9 * scale).all(), kind
+        assert ((slack * multipliers[1:]).abs() <= 1e-9 * scale**2).all(), kind
+        assert (w @ J).norm().item() == pytest.approx(norms[0].item(), rel=1e-6)
+    assert met > 0 or num_tasks == 1
