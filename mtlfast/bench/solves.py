@@ -1,0 +1,96 @@
+"""The K x K solvers: inside the op, with Python around them, and beside TorchJD on the same Gram matrix."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlfast import aggregation, ops
+from mtlfast.aggregation import GramAggregator
+from mtlfast.bench import peers
+from mtlfast.bench.section import Section
+from mtlfast.bench.timing import take_turns
+
+TASKS = (2, 8, 40, 128)
+REPEATS = 50  # solves in one timing inside the op, so that one call's Python does not count
+
+# Method -> how it is made, and TorchJD's weighting of the same problem, by its name and arguments.
+METHODS: dict[str, tuple[Callable[[], GramAggregator], str, dict[str, Any]]] = {
+    "PCGrad": (aggregation.PCGrad, "PCGradWeighting", {}),
+    "GradVac": (aggregation.GradVac, "GradVacWeighting", {}),
+    "MGDA": (aggregation.MGDA, "MGDAWeighting", {}),
+    "CAGrad": (lambda: aggregation.CAGrad(0.5), "CAGradWeighting", {"c": 0.5}),
+    "UPGrad": (aggregation.UPGrad, "UPGradWeighting", {}),
+    "DualProj": (aggregation.DualProj, "DualProjWeighting", {}),
+    "PCD": (aggregation.PCD, "PCDWeighting", {}),
+    "Krum": (lambda: aggregation.Krum(0), "KrumWeighting", {"n_byzantine": 0}),
+    "MoDo": (aggregation.MoDo, "MoDoWeighting", {}),
+    "SDMGrad": (aggregation.SDMGrad, "SDMGradWeighting", {}),
+}
+
+
+def measure(rounds: int, tasks: tuple[int, ...] = TASKS) -> Section:
+    """Times every method.
+
+    Args:
+        rounds: alternating rounds.
+        tasks: the numbers of tasks.
+    """
+    section = Section(
+        "solves",
+        "Weights from a Gram matrix",
+        f"Medians of {rounds} alternating rounds, on a wide screen with quartiles; one thread. In the op: 50 matrices "
+        "in one call, so without Python. TorchJD: its weighting on the same matrix, to its own default precision.",
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        section.rows = [_row(method, K, rounds) for method in METHODS for K in tasks if method != "Krum" or K > 2]
+    finally:
+        torch.set_num_threads(threads)
+    return section
+
+
+def in_the_op(aggregator: GramAggregator, gram: Tensor) -> Callable[[], object]:
+    """One call of the solver that the aggregator makes, again and again on the same arguments."""
+    calls: list[tuple[Any, ...]] = []
+    solve = ops.solve
+
+    def record(*arguments: Any) -> Tensor:
+        calls.append(arguments)
+        return solve(*arguments)
+
+    ops.solve = record  # type: ignore[assignment]
+    try:
+        aggregator.weights(gram)
+    finally:
+        ops.solve = solve
+    return lambda: solve(*calls[0])
+
+
+def _row(method: str, num_tasks: int, rounds: int) -> dict[str, Any]:
+    make, rival, arguments = METHODS[method]
+    J = torch.randn(REPEATS, num_tasks, 2 * num_tasks, dtype=torch.float64)
+    gram, ours = J @ J.mT, make()
+    turns: dict[str, Callable[[], object]] = {
+        "op": in_the_op(make(), gram),
+        "weights": lambda: ours.weights(gram[0]),
+    }
+    if peers.installed():
+        import torchjd.aggregation
+
+        theirs = getattr(torchjd.aggregation, rival)(**arguments)
+        turns["TorchJD"] = lambda: theirs(gram[0])
+    # A solve that takes seconds is timed once.
+    times = take_turns(turns, rounds if num_tasks < 100 else 1, warmups=1 if num_tasks < 100 else 0)
+    row: dict[str, Any] = {
+        "method": method,
+        "K": num_tasks,
+        "in the op, us": times["op"].median * 1e6 / REPEATS,
+        "weights(), us": times["weights"].median * 1e6,
+    }
+    if "TorchJD" in times:
+        row["TorchJD, us"] = times["TorchJD"].median * 1e6
+        row["TorchJD takes, times as long"] = list(times["TorchJD"].ratio_to(times["weights"]))
+    return row
