@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import DTYPES, draw, draw_rows, matrix
+from methods import METHODS, losses, numbers_of_tasks, products
 from test_combine import assert_close, weights_of
 from test_gram import assert_gram_is_exact
 from test_scale import assert_scaled, copy_of
@@ -79,6 +80,20 @@ def test_backward_never_waits_for_the_gpu():
         with pytest.raises(RuntimeError, match="synchronizing"):
             x.sum().item()
     assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_never_wait_for_the_gpu(name):
+    method = METHODS[name]
+    (num_tasks,) = numbers_of_tasks(method, 4)
+    aggregator = method.make().to("cuda")
+    gram = products(method, torch.randn(num_tasks, 9, dtype=torch.float64, device="cuda"))
+    of_tasks = losses(num_tasks, "cuda")
+    aggregator.weights(gram, losses=of_tasks)
+    with waiting_is_an_error():
+        weights = aggregator.weights(gram, losses=of_tasks)
+    assert weights.isfinite().all()
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mtlfast.aggregation import MGDA, PCD, CAGrad, DualProj, UPGrad
 
+pytestmark = pytest.mark.native
 RESIDUAL = 1e-10
 TASKS = [1, 2, 3, 8, 40, 128]
 

@@ -18,7 +18,7 @@ class Step(NamedTuple):
 
     gram: Tensor
     losses: Tensor | None
-    tasks: Sequence[int] | None
+    tasks: tuple[int, ...] | None
     rtol: float
 
 
@@ -87,13 +87,24 @@ class SolvedAggregator(GramAggregator):
         rtol: float | None = None,
     ) -> Tensor:
         """The solver's weights; see `GramAggregator.weights`."""
+        return ops.solve(*self.solve_arguments(gram, losses, tasks, rtol))
+
+    def solve_arguments(
+        self,
+        gram: Tensor,
+        losses: Tensor | None = None,
+        tasks: Sequence[int] | None = None,
+        rtol: float | None = None,
+    ) -> tuple[Tensor, str, list[float], list[Tensor], Tensor | None, tuple[int, ...] | None]:
+        """What `ops.solve` is called with: the state large enough, random numbers drawn."""
+        present = None if tasks is None else tuple(tasks)
         # Read past nn.Module's attribute search: for a few tasks it takes as long as the solve.
-        call = (self._buffers["state"], gram.shape, gram.device, tasks)
+        call = (self._buffers["state"], gram.shape, gram.device, present)
         if call[0] is not self._fits[0] or call[1:] != self._fits[1:]:
-            self._grow(gram.shape[-1] if tasks is None else max(tasks) + 1, gram)
+            self._grow(gram.shape[-1] if present is None else max(present) + 1, gram)
             self._fits = (self.state, *call[1:])
-        step = Step(gram, losses, tasks, gram.shape[-1] * 1e-6 if rtol is None else rtol)
-        return ops.solve(gram, self.method, self.params(step), self.inputs(step), self._buffers["state"], tasks)
+        step = Step(gram, losses, present, gram.shape[-1] * 1e-6 if rtol is None else rtol)
+        return gram, self.method, self.params(step), self.inputs(step), self._buffers["state"], present
 
     def _grow(self, known: int, gram: Tensor) -> None:
         """Makes the state large enough for `known` tasks, on gram's device."""

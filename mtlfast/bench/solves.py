@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mtlfast import aggregation, ops
-from mtlfast.aggregation import GramAggregator
+from mtlfast.aggregation._solved import SolvedAggregator
 from mtlfast.bench import peers
 from mtlfast.bench.section import Section
 from mtlfast.bench.timing import take_turns
@@ -16,7 +15,7 @@ TASKS = (2, 8, 40, 128)
 REPEATS = 50  # solves in one timing inside the op, so that one call's Python does not count
 
 # Method -> how it is made, and TorchJD's weighting of the same problem, by its name and arguments.
-METHODS: dict[str, tuple[Callable[[], GramAggregator], str, dict[str, Any]]] = {
+METHODS: dict[str, tuple[Callable[[], SolvedAggregator], str, dict[str, Any]]] = {
     "PCGrad": (aggregation.PCGrad, "PCGradWeighting", {}),
     "GradVac": (aggregation.GradVac, "GradVacWeighting", {}),
     "MGDA": (aggregation.MGDA, "MGDAWeighting", {}),
@@ -52,29 +51,13 @@ def measure(rounds: int, tasks: tuple[int, ...] = TASKS) -> Section:
     return section
 
 
-def in_the_op(aggregator: GramAggregator, gram: Tensor) -> Callable[[], object]:
-    """One call of the solver that the aggregator makes, again and again on the same arguments."""
-    calls: list[tuple[Any, ...]] = []
-    solve = ops.solve
-
-    def record(*arguments: Any) -> Tensor:
-        calls.append(arguments)
-        return solve(*arguments)
-
-    ops.solve = record  # type: ignore[assignment]
-    try:
-        aggregator.weights(gram)
-    finally:
-        ops.solve = solve
-    return lambda: solve(*calls[0])
-
-
 def _row(method: str, num_tasks: int, rounds: int) -> dict[str, Any]:
     make, rival, arguments = METHODS[method]
     J = torch.randn(REPEATS, num_tasks, 2 * num_tasks, dtype=torch.float64)
     gram, ours = J @ J.mT, make()
+    arguments_of_op = make().solve_arguments(gram)
     turns: dict[str, Callable[[], object]] = {
-        "op": in_the_op(make(), gram),
+        "op": lambda: ops.solve(*arguments_of_op),
         "weights": lambda: ours.weights(gram[0]),
     }
     if peers.installed():

@@ -10,7 +10,7 @@ from mtlfast.reference.nonnegative import nonnegative_least_squares
 def pcd(group: Group) -> Tensor:
     """Weights [K]; params: beta, eps, tau, rtol; inputs: tau of each task, or none; state: [2 * (n + 1)]."""
     beta, eps, tau, rtol = group.params
-    matrix, K = group.matrix, group.num_tasks
+    matrix = group.matrix
     assert group.state is not None
     rows = group.state.view(-1, 2)[1:]
     means = []
@@ -28,7 +28,7 @@ def pcd(group: Group) -> Tensor:
     wanted = shares[1:] * scaled[1:].square().sum(dim=1)
     w = torch.cat([torch.ones_like(scale[:1]), _multipliers(scaled[0], scaled[1:], wanted)])
     direction = w @ scaled
-    if direction @ direction <= rtol * (w.abs() @ scaled.norm(dim=1)) ** 2 or K == 0:
+    if direction @ direction <= rtol * (w.abs() @ scaled.norm(dim=1)) ** 2:
         return torch.zeros_like(scale)
     weights: Tensor = matrix[0].norm() / direction.norm() * w * scale
     return weights

@@ -28,6 +28,7 @@ from mtlfast.aggregation import (
 
 torchjd = pytest.importorskip("torchjd.aggregation", reason="needs the optional group peers")
 
+pytestmark = pytest.mark.native  # the twins are compared with the solvers elsewhere
 MATRICES = 200
 TOLERANCE = 1e-4
 PREFERENCES = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64)
