@@ -166,7 +166,7 @@ def test_on_a_gpu_events_are_timed_in_turn_without_the_warmups(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
-@pytest.mark.parametrize("name", ["bandwidth", "ops", "models", "peers", "compiled"])
+@pytest.mark.parametrize("name", ["bandwidth", "ops", "solvers", "models", "peers", "compiled"])
 def test_measurements_run_on_the_cpu(name, monkeypatch):
     for key, value in {
         "DEVICE": "cpu",

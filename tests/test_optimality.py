@@ -116,3 +116,17 @@ def test_pcd_meets_every_demand_or_none(num_tasks, device):
         assert ((slack * multipliers[1:]).abs() <= 1e-9 * scale**2).all(), kind
         assert (w @ J).norm().item() == pytest.approx(norms[0].item(), rel=1e-6)
     assert met > 0 or num_tasks == 1
+
+
+def test_a_solve_that_gives_up_is_counted_and_its_best_iterate_returned(device):
+    # No gradients have such products, and about half of the searches find no root.
+    aggregator = CAGrad(0.5)
+    matrices = torch.randn(100, 8, 8, dtype=torch.float64)
+    weights = aggregator.weights((matrices + matrices.mT).to(device))
+    assert weights.isfinite().all()
+    assert 0 < aggregator.diagnostics()["unconverged"] < 100
+    once = aggregator.diagnostics()["unconverged"]
+    aggregator.weights((matrices + matrices.mT).to(device))
+    assert aggregator.diagnostics()["unconverged"] == 2 * once
+    aggregator.reset()
+    assert aggregator.diagnostics() == {"unconverged": 0}

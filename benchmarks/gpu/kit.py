@@ -81,6 +81,7 @@ def steps() -> list[Step]:
         measure("bandwidth", 20),
         measure("ops", 90),
         measure("step", 30),
+        measure("solvers", 20),
         measure("peers", 50),
         measure("models", 40),
         sanitizer("memcheck", 50),

@@ -21,7 +21,7 @@ from workloads import DTYPES, ELEMENTS, MODEL_DTYPE, MODEL_TASKS, MODELS, TASKS
 import mtlfast
 from mtlfast import TaskGradients, ops
 from mtlfast.aggregation import PCGrad
-from mtlfast.bench import compiled, peers
+from mtlfast.bench import compiled, peers, solves
 from mtlfast.bench.contests import contests_on
 from mtlfast.bench.timing import take_turns
 from mtlfast.bench.workload import scattered
@@ -150,6 +150,16 @@ def all_ops() -> Iterator[Row]:
             yield from rows_on(workload, label, gigabytes_a_second, plain=K <= 16 and layout == "scattered")
 
 
+def solvers() -> Iterator[Row]:
+    """Every method's weights from a Gram matrix: the kernel alone."""
+    for name, (make, *_) in solves.METHODS.items():
+        for K in (8, 40):
+            J = torch.randn(K, 2 * K, dtype=torch.float64, device=DEVICE)
+            arguments = make().solve_arguments(J @ J.T)
+            times = microseconds({"solve": partial(ops.solve, *arguments)})["solve"]
+            yield {"method": name, "K": K, **{f"us {key}": value for key, value in times.items()}}
+
+
 def models() -> Iterator[Row]:
     """The ops on lists of tensors as models have them."""
     gigabytes_a_second = copy_bandwidth()
@@ -237,6 +247,7 @@ MEASUREMENTS = {
     "ops": all_ops,
     "models": models,
     "step": step,
+    "solvers": solvers,
     "peers": rivals,
     "compiled": compiled_rivals,
 }

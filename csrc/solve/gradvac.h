@@ -10,8 +10,7 @@
 namespace mtlfast::solvers {
 
 // params: beta. inputs: keys [K, K], or none. state: f [n, n], of all tasks that the user has.
-// Worker r takes gradients r, r + size, ... and their rows of the state. A zero gradient has no cosine: it is passed
-// by.
+// Worker r takes gradients r, r + size, ... and their rows of the state; zero gradients have no cosine.
 struct GradVac : Method {
   static constexpr const char* name = "gradvac";
   static constexpr int num_params = 1;

@@ -1,13 +1,11 @@
 // min 1/2 x^T H x - c^T x over x >= 0: the quadratic program behind most Gram aggregators, solved exactly.
 //
-// Each variable is passive (its equation of H x = c holds) or zero; the equations are solved by Cholesky.
+// Each variable is passive (its equation of H x = c holds) or zero; the equations are solved by Cholesky. Two ways:
 // 1. Block principal pivoting (Portugal, Judice and Vicente, "A comparison of block pivoting and interior-point
-// algorithms
-//    for linear least squares problems with nonnegative variables", 1994): every variable with a negative x, or a
-//    negative y = H x - c, changes sides at once. It takes a handful of turns, and may go in circles.
+//    algorithms for linear least squares problems with nonnegative variables", 1994): every variable with a negative x,
+//    or a negative y = H x - c, changes sides at once. It takes a handful of turns, and may go in circles.
 // 2. Then Lawson and Hanson's active set ("Solving Least Squares Problems", 1974, chapter 23), from where that stood:
-// one
-//    variable enters at a time and x never turns negative, so each solution is better than the one before.
+//    one variable enters at a time and x never turns negative, so each solution is better than the one before.
 // H is scaled to a unit diagonal first, so that tasks may differ by many orders of magnitude, and 1e-12 of it is added:
 // where H is singular this picks the smallest scaled x. A last step takes the addition out again.
 #pragma once
