@@ -211,11 +211,29 @@ def test_cagrad_by_hand(device):
         assert torch.allclose(CAGrad(0.4, rescale).weights(gram), 1.4 * half * factor)
 
 
+def test_pcd_by_hand(device):
+    def weights(*rows: list[float], tau: float = 0.1) -> torch.Tensor:
+        J = torch.tensor(rows, dtype=torch.float64, device=device)
+        return PCD(tau=tau, eps=0.0).weights(J @ J.T, rtol=1e-14).cpu()
+
+    # Nothing to demand of a task that gains more than its share; the first task's length stays.
+    assert weights([3.0, 0], [1, 1]).tolist() == [1, 0]
+    # An orthogonal task gets its tenth: d = (1, 0.1), at the first task's length.
+    assert torch.allclose(
+        weights([2.0, 0], [0, 1]) @ torch.tensor([[2.0, 0], [0, 1]]).double(),
+        torch.tensor([2, 0.2]).double() / 1.01**0.5,
+    )
+    # Two tasks that contradict each other: their demands are dropped.
+    assert weights([1.0, 0], [0, 1], [0, -1]).tolist() == [1, 0, 0]
+    assert weights([0.0, 0], [0, 1]).tolist() == [0, 0]
+
+
 def test_krum_by_hand(device):
-    points = torch.tensor([[0.0, 0], [1, 0], [0, 1], [9, 9]], dtype=torch.float64, device=device)
+    points = torch.tensor([[9.0, 9], [0, 1], [0, 0], [1, 0]], dtype=torch.float64, device=device)
     gram = points @ points.T
-    assert Krum(1).weights(gram).tolist() == [1, 0, 0, 0]
-    assert Krum(0, n_selected=3).weights(gram).tolist() == [1 / 3, 1 / 3, 1 / 3, 0]
+    assert Krum(1).weights(gram).tolist() == [0, 1, 0, 0]  # as near to its nearest as the next two
+    assert Krum(0, n_selected=3).weights(gram).tolist() == [0, 1 / 3, 1 / 3, 1 / 3]
+    assert Krum(0).weights(gram).tolist() == [0, 0, 1, 0]  # sums of two: 1 + 1 is the least
 
 
 def test_only_gram_aggregators_have_weights(device):
