@@ -36,5 +36,4 @@ class Group(NamedTuple):
         K = self.num_tasks
         if not self.inputs:
             return [[j for j in range(K) if j != i] for i in range(K)]
-        sorted_keys = [[j for j in row.argsort(stable=True).tolist() if j != i] for i, row in enumerate(self.inputs[0])]
-        return sorted_keys
+        return [[j for j in row.argsort(stable=True).tolist() if j != i] for i, row in enumerate(self.inputs[0])]
