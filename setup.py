@@ -232,7 +232,7 @@ def extension() -> CppExtension:
         # Without -fopenmp at::parallel_for runs on one thread and says nothing.
         extra_compile_args=[
             "-std=c++20",
-            "-O2",
+            "-O3",  # the solvers on the CPU are glue
             "-g0",
             "-fopenmp",
             "-Wall",

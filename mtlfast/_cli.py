@@ -11,6 +11,7 @@ from rich.table import Table
 
 import mtlfast
 from mtlfast import _native
+from mtlfast._methods import methods_table
 from mtlfast.bench.run import run_bench
 
 app = typer.Typer(help="Gradient surgery for multi-task learning.", no_args_is_help=True, add_completion=False)
@@ -59,6 +60,13 @@ def _cuda_line(facts: dict[str, object], cuda: dict[str, object]) -> str:
     if not torch.cuda.is_available():
         return f"{line}; {cuda['devices']} devices, but this torch has no CUDA"
     return f"{line}; {cuda['devices']} devices"
+
+
+@app.command()
+def methods() -> None:
+    """Every balancing method: its kind, paper, state, and cost in passes over the K * P elements of the gradients."""
+    console = Console()
+    Console(width=None if console.is_terminal else 140).print(methods_table())
 
 
 @app.command()

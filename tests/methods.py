@@ -8,16 +8,26 @@ from torch import Tensor
 
 from mtlfast.aggregation import (
     CRMOGM,
+    IMTLG,
     MGDA,
     PCD,
+    AlignedMTL,
     CAGrad,
+    ClipNorm,
+    Compose,
+    ConFIG,
     Constant,
+    CrossNorm,
     DualProj,
+    FairGrad,
     GradVac,
     GramAggregator,
+    InverseNorm,
     Krum,
     Mean,
     MoDo,
+    NashMTL,
+    NormBalance,
     PCGrad,
     Random,
     SDMGrad,
@@ -39,7 +49,9 @@ class Method:
     make: Callable[[], GramAggregator]
     promises: frozenset[str] = frozenset()
     least_tasks: int = 1
+    most_tasks: int = 1000
     any_tasks: bool = True  # False: made for three tasks
+    always: bool = True  # False: it has no solution where a combination of the gradients is zero, and counts that
     cross: bool = False  # reads two batches' products
     tolerance: float = 1e-8  # to the twin, of the largest weight
 
@@ -76,6 +88,38 @@ METHODS = {
     "PCD, shares": Method(lambda: PCD(tau=torch.tensor([0.0, 0.1]), beta=0.9), promising(), any_tasks=False),
     "Krum": Method(lambda: Krum(1), promising(EQUIVARIANT), least_tasks=4),
     "Multi-Krum": Method(lambda: Krum(0, n_selected=3), promising(EQUIVARIANT), least_tasks=3),
+    "AlignedMTL": Method(AlignedMTL, promising(EQUIVARIANT)),
+    "AlignedMTL, median": Method(lambda: AlignedMTL(scale_mode="median"), promising(EQUIVARIANT)),
+    "AlignedMTL, rmse, preferring": Method(
+        lambda: AlignedMTL(torch.tensor([0.2, 0.5, 0.3]), "rmse"), promising(), any_tasks=False
+    ),
+    "IMTLG": Method(IMTLG, promising(EQUIVARIANT)),
+    "ConFIG": Method(ConFIG, promising(EQUIVARIANT, LINEAR)),
+    "ConFIG, preferring": Method(lambda: ConFIG(torch.tensor([0.2, 0.5, 0.3])), promising(LINEAR), any_tasks=False),
+    **{
+        f"ConFIG, {length}": Method(lambda length=length: ConFIG(length=length), promising(EQUIVARIANT))
+        for length in ("mean", "geometric", "harmonic", "min", "max", "median")
+    },
+    "ConFIG, as the first": Method(lambda: ConFIG(length=0), promising()),
+    "NashMTL": Method(NashMTL, frozenset({EQUIVARIANT, NON_CONFLICT, STATIONARY}), always=False),
+    "NashMTL, any length": Method(lambda: NashMTL(max_norm=0.0), frozenset({EQUIVARIANT}), always=False),
+    "NashMTL, every other step": Method(lambda: NashMTL(update_weights_every=2), always=False),
+    **{
+        f"FairGrad, {alpha:g}": Method(
+            lambda alpha=alpha: FairGrad(alpha), frozenset({EQUIVARIANT, NON_CONFLICT, STATIONARY}), always=False
+        )
+        for alpha in (0.5, 1.0, 2.0)
+    },
+    **{
+        f"NormBalance, {target}": Method(lambda target=target: NormBalance(target), promising(EQUIVARIANT))
+        for target in ("mean", "geometric", "harmonic", "min", "max", "median")
+    },
+    "NormBalance, as the first": Method(lambda: NormBalance(0), promising()),
+    "ClipNorm": Method(ClipNorm, promising(EQUIVARIANT)),
+    "ClipNorm, 2": Method(lambda: ClipNorm(2.0), frozenset({EQUIVARIANT})),
+    "CrossNorm": Method(CrossNorm, promising(EQUIVARIANT), least_tasks=2, most_tasks=2),
+    "InverseNorm": Method(InverseNorm, promising(EQUIVARIANT)),
+    "Compose": Method(lambda: Compose(NormBalance("min"), MGDA()), promising(EQUIVARIANT, NON_CONFLICT)),
     "CRMOGM": Method(lambda: CRMOGM(MGDA()), promising(EQUIVARIANT, NON_CONFLICT)),
     "MoDo": Method(MoDo, cross=True),
     "SDMGrad": Method(SDMGrad, promising(), cross=True),
@@ -84,7 +128,10 @@ METHODS = {
 
 def numbers_of_tasks(method: Method, *wanted: int) -> list[int]:
     """Those of `wanted` that the method takes."""
-    return [K for K in wanted if method.least_tasks <= K] if method.any_tasks else [3]
+    if not method.any_tasks:
+        return [3]
+    fitting = [K for K in wanted if method.least_tasks <= K <= method.most_tasks]
+    return fitting or ([method.most_tasks] if min(wanted) > method.most_tasks else [])
 
 
 def products(method: Method, J: Tensor) -> Tensor:

@@ -5,27 +5,39 @@ import copy
 import pytest
 import torch
 from cases import draw, matrix
+from methods import METHODS
+from typer.testing import CliRunner
 
-from mtlfast import TaskGradients, ops, reference
+from mtlfast import TaskGradients, aggregation, ops, reference
+from mtlfast._cli import app
 from mtlfast.aggregation import (
     CRMOGM,
     MGDA,
     PCD,
     Aggregator,
+    AlignedMTL,
     CAGrad,
+    ClipNorm,
+    ConFIG,
     Constant,
+    CrossNorm,
     DualProj,
+    FairGrad,
     GradVac,
     GramAggregator,
     Krum,
     Mean,
     MoDo,
+    NashMTL,
+    NormBalance,
     PCGrad,
     Random,
+    Reads,
     SDMGrad,
     Sum,
     UPGrad,
 )
+from mtlfast.aggregation._solved import SolvedAggregator
 
 MAKERS = {
     "Sum": Sum,
@@ -160,6 +172,19 @@ def test_constant_with_absent_tasks(device):
             lambda: Krum(1).weights(gram_of()),
             "Krum: got 3 tasks, expected at least 4 for n_byzantine=1 and n_selected=1",
         ),
+        (lambda: AlignedMTL(scale_mode="mean"), "AlignedMTL: scale_mode is 'mean', expected 'min', 'median' or 'rmse'"),
+        (lambda: AlignedMTL(torch.ones(2, 2)), r"AlignedMTL: pref_vector has shape \[2, 2\], expected \[K\]"),
+        (lambda: ConFIG(length="sum"), "ConFIG: length is 'sum', expected 'projection', 'mean', .* or a task's index"),
+        (lambda: ConFIG(length=-1), "ConFIG: length is -1, expected"),
+        (lambda: ConFIG(length=3).weights(gram_of()), "ConFIG: got 3 tasks, expected task 3 among them"),
+        (lambda: NashMTL(n_tasks=0), "NashMTL: n_tasks is 0, expected an integer of at least 1 or None"),
+        (lambda: NashMTL(max_norm=-1), "NashMTL: max_norm is -1, expected a number of at least 0"),
+        (lambda: NashMTL(update_weights_every=0), "NashMTL: update_weights_every is 0, expected an integer of at"),
+        (lambda: FairGrad(-1.0), "FairGrad: alpha is -1.0, expected a number of at least 0"),
+        (lambda: NormBalance("largest"), "NormBalance: target is 'largest', expected 'mean', 'geometric', .* index"),
+        (lambda: NormBalance(5).weights(gram_of()), "NormBalance: got 3 tasks, expected task 5 among them"),
+        (lambda: ClipNorm(0), "ClipNorm: max_norm is 0, expected a number above 0 or 'mean'"),
+        (lambda: CrossNorm().weights(gram_of()), "CrossNorm: got 3 tasks, expected at most 2"),
         (lambda: MoDo(gamma=0), "MoDo: gamma is 0, expected a number above 0"),
         (lambda: SDMGrad(n_iter=1.5), "SDMGrad: n_iter is 1.5, expected an integer of at least 1"),
         (lambda: CRMOGM(MGDA(), alpha=-0.1), r"CRMOGM: alpha is -0.1, expected a number in \[0, 1\]"),
@@ -188,8 +213,8 @@ def test_crmogm_smooths_its_aggregators_weights(device):
     assert torch.allclose(smoothed.weights(second), 0.75 * one + 0.25 * two)
     given = CRMOGM(MGDA(), alpha=0.75, initial_weights=torch.tensor([1.0, 0.0, 0.0]))
     assert torch.allclose(given.weights(first).cpu(), 0.25 * one.cpu() + torch.tensor([0.75, 0, 0]).double())
-    assert smoothed.uses_gram
-    assert not CRMOGM(Mean()).uses_gram
+    assert smoothed.reads is Reads.GRAM
+    assert CRMOGM(Mean()).reads is Reads.NOTHING
     with pytest.raises(TypeError, match="CRMOGM: aggregator is a int, expected one with weights"):
         CRMOGM(3)
 
@@ -256,3 +281,31 @@ def test_fixed_weights_compute_no_gram():
         weights, gram = make().weigh(draw(3, [(4,)]), losses=None, grad_scale=None, tasks=None)
         assert gram is None
         assert weights.shape == (3,)
+
+
+def test_the_table_of_contents_has_every_method_once():
+    listed = [method for methods in aggregation.FAMILIES.values() for method in methods]
+    exported = [getattr(aggregation, name) for name in aggregation.__all__]
+    concrete = {x for x in exported if isinstance(x, type) and issubclass(x, Aggregator)} - {Aggregator, GramAggregator}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == concrete
+    for method in listed:
+        # What it says of its state is what its docstring says, and what its buffer holds.
+        assert bool(method.keeps) == ("State:" in method.__doc__), method
+        made = next(row.make() for row in METHODS.values() if type(row.make()) is method)
+        if isinstance(made, SolvedAggregator):
+            assert bool(method.keeps) == (made.state_shape(5) != made.state_shape(6)), method
+
+
+def test_the_command_line_prints_it():
+    printed = CliRunner().invoke(app, ["methods"])
+    assert printed.exit_code == 0
+    lines = {line.split()[0]: line for line in printed.output.splitlines() if line.strip()}
+    for methods in aggregation.FAMILIES.values():
+        for method, summary in methods.items():
+            assert summary[:20] in lines[method.__name__]
+            assert method.paper in lines[method.__name__]
+    assert lines["NashMTL"].split()[-3:] == ["n", "weights", "2"]
+    assert lines["ClipNorm"].endswith("2 (norms, sum)")
+    assert lines["Sum"].split()[-1] == "1"
+    assert lines["Compose"].split()[-1] == "theirs"

@@ -226,9 +226,9 @@ def rivals() -> Iterator[Row]:
             jacobians = [torch.stack([g for g in grads.column(t) if g is not None]) for t in range(len(grads.shapes))]
             times = microseconds(
                 {
-                    "mtlfast": peers.surgery(grads.rows, parameters[0]),
-                    "TorchJD, Gramian": peers.torchjd_surgery(jacobians, parameters[1], optimize=True),
-                    "TorchJD, default": peers.torchjd_surgery(jacobians, parameters[1], optimize=False),
+                    "mtlfast": peers.surgery(grads.rows, parameters[0], PCGrad()),
+                    "TorchJD, Gramian": peers.torchjd_surgery(jacobians, parameters[1], "PCGrad", optimize=True),
+                    "TorchJD, default": peers.torchjd_surgery(jacobians, parameters[1], "PCGrad", optimize=False),
                 },
                 rounds=5,
             )

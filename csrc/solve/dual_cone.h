@@ -28,17 +28,16 @@ struct DualCone : Method {
     for (int i = team.rank; i < K; i += team.size)
       for (int j = 0; j < K; ++j) G[i * K + j] = p.gram[i * K + j] * scale + (i == j ? p.params[0] : 0);
     team.sync();
-    const auto preference = [&](int k) { return p.num_inputs > 0 ? p.inputs[0][k] : 1 / static_cast<double>(K); };
     if constexpr (Each) {
       const auto part = part_of(team);
       double* memory = rest + part.index * part_size(K);
       for (int i = part.index; i < K; i += part.count) {
-        const auto own = [&](int k) { return k == i ? preference(k) : 0; };
+        const auto own = [&](int k) { return k == i ? p.preference(k) : 0; };
         const bool solved = project(part.team, K, G, own, projections + i * K, memory);
         if (part.team.rank == 0) failed[i] = !solved;
       }
     } else {
-      const bool solved = project(team, K, G, preference, projections, rest);
+      const bool solved = project(team, K, G, [&](int k) { return p.preference(k); }, projections, rest);
       if (team.rank == 0) failed[0] = !solved;
     }
     team.sync();

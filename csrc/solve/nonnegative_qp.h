@@ -9,7 +9,7 @@
 // H is scaled to a unit diagonal first, so that tasks may differ by many orders of magnitude, and 1e-12 of it is added:
 // where H is singular this picks the smallest scaled x. A last step takes the addition out again.
 #pragma once
-#include "algebra.h"
+#include "cholesky.h"
 
 namespace mtlfast::solvers {
 
@@ -85,6 +85,8 @@ struct NonnegativeQP {
   MTLFAST_HD double* roots() const { return order() + n; }  // the factor's diagonal
   MTLFAST_HD double* before() const { return roots() + n; }
 
+  MTLFAST_HD Cholesky cholesky(int m) const { return {m, n, factor(), roots()}; }
+
   // The largest |v_i|, scaled as x or as c.
   MTLFAST_HD double largest(const double* v, bool as_c) const {
     double most = 0;
@@ -140,18 +142,7 @@ struct NonnegativeQP {
     }
     for (int i = team.rank; i < n; i += team.size) x[i] = 0;
     team.sync();
-    for (int j = 0; j < m; ++j) {
-      const double pivot = A[j * n + j] - dot(A + j * n, A + j * n, j);
-      if (!(pivot > ridge / 4)) {
-        team.sync();  // others may still read
-        return false;
-      }
-      const double root = std::sqrt(pivot);
-      if (team.rank == 0) roots()[j] = root;
-      for (int i = j + 1 + team.rank; i < m; i += team.size)
-        A[i * n + j] = (A[i * n + j] - dot(A + i * n, A + j * n, j)) / root;
-      team.sync();
-    }
+    if (!cholesky(m).factorise(team, ridge / 4)) return false;
     add_solution(team, m);
     return true;
   }
@@ -159,20 +150,11 @@ struct NonnegativeQP {
   // x += the solution for the right-hand side in row m, by the factor in the rows above it.
   template <class Team>
   MTLFAST_HD void add_solution(Team team, int m) const {
-    double *A = factor(), *z = A + m * n;
-    for (int j = 0; j < m; ++j) {
-      const double v = z[j] / roots()[j];
-      team.sync();
-      if (team.rank == 0) z[j] = v;
-      for (int i = j + 1 + team.rank; i < m; i += team.size) z[i] -= A[i * n + j] * v;
-      team.sync();
-    }
-    for (int j = m - 1; j >= 0; --j) {
-      const double v = z[j] / roots()[j];
-      const int i = static_cast<int>(order()[j]);
-      if (team.rank == 0) x[i] += v * scale()[i];
-      for (int k = team.rank; k < j; k += team.size) z[k] -= A[j * n + k] * v;
-      team.sync();
+    double* z = factor() + m * n;
+    cholesky(m).solve(team, z);
+    for (int r = team.rank; r < m; r += team.size) {
+      const int i = static_cast<int>(order()[r]);
+      x[i] += z[r] * scale()[i];
     }
     team.sync();
   }

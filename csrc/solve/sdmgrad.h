@@ -19,14 +19,13 @@ struct SDMGrad : Method {
     const int K = p.num_tasks;
     const double lr = p.params[0], momentum = p.params[1], lambda = p.params[3];
     double *w = p.scratch, *v = w + K, *mixed = v + K, *gradient = mixed + K;
-    const auto preference = [&](int k) { return p.num_inputs > 0 ? p.inputs[0][k] : 1 / static_cast<double>(K); };
     double norm = 0;
     for (int k = 0; k < K; ++k) norm += std::sqrt(larger(p.gram[k * K + k], 0)) / static_cast<double>(K);
     const double scale = norm > 0 ? 1 / (norm * norm) : 0;
     load_weights(team, p, w);
     for (int k = team.rank; k < K; k += team.size) v[k] = 0;
     for (int turn = 0; turn < static_cast<int>(p.params[2]); ++turn) {
-      for (int k = team.rank; k < K; k += team.size) mixed[k] = w[k] + lambda * preference(k);
+      for (int k = team.rank; k < K; k += team.size) mixed[k] = w[k] + lambda * p.preference(k);
       team.sync();
       multiply(team, K, p.gram, mixed, gradient);
       team.sync();
@@ -37,7 +36,7 @@ struct SDMGrad : Method {
       team.sync();
       project_onto_simplex(team, K, w, w);
     }
-    for (int k = team.rank; k < K; k += team.size) p.out[k] = (w[k] + lambda * preference(k)) / (1 + lambda);
+    for (int k = team.rank; k < K; k += team.size) p.out[k] = (w[k] + lambda * p.preference(k)) / (1 + lambda);
     keep_weights(team, p, w);
   }
 };

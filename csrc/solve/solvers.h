@@ -1,11 +1,17 @@
 // The solver list: one line per method. Launcher, schema, fake kernel and binding exist once and read it.
 #pragma once
+#include "aligned_mtl.h"
 #include "cagrad.h"
+#include "conflict_free.h"
 #include "dual_cone.h"
+#include "fairgrad.h"
 #include "gradvac.h"
+#include "imtlg.h"
 #include "krum.h"
 #include "mgda.h"
 #include "modo.h"
+#include "nash_mtl.h"
+#include "norm_balance.h"
 #include "pcd.h"
 #include "pcgrad.h"
 #include "sdmgrad.h"
@@ -34,6 +40,15 @@ bool visit_solver(const char* name, Use use) {
                        DualProj,            //
                        PCD,                 //
                        Krum,                //
+                       AlignedMTL,          //
+                       IMTLG,               //
+                       ConFIG,              //
+                       NashMTL,             //
+                       FairGrad,            //
+                       NormBalance,         //
+                       ClipNorm,            //
+                       CrossNorm,           //
+                       InverseNorm,         //
                        MoDo,                //
                        SDMGrad>             //
       (name, use);

@@ -36,6 +36,14 @@ struct Problem {
   double* out;           // [K], or [K, K] for coefficients
 
   MTLFAST_HD int task(int k) const { return tasks ? static_cast<int>(tasks[k]) : k; }
+
+  // Of methods whose input is the tasks' preferences: task k's, or 1 / K.
+  MTLFAST_HD double preference(int k) const {
+    return num_inputs > 0 ? inputs[0][k] : 1 / static_cast<double>(num_tasks);
+  }
+
+  // Of methods whose input is what the losses were multiplied by: that, or 1.
+  MTLFAST_HD double grad_scale() const { return num_inputs > 0 ? inputs[0][0] : 1; }
 };
 
 // What a method says about itself; each inherits this and hides what differs.

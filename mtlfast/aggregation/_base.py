@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mtlfast import ops
+from mtlfast.aggregation._reads import Reads
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -19,7 +20,14 @@ class Aggregator(nn.Module, ABC):
     `aggregator(grads)` takes `TaskGradients` and returns T tensors; `aggregator(matrix)` takes a Jacobian [K, P] and
     returns a vector [P]. `losses` [K], `grad_scale` (a float or 0-dim tensor by which the losses were multiplied) and
     `tasks` (the present tasks' indices; all tensors hold those only) are there for methods that read them.
+
+    Attributes:
+        paper: who published it where, or "".
+        keeps: what it remembers from step to step for n tasks, or "".
     """
+
+    paper: ClassVar[str] = ""
+    keeps: ClassVar[str] = ""
 
     def forward(
         self,
@@ -78,8 +86,8 @@ class Aggregator(nn.Module, ABC):
 class GramAggregator(Aggregator):
     """An aggregator that is defined by weights computed from the Gram matrix: direction = w(G)^T J."""
 
-    # False where the weights do not depend on G: then it is not computed, and `weights` sees its shape alone.
-    uses_gram = True
+    # What the weights depend on: `weights` sees a Gram matrix of which no more than that is computed.
+    reads = Reads.GRAM
 
     @abstractmethod
     def weights(
@@ -129,14 +137,17 @@ class GramAggregator(Aggregator):
     def weigh(self, grads: TaskGradients, *, need_gram: bool = False, **context: Any) -> tuple[Tensor, Tensor | None]:
         """The weights [K] for task gradients, and the Gram matrix if it was computed."""
         K = grads.num_tasks
-        if self.uses_gram or need_gram:
+        if self.reads is Reads.GRAM or need_gram:
             gram = ops.gram(grads)
             return self.weights(gram, rtol=precision(grads), **context), gram
-        shape_only = torch.empty(K, K, dtype=torch.float64, device=grads.device)
-        return self.weights(shape_only, rtol=precision(grads), **context), None
+        if self.reads is Reads.NORMS:
+            partial = ops.norms(grads).square().diag()
+        else:
+            partial = torch.empty(K, K, dtype=torch.float64, device=grads.device)
+        return self.weights(partial, rtol=precision(grads), **context), None
 
     def aggregate(self, grads: TaskGradients, **context: Any) -> list[Tensor | None]:
-        """One read for the Gram matrix, one for the weighted sum."""
+        """One read for the Gram matrix or the norms, if they matter, one for the weighted sum."""
         weights, _ = self.weigh(grads, **context)
         return ops.combine(grads, weights)
 

@@ -27,6 +27,7 @@ class CAGrad(SolvedAggregator):
     Cost: two reads of K * P, one write of P; some ten times K^3 for the solve. Scale-free.
     """
 
+    paper = "Liu et al., NeurIPS 2021"
     method = "cagrad"
     counts_failures = True
     c = Real(0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._settings import Real
 from mtlfast.aggregation._solved import grown
 
@@ -32,6 +33,8 @@ class CRMOGM(GramAggregator):
     aggregator's.
     """
 
+    paper = "Zhou et al., NeurIPS 2022"
+    keeps = "n weights + theirs"
     alpha = Real(0, 1)
     state: Tensor | None
     first_weights: Tensor | None
@@ -53,9 +56,9 @@ class CRMOGM(GramAggregator):
         )
 
     @property
-    def uses_gram(self) -> bool:  # type: ignore[override]
-        """Does the aggregator?"""
-        return self.aggregator.uses_gram
+    def reads(self) -> Reads:  # type: ignore[override]
+        """What the aggregator reads."""
+        return self.aggregator.reads
 
     def weights(self, gram: Tensor, *, tasks: Sequence[int] | None = None, **context: Any) -> Tensor:
         """The smoothed weights, [..., K] float64."""

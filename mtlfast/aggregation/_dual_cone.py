@@ -44,6 +44,7 @@ class UPGrad(_DualCone):
     Cost: two reads of K * P, one write of P; about K^4 / 10 for the solve. Scale-free.
     """
 
+    paper = "Quinton and Rey, 2024"
     method = "upgrad"
 
 
@@ -63,4 +64,5 @@ class DualProj(_DualCone):
     Cost: two reads of K * P, one write of P; about K^3 for the solve. Scale-free.
     """
 
+    paper = "Lopez-Paz and Ranzato, NeurIPS 2017"
     method = "dualproj"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._reads import Reads
 
 
 class Sum(GramAggregator):
@@ -17,7 +18,7 @@ class Sum(GramAggregator):
     Cost: one read of K * P, one write of P.
     """
 
-    uses_gram = False
+    reads = Reads.NOTHING
 
     def weights(self, gram: Tensor, **context: Any) -> Tensor:
         """Ones, [..., K]."""
@@ -30,7 +31,7 @@ class Mean(GramAggregator):
     Cost: one read of K * P, one write of P.
     """
 
-    uses_gram = False
+    reads = Reads.NOTHING
 
     def weights(self, gram: Tensor, **context: Any) -> Tensor:
         """1/K, [..., K]."""
@@ -50,7 +51,7 @@ class Constant(GramAggregator):
     step waits for the copy.
     """
 
-    uses_gram = False
+    reads = Reads.NOTHING
     task_weights: Tensor
 
     def __init__(self, weights: Tensor) -> None:

@@ -30,6 +30,8 @@ class GradVac(RandomOrder, SolvedAggregator):
     State: n * n float64 numbers a group. Cost: two reads of K * P, one write of P; K^3 for the solve. Scale-free.
     """
 
+    paper = "Wang et al., ICLR 2021"
+    keeps = "n x n cosines"
     method = "gradvac"
     beta = Real(0, 1)
 

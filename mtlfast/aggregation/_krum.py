@@ -23,6 +23,7 @@ class Krum(SolvedAggregator):
     Cost: two reads of K * P, one write of P; K^3 for the solve. Scale-free.
     """
 
+    paper = "Blanchard et al., NeurIPS 2017"
     method = "krum"
     n_byzantine = Whole(0)
     n_selected = Whole(1)

@@ -41,6 +41,7 @@ class MGDA(SolvedAggregator):
     Cost: two reads of K * P, one write of P; about K^3 for the solve. Scale-free.
     """
 
+    paper = "Sener and Koltun, NeurIPS 2018"
     method = "mgda"
     counts_failures = True
     epsilon = OptionalReal()

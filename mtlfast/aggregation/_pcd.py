@@ -29,6 +29,8 @@ class PCD(SolvedAggregator):
     Scale-free.
     """
 
+    paper = "TMLR 2026, arXiv 2606.29521"
+    keeps = "n running norms"
     method = "pcd"
     counts_failures = True
     beta = Real(0, 1, most_itself=False)

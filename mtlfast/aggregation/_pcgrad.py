@@ -30,6 +30,7 @@ class PCGrad(RandomOrder, SolvedAggregator):
     changes no weight.
     """
 
+    paper = "Yu et al., NeurIPS 2020"
     method = "pcgrad"
     reduction = Choice("sum", "mean")
 

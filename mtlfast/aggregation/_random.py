@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlfast.aggregation._random_order import Drawing
+from mtlfast.aggregation._reads import Reads
 
 
 class Random(Drawing):
@@ -22,7 +23,8 @@ class Random(Drawing):
     Cost: one read of K * P, one write of P.
     """
 
-    uses_gram = False
+    paper = "Lin et al., TMLR 2022"
+    reads = Reads.NOTHING
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         """See the class."""

@@ -50,6 +50,8 @@ class MoDo(_TwoBatches):
     State: n float64 numbers a group, from 1/K each. Cost: K^2.
     """
 
+    paper = "Chen et al., NeurIPS 2023"
+    keeps = "n weights"
     method = "modo"
     gamma = Real(0, least_itself=False)
     rho = Real(0)
@@ -89,6 +91,8 @@ class SDMGrad(_TwoBatches, Preferring):
     State: n float64 numbers a group, from 1/K each. Cost: n_iter K^2. Scale-free.
     """
 
+    paper = "Xiao et al., NeurIPS 2023"
+    keeps = "n weights"
     method = "sdmgrad"
     lr = Real(0, least_itself=False)
     momentum = Real(0, 1, most_itself=False)

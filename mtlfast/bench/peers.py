@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlfast import ops
-from mtlfast.aggregation import PCGrad
+from mtlfast.aggregation import Compose, ConFIG, GramAggregator, NormBalance, PCGrad
 from mtlfast.bench.baselines import read_streams
 from mtlfast.bench.section import Section
 from mtlfast.bench.timing import take_turns
@@ -23,9 +23,10 @@ def installed() -> bool:
     return importlib.util.find_spec("torchjd") is not None
 
 
-def surgery(rows: tuple[tuple[Tensor | None, ...], ...], parameters: list[nn.Parameter]) -> Callable[[], None]:
+def surgery(
+    rows: tuple[tuple[Tensor | None, ...], ...], parameters: list[nn.Parameter], aggregator: GramAggregator
+) -> Callable[[], None]:
     """mtlfast's step on K rows of gradients."""
-    aggregator = PCGrad()
 
     def run() -> None:
         grads = TaskGradients.from_rows(rows)
@@ -36,12 +37,14 @@ def surgery(rows: tuple[tuple[Tensor | None, ...], ...], parameters: list[nn.Par
     return run
 
 
-def torchjd_surgery(jacobians: list[Tensor], parameters: list[nn.Parameter], optimize: bool) -> Callable[[], None]:
+def torchjd_surgery(
+    jacobians: list[Tensor], parameters: list[nn.Parameter], method: str, optimize: bool
+) -> Callable[[], None]:
     """TorchJD's step on the same numbers, as its `.jac` fields hold them."""
+    import torchjd.aggregation
     from torchjd import autojac
-    from torchjd.aggregation import PCGrad as TorchJDPCGrad
 
-    aggregator = TorchJDPCGrad()
+    aggregator = getattr(torchjd.aggregation, method)()
 
     def run() -> None:
         for parameter, jacobian in zip(parameters, jacobians, strict=True):
@@ -52,40 +55,49 @@ def torchjd_surgery(jacobians: list[Tensor], parameters: list[nn.Parameter], opt
     return run
 
 
-def measure(elements: int, rounds: int) -> Section:
-    """Times a PCGrad step of each.
+def measure(elements: int, rounds: int, quick: bool) -> Section:
+    """Times a PCGrad step of each, and what norm balancing adds to it; and a ConFIG step.
 
     Args:
         elements: P.
         rounds: alternating rounds.
+        quick: PCGrad alone.
     """
     section = Section(
         "peers",
-        "A whole PCGrad step, from the task gradients to .grad, beside TorchJD",
+        "A whole step, from the task gradients to .grad, beside TorchJD",
         f"Medians of {rounds} alternating rounds, on a wide screen with quartiles. The floor: reading the K gradients "
-        "twice and writing one, at one-stream speed. Gramian: optimize_gramian_computation=True.",
+        "twice and writing one, at one-stream speed. Gramian: optimize_gramian_computation=True, which ConFIG has not. "
+        "Balanced: Compose(NormBalance(), PCGrad()), times as long as PCGrad.",
     )
-    for K in TASKS:
-        grads = scattered(K, elements)
-        mine, theirs = ([nn.Parameter(torch.zeros(shape or ())) for shape in grads.shapes] for _ in range(2))
-        jacobians = [torch.stack([g for g in grads.column(t) if g is not None]) for t in range(len(grads.shapes))]
-        times = take_turns(
-            {
-                "read": read_streams(grads, 1),
-                "mtlfast": surgery(grads.rows, mine),
-                "TorchJD, Gramian": torchjd_surgery(jacobians, theirs, optimize=True),
-                "TorchJD, default": torchjd_surgery(jacobians, theirs, optimize=False),
-            },
-            rounds,
-        )
-        floor = (2 * K + 1) / K  # of the time that reading J once takes
-        row: dict[str, Any] = {
-            "K": K,
-            "mtlfast, ms": times["mtlfast"].median * 1e3,
-            "of the floor": [ratio / floor for ratio in times["mtlfast"].ratio_to(times["read"])],
-        }
-        for name in ("TorchJD, Gramian", "TorchJD, default"):
-            row[f"{name}, ms"] = times[name].median * 1e3
-            row[f"{name}: times faster"] = list(times[name].ratio_to(times["mtlfast"]))
-        section.rows.append(row)
+    section.rows = [_row("PCGrad", K, elements, rounds) for K in TASKS]
+    if not quick:
+        section.rows.append(_row("ConFIG", TASKS[-1], elements, rounds))
     return section
+
+
+def _row(method: str, num_tasks: int, elements: int, rounds: int) -> dict[str, Any]:
+    grads = scattered(num_tasks, elements)
+    mine, theirs = ([nn.Parameter(torch.zeros(shape or ())) for shape in grads.shapes] for _ in range(2))
+    jacobians = [torch.stack([g for g in grads.column(t) if g is not None]) for t in range(len(grads.shapes))]
+    turns = {
+        "read": read_streams(grads, 1),
+        "mtlfast": surgery(grads.rows, mine, {"PCGrad": PCGrad, "ConFIG": ConFIG}[method]()),
+        "TorchJD, default": torchjd_surgery(jacobians, theirs, method, optimize=False),
+    }
+    if method == "PCGrad":
+        turns["balanced"] = surgery(grads.rows, mine, Compose(NormBalance(), PCGrad()))
+        turns["TorchJD, Gramian"] = torchjd_surgery(jacobians, theirs, method, optimize=True)
+    times = take_turns(turns, rounds)
+    floor = (2 * num_tasks + 1) / num_tasks  # of the time that reading J once takes
+    row: dict[str, Any] = {
+        "method": method,
+        "K": num_tasks,
+        "mtlfast, ms": times["mtlfast"].median * 1e3,
+        "of the floor": [ratio / floor for ratio in times["mtlfast"].ratio_to(times["read"])],
+    }
+    row["balanced, times as long"] = list(times["balanced"].ratio_to(times["mtlfast"])) if "balanced" in times else None
+    for name in ("TorchJD, Gramian", "TorchJD, default"):
+        row[f"{name}, ms"] = times[name].median * 1e3 if name in times else None
+        row[f"{name}: times faster"] = list(times[name].ratio_to(times["mtlfast"])) if name in times else None
+    return row

@@ -46,7 +46,7 @@ def _facts(rounds: int) -> dict[str, Any]:
 def _sections(elements: int, rounds: int, quick: bool, progress: bool) -> Iterator[Section]:
     yield memory_speed.measure(elements, rounds, quick, progress)
     if peers.installed():
-        yield peers.measure(elements, rounds)
+        yield peers.measure(elements, rounds, quick)
     if not quick:
         yield solves.measure(rounds)
         yield compiled.measure(elements, rounds)

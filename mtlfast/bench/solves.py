@@ -15,6 +15,8 @@ TASKS = (2, 8, 40, 128)
 REPEATS = 50  # solves in one timing inside the op, so that one call's Python does not count
 CALLS = 20  # of Python in one timing: what takes microseconds is timed warm, as a training loop's next group finds it
 
+FROM_THE_JACOBIAN = ("ConFIG", "NashMTL")  # TorchJD's take J [K, P], here with P = 2 K: their own Gram matrix is cheap
+
 # Method -> how it is made, and TorchJD's weighting of the same problem, by its name and arguments.
 METHODS: dict[str, tuple[Callable[[], SolvedAggregator], str, dict[str, Any]]] = {
     "PCGrad": (aggregation.PCGrad, "PCGradWeighting", {}),
@@ -25,6 +27,12 @@ METHODS: dict[str, tuple[Callable[[], SolvedAggregator], str, dict[str, Any]]] =
     "DualProj": (aggregation.DualProj, "DualProjWeighting", {}),
     "PCD": (aggregation.PCD, "PCDWeighting", {}),
     "Krum": (lambda: aggregation.Krum(0), "KrumWeighting", {"n_byzantine": 0}),
+    "AlignedMTL": (aggregation.AlignedMTL, "AlignedMTLWeighting", {}),
+    "IMTLG": (aggregation.IMTLG, "IMTLGWeighting", {}),
+    "ConFIG": (aggregation.ConFIG, "ConFIG", {}),
+    "NashMTL": (aggregation.NashMTL, "NashMTL", {}),
+    "FairGrad, 1": (lambda: aggregation.FairGrad(1.0), "FairGradWeighting", {"alpha": 1.0}),
+    "FairGrad, 2": (lambda: aggregation.FairGrad(2.0), "FairGradWeighting", {"alpha": 2.0}),
     "MoDo": (aggregation.MoDo, "MoDoWeighting", {}),
     "SDMGrad": (aggregation.SDMGrad, "SDMGradWeighting", {}),
 }
@@ -57,7 +65,7 @@ def _row(method: str, num_tasks: int, rounds: int) -> dict[str, Any]:
     J = torch.randn(REPEATS, num_tasks, 2 * num_tasks, dtype=torch.float64)
     gram, ours = J @ J.mT, make()
     arguments_of_op = make().solve_arguments(gram)
-    calls = CALLS if num_tasks < 100 else 1  # there TorchJD takes up to a second
+    calls = CALLS if num_tasks < 100 and method != "NashMTL" else 1  # there TorchJD takes up to a second
     turns: dict[str, Callable[[], object]] = {
         "op": lambda: ops.solve(*arguments_of_op),
         "weights": lambda: [ours.weights(gram[0]) for _ in range(calls)],
@@ -65,8 +73,11 @@ def _row(method: str, num_tasks: int, rounds: int) -> dict[str, Any]:
     if peers.installed():
         import torchjd.aggregation
 
+        if rival == "NashMTL":
+            arguments = {"n_tasks": num_tasks}
         theirs = getattr(torchjd.aggregation, rival)(**arguments)
-        turns["TorchJD"] = lambda: [theirs(gram[0]) for _ in range(calls)]
+        given = J[0] if rival in FROM_THE_JACOBIAN else gram[0]
+        turns["TorchJD"] = lambda: [theirs(given) for _ in range(calls)]
     times = take_turns(turns, rounds if num_tasks < 100 else 1)
     row: dict[str, Any] = {
         "method": method,

@@ -6,12 +6,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mtlfast.reference.aligned_mtl import aligned_mtl
 from mtlfast.reference.cagrad import cagrad
+from mtlfast.reference.conflict_free import config
 from mtlfast.reference.dual_cone import dualproj, upgrad
+from mtlfast.reference.fair_point import fairgrad, nash_mtl
 from mtlfast.reference.gradvac import gradvac
 from mtlfast.reference.group import Group
+from mtlfast.reference.imtlg import imtlg
 from mtlfast.reference.krum import krum
 from mtlfast.reference.mgda import mgda
+from mtlfast.reference.norm_balance import clip_norm, cross_norm, inverse_norm, norm_balance
 from mtlfast.reference.pcd import pcd
 from mtlfast.reference.pcgrad import coefficients_of, weights_of
 from mtlfast.reference.two_batches import modo, sdmgrad
@@ -72,6 +77,15 @@ SOLVERS = {
     "dualproj": Solver(dualproj),
     "pcd": Solver(pcd),
     "krum": Solver(krum),
+    "aligned_mtl": Solver(aligned_mtl),
+    "imtlg": Solver(imtlg),
+    "config": Solver(config),
+    "nash_mtl": Solver(nash_mtl),
+    "fairgrad": Solver(fairgrad),
+    "norm_balance": Solver(norm_balance),
+    "clip_norm": Solver(clip_norm),
+    "cross_norm": Solver(cross_norm),
+    "inverse_norm": Solver(inverse_norm),
     "modo": Solver(modo, cross=True),
     "sdmgrad": Solver(sdmgrad, cross=True),
 }

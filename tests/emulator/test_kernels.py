@@ -226,13 +226,12 @@ def test_solve(emulator: Emulator, name, num_tasks):
     # What its aggregator asks of the solver, asked of the kernel: the same source, by a block instead of a thread.
     method = METHODS[name]
     num_tasks = num_tasks if method.any_tasks else 3
-    num_tasks = max(num_tasks, method.least_tasks)
-
+    num_tasks = min(max(num_tasks, method.least_tasks), method.most_tasks)
     aggregator = method.make()
     for tasks in (None, tuple(range(0, 2 * num_tasks, 2)) if method.any_tasks else None):
         gram = products(method, torch.randn(3, num_tasks, num_tasks + 10, dtype=torch.float64))
         gram[1, 0, 0] = torch.inf
-        *arguments, state, present = aggregator.solve_arguments(gram, losses(num_tasks), tasks)
+        *arguments, state, present = aggregator.solve_arguments(gram, losses(num_tasks), tasks=tasks)
         emulated_state = None if state is None else state.clone()
         emulated = emulator.solve(*arguments, emulated_state, present, seed=1)
         expected = ops.solve(*arguments, state, present)
@@ -242,11 +241,12 @@ def test_solve(emulator: Emulator, name, num_tasks):
             assert torch.allclose(emulated_state, state, rtol=1e-9, atol=1e-10, equal_nan=True)
 
 
-@pytest.mark.parametrize("method", ["mgda", "dualproj"])
+@pytest.mark.parametrize("method", ["mgda", "dualproj", "imtlg", "config"])
 def test_solve_where_gradients_depend_on_each_other(emulator: Emulator, method):
-    # A few of these 40 programs go on to the active set, which the blocks of changes do not end.
+    # A few of these 40 programs go on to the active set, which the blocks of changes do not end; and pseudo-inverses
+    # need the spectrum.
     J = torch.randn(40, 8, 4, dtype=torch.float64)
-    params = {"mgda": [0.0, 1.0, 0.0], "dualproj": [0.0]}[method]
+    params = {"mgda": [0.0, 1.0, 0.0], "dualproj": [0.0], "imtlg": [1e-10], "config": [-1.0, 0.0, 1e-10]}[method]
     counts = torch.zeros(40, 1, dtype=torch.float64)
     emulated = emulator.solve(J @ J.mT, method, params, state=counts, seed=1)
     expected = ops.solve(J @ J.mT, method, params, state=torch.zeros(40, 1, dtype=torch.float64))

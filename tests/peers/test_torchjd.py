@@ -12,14 +12,19 @@ from torch import Tensor
 
 from mtlfast.aggregation import (
     CRMOGM,
+    IMTLG,
     MGDA,
     PCD,
+    AlignedMTL,
     CAGrad,
+    ConFIG,
     DualProj,
+    FairGrad,
     GradVac,
     GramAggregator,
     Krum,
     MoDo,
+    NashMTL,
     PCGrad,
     Random,
     SDMGrad,
@@ -51,6 +56,28 @@ PAIRS: dict[str, tuple[Callable[[], GramAggregator], Callable[[], torch.nn.Modul
     # With n_byzantine = K - 3 two nearest neighbours tie, and either may win.
     "Krum": (lambda: Krum(1), lambda: torchjd.KrumWeighting(1), (5, 8, 20)),
     "Multi-Krum": (lambda: Krum(0, 3), lambda: torchjd.KrumWeighting(0, 3), (4, 8, 20)),
+    **{
+        f"AlignedMTL, {mode}": (
+            lambda mode=mode: AlignedMTL(scale_mode=mode),
+            lambda mode=mode: torchjd.AlignedMTLWeighting(scale_mode=mode),
+            (1, 2, 3, 8, 20),
+        )
+        for mode in ("min", "median", "rmse")
+    },
+    "AlignedMTL, preferring": (
+        lambda: AlignedMTL(PREFERENCES),
+        lambda: torchjd.AlignedMTLWeighting(PREFERENCES),
+        (4,),
+    ),
+    "IMTLG": (IMTLG, torchjd.IMTLGWeighting, (1, 2, 3, 8, 20)),
+    **{
+        f"FairGrad, {alpha:g}": (
+            lambda alpha=alpha: FairGrad(alpha),
+            lambda alpha=alpha: torchjd.FairGradWeighting(alpha),
+            (2, 3, 8),
+        )
+        for alpha in (0.0, 0.5, 1.0, 2.0)
+    },
     "CRMOGM": (
         lambda: CRMOGM(UPGrad()),
         lambda: torchjd.CRMOGMWeighting(torchjd.UPGradWeighting()),
@@ -88,10 +115,45 @@ def test_same_update(name):
             if name.startswith("SDMGrad"):
                 gram *= 1e6  # TorchJD adds 1e-8 to a square of the gradients' length, and 20 steps amplify it
             update = ours.weights(gram, rtol=1e-14) @ J  # where weights are not unique, the update is
+            if name.startswith("FairGrad") and sum(ours.diagnostics().values()):
+                ours.reset()  # no weights satisfy its equation, and TorchJD returns where its search stood
+                continue
             wanted = theirs(gram) @ J
             # TorchJD's CAGrad is as exact as its convex solver; the next test shows whose optimum is lower.
             tolerance = 10 * TOLERANCE if name.startswith("CAGrad") else TOLERANCE
             assert torch.allclose(update, wanted, rtol=0, atol=tolerance), (num_tasks, J)
+
+
+@pytest.mark.parametrize("preferences", [None, PREFERENCES])
+def test_config_gives_the_same_update(preferences):
+    for num_tasks in (1, 2, 3, 4, 8, 20) if preferences is None else (4,):
+        for J in jacobians(num_tasks, MATRICES // (6 if preferences is None else 1)):
+            update = ConFIG(preferences).weights(J @ J.T, rtol=1e-14) @ J
+            assert torch.allclose(update, torchjd.ConFIG(preferences)(J), rtol=0, atol=TOLERANCE), (num_tasks, J)
+
+
+@pytest.mark.filterwarnings("ignore:You are solving a parameterized problem")
+def test_nash_mtl_gives_the_same_update_where_torchjd_solves_its_equations():
+    # TorchJD runs at most 20 convex programs; at 8 tasks they end elsewhere in one case of four.
+    def residual(J: Tensor, w: Tensor) -> float:
+        gram = J @ J.T
+        return float((w * (gram @ w) - 1).abs().max())
+
+    solved = tried = 0
+    for num_tasks in (2, 3, 8):
+        ours, theirs = NashMTL(max_norm=0), torchjd.NashMTL(num_tasks, max_norm=0.0)
+        for J in jacobians(num_tasks, MATRICES // 3):
+            weights = ours.weights(J @ J.T, rtol=1e-14)
+            if sum(ours.diagnostics().values()):
+                ours.reset()
+                continue
+            tried += 1
+            wanted = theirs.weighting(J)
+            assert residual(J, weights) < 1e-10
+            if residual(J, wanted) < 1e-3:
+                solved += 1
+                assert torch.allclose(weights, wanted, rtol=1e-2), (num_tasks, J)
+    assert solved > 0.6 * tried > MATRICES / 3
 
 
 @pytest.mark.parametrize("c", [0.5, 2.0])

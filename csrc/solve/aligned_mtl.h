@@ -1,0 +1,55 @@
+// Aligned-MTL (Senushkin et al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023, Algorithm 1).
+//
+// With G = sum_i l_i u_i u_i^T, the singular values of the Jacobian are made equal: w = sqrt(s) sum_i l_i^(-1/2)
+// u_i (u_i p) over the eigenvalues that count, for a preference p and s the smallest, the median or the mean of them.
+#pragma once
+#include "spectrum.h"
+
+namespace mtlfast::solvers {
+
+// params: scale mode (0: min, 1: median, 2: rmse), rtol. inputs: preferences [K], or none for 1 / K each. state: [1],
+// spectra that were not found.
+struct AlignedMTL : Method {
+  static constexpr const char* name = "aligned_mtl";
+  static constexpr int num_params = 2;
+  static int input_size(int K) { return K; }
+  static int64_t scratch_size(int K) { return K * K + K + Spectrum::scratch_size(K); }
+
+  template <class Team>
+  MTLFAST_HD static void solve(Team team, const Problem& p) {
+    const int K = p.num_tasks;
+    double *G = p.scratch, *preferences = G + K * K;
+    const double size = trace(p.gram, K), scale = size > 0 ? 1 / size : 0;
+    for (int i = team.rank; i < K; i += team.size) {
+      for (int j = 0; j < K; ++j) G[i * K + j] = p.gram[i * K + j] * scale;
+      preferences[i] = p.preference(i);
+    }
+    team.sync();
+    const Spectrum spectrum{K, G, preferences + K};
+    const bool solved = spectrum.solve(team);
+    const double least = p.params[1] * spectrum.largest(), s = typical_value(spectrum, least, p.params[0]);
+    spectrum.apply(team, -0.5, least, preferences, p.out);
+    for (int k = team.rank; k < K; k += team.size) p.out[k] = size > 0 ? std::sqrt(s) * p.out[k] : preferences[k];
+    if (!solved && team.rank == 0 && p.state) p.state[0] += 1;
+    team.sync();
+  }
+
+ private:
+  // Of the eigenvalues above `least`: the smallest, the lower median or the mean.
+  MTLFAST_HD static double typical_value(const Spectrum& spectrum, double least, double mode) {
+    const double* values = spectrum.values();
+    const int n = spectrum.n, count = spectrum.rank(least), wanted = mode == 0 ? 0 : (count - 1) / 2;
+    double sum = 0, found = 0;
+    for (int i = 0; i < n; ++i) {
+      if (!(values[i] > least)) continue;
+      int below = 0;
+      for (int j = 0; j < n; ++j)
+        below += values[j] > least && (values[j] < values[i] || (values[j] == values[i] && j < i));
+      if (below == wanted) found = values[i];
+      sum += values[i];
+    }
+    return mode == 2 ? sum / larger(count, 1) : found;
+  }
+};
+
+}  // namespace mtlfast::solvers

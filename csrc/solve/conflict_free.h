@@ -1,0 +1,49 @@
+// ConFIG (Liu et al., "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", ICLR 2025).
+//
+// The direction whose product with every unit gradient is its preference, U^+ p for the unit gradients U. On
+// S = U U^T: U^+ p = U^T x with x = S^+ p, which for two tasks is (p_1 - c p_2, p_2 - c p_1) / (1 - c^2) with their
+// cosine c. Its length is the sum of the projections on it of the gradients, at their own lengths or all at one.
+#pragma once
+#include "norms.h"
+#include "pseudo_inverse.h"
+
+namespace mtlfast::solvers {
+
+// params: length (-1: the gradients' own, else a TypicalNorm), whose norm that is, rtol. inputs: preferences [K], or
+// none for 1 / K each. state: [1], spectra that were not found.
+struct ConFIG : Method {
+  static constexpr const char* name = "config";
+  static constexpr int num_params = 3;
+  static int input_size(int K) { return K; }
+  static int64_t scratch_size(int K) { return K * K + 4 * K + PseudoInverse::scratch_size(K); }
+
+  template <class Team>
+  MTLFAST_HD static void solve(Team team, const Problem& p) {
+    const int K = p.num_tasks;
+    const double rtol = p.params[2];
+    double *S = p.scratch, *norms = S + K * K, *preferences = norms + K, *x = preferences + K, *cosines = x + K;
+    unit_products(team, p, norms, S);
+    for (int k = team.rank; k < K; k += team.size) preferences[k] = p.preference(k);
+    team.sync();
+    bool solved = true;
+    const double c = K == 2 ? S[1] : 1;
+    if (1 - std::fabs(c) > rtol && S[0] > 0 && S[3] > 0) {
+      for (int k = team.rank; k < K; k += team.size) x[k] = preferences[k] - c * preferences[1 - k];
+      team.sync();
+    } else {
+      solved = PseudoInverse{K, S, cosines + K}.solve(team, rtol, preferences, x).solved;
+    }
+    multiply(team, K, S, x, cosines);  // times |U^T x|, of which the square is x S x
+    team.sync();
+    const int length = static_cast<int>(p.params[0]);
+    const double typical = length < 0 ? 0 : typical_norm(length, static_cast<int>(p.params[1]), norms, K);
+    double projections = 0;
+    for (int k = 0; k < K; ++k) projections += cosines[k] * (length < 0 ? norms[k] : typical);
+    const double squared = dot(x, cosines, K), factor = squared > 0 ? projections / squared : 0;
+    for (int k = team.rank; k < K; k += team.size) p.out[k] = norms[k] > 0 ? factor * x[k] / norms[k] : 0;
+    if (!solved && team.rank == 0 && p.state) p.state[0] += 1;
+    team.sync();
+  }
+};
+
+}  // namespace mtlfast::solvers

@@ -1,0 +1,75 @@
+// Nash-MTL (Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, Algorithm 1).
+//
+// The weights w > 0 with (G w)_i = 1 / w_i: the bargaining solution, found exactly. With unit gradients' products S and
+// b = d w it is (S b)_i = 1 / b_i. Its update has the length sqrt(K), whatever the gradients'; one longer than max_norm
+// is shortened to that. New weights every `update_weights_every` steps; between them the last ones. Where a combination
+// of the gradients is zero there is no such w: then MGDA's, which make the update zero.
+#pragma once
+#include "fair_point.h"
+#include "norms.h"
+#include "simplex.h"
+
+namespace mtlfast::solvers {
+
+// params: max_norm (0: none), update_weights_every, rtol. inputs: the losses' factor [1], or none. state:
+// [2 + n]: solves without a solution, steps; then each task's last weight, 0 if it has none.
+struct NashMTL : Method {
+  static constexpr const char* name = "nash_mtl";
+  static constexpr int num_params = 3;
+  static int input_size(int) { return 1; }
+  static int64_t state_size(int known) { return 2 + known; }
+  static int64_t scratch_size(int K) { return K * K + 3 * K + FairPoint::scratch_size(K) + MinNorm::scratch_size(K); }
+
+  template <class Team>
+  MTLFAST_HD static void solve(Team team, const Problem& p) {
+    const int K = p.num_tasks;
+    double *w = p.scratch, *kept = p.state + 2;
+    bool due = std::fmod(p.state[1], p.params[1]) == 0;
+    for (int k = 0; k < K; ++k) due = due || !(kept[p.task(k)] > 0);
+    team.sync();  // before the state changes
+    bool solved = true;
+    if (due) solved = bargain(team, p, w);
+    for (int k = team.rank; k < K; k += team.size) {
+      if (due)
+        kept[p.task(k)] = w[k];
+      else
+        w[k] = kept[p.task(k)];
+    }
+    if (team.rank == 0) {
+      p.state[0] += !solved;
+      p.state[1] += 1;
+    }
+    team.sync();
+    double* products = w + K;
+    multiply(team, K, p.gram, w, products);
+    team.sync();
+    const double length = std::sqrt(larger(dot(w, products, K), 0)), most = p.params[0] * p.grad_scale();
+    for (int k = team.rank; k < K; k += team.size) p.out[k] = most > 0 && length > most ? w[k] * (most / length) : w[k];
+    team.sync();
+  }
+
+ private:
+  template <class Team>
+  MTLFAST_HD static bool bargain(Team team, const Problem& p, double* w) {
+    const int K = p.num_tasks;
+    double *zeros = w + K, *norms = zeros + K, *S = norms + K, *rest = S + K * K;
+    unit_products(team, p, norms, S);
+    for (int k = team.rank; k < K; k += team.size) zeros[k] = 0;  // log c
+    team.sync();
+    if (!(trace(p.gram, K) > 0)) {
+      for (int k = team.rank; k < K; k += team.size) w[k] = 0;
+      team.sync();
+      return true;
+    }
+    const bool solved = FairPoint{K, S, zeros, 1, p.params[2], rest}.solve(team, w);
+    if (!solved) {
+      MinNorm{K, p.gram, rest}.solve(team, w);
+      return false;
+    }
+    for (int k = team.rank; k < K; k += team.size) w[k] = norms[k] > 0 ? p.grad_scale() * w[k] / norms[k] : 0;
+    team.sync();
+    return true;
+  }
+};
+
+}  // namespace mtlfast::solvers

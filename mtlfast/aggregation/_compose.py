@@ -1,0 +1,63 @@
+"""Balancing, then surgery."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._reads import Reads
+
+
+class Compose(GramAggregator):
+    """Multiplies each task's gradient by one aggregator's weights, then aggregates them by another, in one pass.
+
+    With the balance's weights b, the Gram matrix of the scaled gradients is D G D for D = diag(b), so neither the
+    gradients nor their products are read again: the weights are b times those of the surgery on D G D.
+
+    Args:
+        balance: whose weights scale the gradients, a norm balancing for instance.
+        surgery: how the scaled gradients become one.
+
+    Raises:
+        TypeError: one of them has no weights.
+
+    State: theirs. Cost: theirs on one Gram matrix, two reads of K * P, one write of P. Scale-free where both are.
+    """
+
+    keeps = "theirs"
+
+    def __init__(self, balance: GramAggregator, surgery: GramAggregator) -> None:
+        """See the class."""
+        super().__init__()
+        for name, stage in (("balance", balance), ("surgery", surgery)):
+            if not isinstance(stage, GramAggregator):
+                raise TypeError(
+                    f"Compose: {name} is a {type(stage).__name__}, expected one with weights (a GramAggregator)"
+                )
+        self.balance = balance
+        self.surgery = surgery
+
+    @property
+    def reads(self) -> Reads:  # type: ignore[override]
+        """The more of the two."""
+        return max(self.balance.reads, self.surgery.reads)
+
+    def weights(self, gram: Tensor, **context: Any) -> Tensor:
+        """The product of their weights, [..., K] float64."""
+        scales = self.balance.weights(gram, **context)
+        scaled = gram * (scales.unsqueeze(-1) * scales.unsqueeze(-2))
+        return scales * self.surgery.weights(scaled, **context)
+
+    def reset(self) -> None:
+        """Forgets both states."""
+        self.balance.reset()
+        self.surgery.reset()
+
+    def diagnostics(self) -> dict[str, int]:
+        """Both, added up."""
+        counts = self.balance.diagnostics()
+        for name, count in self.surgery.diagnostics().items():
+            counts[name] = counts.get(name, 0) + count
+        return counts

@@ -1,0 +1,48 @@
+"""FairGrad."""
+
+from __future__ import annotations
+
+from mtlfast.aggregation._grad_scale import Unscaled
+from mtlfast.aggregation._settings import Real
+from mtlfast.aggregation._solved import Step
+
+
+class FairGrad(Unscaled):
+    """Shares progress among the tasks by alpha-fairness.
+
+    The weights w > 0 with (G w)_i = w_i^(-1 / alpha), where G w are the tasks' gains. Ban and Ji, "Fair Resource
+    Allocation in Multi-Task Learning" (ICML 2024), Equation 4; solved exactly (residual up to 1e-10). Where a
+    combination of the gradients is zero up to `rtol`, there are no such weights: then they are MGDA's, whose update is
+    zero there, and `diagnostics()` counts it.
+
+    Args:
+        alpha: 1: proportional fairness, Nash-MTL's; 2: the least potential delay; large: the worst task's gain; 0: 1/K
+            each, without regard to fairness. Above 30, and below 0.05, steps where tasks' norms differ by 1e6 take
+            hundreds of iterations.
+
+    Raises:
+        ValueError: `alpha` is negative.
+
+    Not scale-free: the update grows as the gradients' length to the power (alpha - 1) / (alpha + 1). With `grad_scale`
+    it is what it would be without that factor, times the factor.
+
+    Cost: two reads of K * P, one write of P; about 3 K^3 for the solve.
+    """
+
+    paper = "Ban and Ji, ICML 2024"
+    method = "fairgrad"
+    counts_failures = True
+    alpha = Real(0)
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        """See the class."""
+        super().__init__()
+        self.alpha = alpha
+
+    def params(self, step: Step) -> list[float]:
+        """The power, and what counts as zero."""
+        return [self.alpha, step.rtol]
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"alpha={self.alpha}"

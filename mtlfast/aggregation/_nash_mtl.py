@@ -1,0 +1,72 @@
+"""Nash-MTL."""
+
+from __future__ import annotations
+
+from mtlfast.aggregation._grad_scale import Unscaled
+from mtlfast.aggregation._settings import Real, Setting, Whole
+from mtlfast.aggregation._solved import Step
+
+
+class OptionalWhole(Setting["int | None"]):
+    """A positive integer, or None."""
+
+    expected = "an integer of at least 1 or None"
+
+    def holds(self, value: object) -> bool:
+        """Is it?"""
+        return value is None or Whole(1).holds(value)
+
+
+class NashMTL(Unscaled):
+    """The bargaining solution: the update that no task could gain from without another losing more, relatively.
+
+    The weights w > 0 with (G w)_i = 1 / w_i. Navon et al., "Multi-Task Learning as a Bargaining Game" (ICML 2022),
+    Algorithm 1; the system is solved exactly (residual up to 1e-10), where the paper and peers stop a sequence of
+    convex programs at 1e-3. The update's length is sqrt(K), whatever the gradients' lengths. Where a combination of the
+    gradients is zero up to `rtol`, there are no such weights: then they are MGDA's, whose update is zero there, and
+    `diagnostics()` counts it.
+
+    Args:
+        n_tasks: the state is made for so many tasks at once; None: it grows with the tasks that come.
+        max_norm: a longer update is shortened to this; 0: none is. With `grad_scale` the update is what it would be
+            without that factor, times the factor.
+        update_weights_every: new weights every so many steps; in between the last ones, shortened anew.
+
+    Raises:
+        ValueError: an argument is outside of its range; at a call, there are more tasks than `n_tasks`.
+
+    State: n + 2 float64 numbers a group. Cost: two reads of K * P, one write of P; about 3 K^3 for the solve.
+    """
+
+    paper = "Navon et al., ICML 2022"
+    keeps = "n weights"
+    method = "nash_mtl"
+    counts_failures = True
+    n_tasks = OptionalWhole()
+    max_norm = Real(0)
+    update_weights_every = Whole(1)
+
+    def __init__(self, n_tasks: int | None = None, max_norm: float = 1.0, update_weights_every: int = 1) -> None:
+        """See the class."""
+        super().__init__()
+        self.n_tasks = n_tasks
+        self.max_norm = max_norm
+        self.update_weights_every = update_weights_every
+
+    def params(self, step: Step) -> list[float]:
+        """The norm, the steps, and what counts as zero."""
+        return [self.max_norm, self.update_weights_every, step.rtol]
+
+    def state_shape(self, known: int) -> tuple[int, ...]:
+        """Steps without a solution, steps, then each task's last weight.
+
+        Raises:
+            ValueError: there are more tasks than `n_tasks`.
+        """
+        if self.n_tasks is not None and known > self.n_tasks:
+            raise ValueError(f"NashMTL: got {known} tasks, expected at most {self.n_tasks} as n_tasks says")
+        return (2 + (known if self.n_tasks is None else self.n_tasks),)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"n_tasks={self.n_tasks}, max_norm={self.max_norm}, update_weights_every={self.update_weights_every}"

@@ -1,0 +1,123 @@
+"""Norm balancing: weights from the gradients' norms alone."""
+
+from __future__ import annotations
+
+from mtlfast.aggregation._grad_scale import Unscaled
+from mtlfast.aggregation._reads import Reads
+from mtlfast.aggregation._settings import Real, Setting
+from mtlfast.aggregation._solved import SolvedAggregator, Step
+from mtlfast.aggregation._typical_norm import TypicalNorm, typical_norm
+
+
+class NormBalance(SolvedAggregator):
+    """Brings every task's gradient to one length, then sums them: w_i = t / |g_i|.
+
+    Args:
+        target: t: the "mean", "geometric" mean, "harmonic" mean, "min", "max" or "median" of the norms that are not
+            zero, or with an index that task's norm; an absent task's place is taken by the first present one.
+
+    Raises:
+        ValueError: `target` is not one of these; at a call, there is no such task.
+
+    A zero gradient stays zero. Cost: two reads of K * P, the first for norms alone, one write of P. Scale-free.
+    """
+
+    method = "norm_balance"
+    reads = Reads.NORMS
+    target = TypicalNorm()
+
+    def __init__(self, target: str | int = "mean") -> None:
+        """See the class."""
+        super().__init__()
+        self.target = target
+
+    def params(self, step: Step) -> list[float]:
+        """Which norm."""
+        return typical_norm(self, self.target, step)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"target={self.target!r}"
+
+
+class PositiveOrMean(Setting["float | str"]):
+    """A positive number, or "mean"."""
+
+    expected = "a number above 0 or 'mean'"
+
+    def holds(self, value: object) -> bool:
+        """Is it?"""
+        return value == "mean" or Real(0, least_itself=False).holds(value)
+
+
+class ClipNorm(Unscaled):
+    """Clips each task's gradient to a length, then sums them: w_i = min(1, t / |g_i|).
+
+    Args:
+        max_norm: t, a number; with `grad_scale` it is the norm without that factor. Or "mean": the mean norm of the
+            gradients that are not zero, which makes it scale-free.
+
+    Raises:
+        ValueError: `max_norm` is neither.
+
+    Cost: two reads of K * P, the first for norms alone, one write of P.
+    """
+
+    method = "clip_norm"
+    reads = Reads.NORMS
+    max_norm = PositiveOrMean()
+
+    def __init__(self, max_norm: float | str = "mean") -> None:
+        """See the class."""
+        super().__init__()
+        self.max_norm = max_norm
+
+    def params(self, step: Step) -> list[float]:
+        """The length."""
+        return [-1.0 if isinstance(self.max_norm, str) else self.max_norm]
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"max_norm={self.max_norm!r}"
+
+
+class CrossNorm(SolvedAggregator):
+    """Scales each of two tasks' gradients by the other's norm over its own, then sums them.
+
+    So each gets the other's length: the weaker task leads. A zero gradient takes the other with it; a task whose
+    partner is absent keeps its gradient.
+
+    Raises:
+        ValueError: at a call, there are more than two tasks.
+
+    Cost: two reads of K * P, the first for norms alone, one write of P. Scale-free.
+    """
+
+    method = "cross_norm"
+    reads = Reads.NORMS
+
+    def params(self, step: Step) -> list[float]:
+        """None.
+
+        Raises:
+            ValueError: there are more than two tasks.
+        """
+        if step.gram.shape[-1] > 2:
+            raise ValueError(f"CrossNorm: got {step.gram.shape[-1]} tasks, expected at most 2")
+        return []
+
+
+class InverseNorm(SolvedAggregator):
+    """Weighs each task by the inverse of its gradient's norm, the weights adding up to 1.
+
+    So each contributes the same length, the harmonic mean of the norms over K. A zero gradient has weight 0.
+
+    Cost: two reads of K * P, the first for norms alone, one write of P. Scale-free.
+    """
+
+    method = "inverse_norm"
+    reads = Reads.NORMS
+
+    def params(self, step: Step) -> list[float]:
+        """None."""
+        return []

@@ -1,0 +1,42 @@
+"""A norm that stands for all the gradients'."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtlfast.aggregation._settings import Setting
+from mtlfast.aggregation._solved import Step
+
+NAMES = ("mean", "geometric", "harmonic", "min", "max", "median")  # as TypicalNorm in csrc/solve/norms.h
+
+
+class TypicalNorm(Setting["str | int"]):
+    """The name of such a norm, a task's index for its norm, or one of the names `others`."""
+
+    def __init__(self, *others: str) -> None:
+        """See the class."""
+        self.names = (*others, *NAMES)
+        self.expected = f"{', '.join(map(repr, self.names))} or a task's index"
+
+    def holds(self, value: Any) -> bool:
+        """Is it?"""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value >= 0
+        return value in self.names
+
+
+def typical_norm(owner: object, name: str | int, step: Step) -> list[float]:
+    """The solver's two constants for a name: which norm, and of which of the present tasks.
+
+    An absent task's place is taken by the first that is present.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if not isinstance(name, int):
+        return [float(NAMES.index(name)) if name in NAMES else -1.0, 0.0]
+    K = step.gram.shape[-1]
+    if step.tasks is None and name >= K:
+        raise ValueError(f"{type(owner).__name__}: got {K} tasks, expected task {name} among them")
+    place = name if step.tasks is None else step.tasks.index(name) if name in step.tasks else 0
+    return [float(len(NAMES)), float(place)]
