@@ -22,6 +22,7 @@ $(VENV)/ready: requirements-dev.txt
 	python3 -m venv $(VENV)
 	$(PY) -m pip install -q --disable-pip-version-check '$(TORCH)'
 	$(PY) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps LibMTL==1.1.5  # its weightings want none of them
 	touch $@
 
 demo: build/ready

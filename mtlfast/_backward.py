@@ -14,6 +14,7 @@ from mtlfast._step_result import StepResult
 from mtlfast.aggregation import Aggregator, GramAggregator
 from mtlfast.ops.combine import write
 from mtlfast.task_gradients import Rows, TaskGradients
+from mtlfast.weighting import LossWeighting
 
 
 def backward(
@@ -21,6 +22,7 @@ def backward(
     aggregator: Aggregator,
     *,
     shared: Iterable[Tensor],
+    weighting: LossWeighting | None = None,
     grad_scale: float | Tensor | None = None,
     retain_graph: bool = False,
     diagnostics: bool = False,
@@ -37,7 +39,10 @@ def backward(
         losses: K scalar losses of one forward pass (list, tuple or a [K] tensor). None: that task is absent.
         aggregator: how the shared parameters' K gradients become one.
         shared: the parameters that tasks share, leaf tensors; those that do not require grad are passed over.
-        grad_scale: what the losses were multiplied by (a GradScaler's scale), for methods with an absolute norm.
+        weighting: each loss is multiplied by its derivative of the weighted loss before its backward pass, so that the
+            aggregator, and the heads, see weighted losses; parameters that the weighting learns get its own gradient.
+        grad_scale: what the losses were multiplied by (a GradScaler's scale), for methods with an absolute norm and for
+            the weighting, which sees the losses without it.
         retain_graph: keep the graph for another backward pass; else it is freed with the last task.
         diagnostics: compute the Gram matrix for the result even if the aggregator does not need it.
         allow_local: let each rank of a process group aggregate its own gradients, which differ from rank to rank.
@@ -56,6 +61,10 @@ def backward(
         raise TypeError(
             f"backward: aggregator is a {type(aggregator).__name__}, expected a mtlfast.aggregation.Aggregator"
         )
+    if weighting is not None and not isinstance(weighting, LossWeighting):
+        raise TypeError(
+            f"backward: weighting is a {type(weighting).__name__}, expected a mtlfast.weighting.LossWeighting"
+        )
     _refuse_ranks(allow_local)
     present = _present_losses(losses)
     parameters = _shared_parameters(shared)
@@ -71,8 +80,12 @@ def backward(
     shared_ids = {id(parameter) for parameter in trunk}
     others = [leaf for leaf in leaves if id(leaf) not in shared_ids]
 
-    rows, plain = _task_rows(values, trunk, others, retain_graph)
     stacked = torch.stack([loss.detach() for loss in values])
+    loss_weights: Tensor | None = None
+    learned: list[tuple[Tensor, Tensor]] = []
+    if weighting is not None:
+        loss_weights, learned = _weigh_losses(weighting, stacked, tasks, len(losses), grad_scale)
+    rows, plain = _task_rows(values, trunk, others, retain_graph, loss_weights)
     context: dict[str, Any] = {
         "losses": stacked,
         "grad_scale": grad_scale,
@@ -89,9 +102,9 @@ def backward(
             weights, gram = None, ops.gram(grads) if diagnostics else None
             directions = aggregator.aggregate(grads, **context)
             plain_ready += _ready(trunk, directions, [False] * len(trunk))
-        for parameter, gradient in plain_ready:
+        for parameter, gradient in [*plain_ready, *learned]:
             _add(parameter, gradient)
-    return StepResult(losses=stacked, tasks=tasks, weights=weights, gram=gram)
+    return StepResult(losses=stacked, tasks=tasks, weights=weights, gram=gram, loss_weights=loss_weights)
 
 
 def _refuse_ranks(allow_local: bool) -> None:
@@ -151,8 +164,26 @@ def _shared_parameters(shared: Iterable[Tensor]) -> list[Tensor]:
     return wanted
 
 
+def _weigh_losses(
+    weighting: LossWeighting, losses: Tensor, tasks: tuple[int, ...], number: int, grad_scale: float | Tensor | None
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The derivative of the weighted loss by each task's, [K]; and the gradients of what the weighting learns."""
+    scale = 1.0 if grad_scale is None else grad_scale
+    with torch.enable_grad():
+        values = (losses / scale).requires_grad_()
+        total = weighting(values, tasks=None if len(tasks) == number else tasks)
+        parameters: list[Tensor] = [p for p in weighting.parameters() if p.requires_grad]
+        weights, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
+    learned = [(p, scale * g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+    return (torch.zeros_like(losses) if weights is None else weights), learned
+
+
 def _task_rows(
-    losses: Sequence[Tensor], trunk: Sequence[Tensor], others: Sequence[Tensor], retain_graph: bool
+    losses: Sequence[Tensor],
+    trunk: Sequence[Tensor],
+    others: Sequence[Tensor],
+    retain_graph: bool,
+    loss_weights: Tensor | None,
 ) -> tuple[Rows, list[Tensor | None]]:
     """K backward passes: each task's gradients of the trunk, and the other leaves' gradients summed over the tasks."""
     rows = []
@@ -160,7 +191,8 @@ def _task_rows(
     inputs, T = [*trunk, *others], len(trunk)
     for k, loss in enumerate(losses):
         last = k == len(losses) - 1
-        gradients = torch.autograd.grad(loss, inputs, retain_graph=retain_graph or not last, allow_unused=True)
+        weight = None if loss_weights is None else loss_weights[k].to(loss.dtype)
+        gradients = torch.autograd.grad(loss, inputs, weight, retain_graph=retain_graph or not last, allow_unused=True)
         rows.append(gradients[:T])
         _add_each(plain, gradients[T:])
         del gradients  # what is held twice cannot become a .grad

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import mtlfast
 from mtlfast import _native
-from mtlfast._methods import methods_table
+from mtlfast._methods import methods_tables
 from mtlfast.bench.run import run_bench
 
 app = typer.Typer(help="Gradient surgery for multi-task learning.", no_args_is_help=True, add_completion=False)
@@ -66,7 +66,7 @@ def _cuda_line(facts: dict[str, object], cuda: dict[str, object]) -> str:
 def methods() -> None:
     """Every balancing method: its kind, paper, state, and cost in passes over the K * P elements of the gradients."""
     console = Console()
-    Console(width=None if console.is_terminal else 140).print(methods_table())
+    Console(width=None if console.is_terminal else 160).print(*methods_tables(), sep="\n\n")
 
 
 @app.command()

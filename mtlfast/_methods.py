@@ -1,18 +1,31 @@
 """`python -m mtlfast methods`: what there is to choose from."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.table import Table
 
-from mtlfast.aggregation import FAMILIES, Aggregator, GramAggregator, Reads
+from mtlfast import aggregation, weighting
+from mtlfast.aggregation import Aggregator, GramAggregator, Reads
+from mtlfast.weighting import LossWeighting
 
 PASSES = {Reads.NOTHING: "1", Reads.NORMS: "2 (norms, sum)", Reads.GRAM: "2"}
+Method = type[Aggregator] | type[LossWeighting]
 
 
-def methods_table() -> Table:
-    """One row for each method, under its kind, in the order of `mtlfast.aggregation.FAMILIES`."""
+def methods_tables() -> list[Table]:
+    """One row for each method under its kind, in the order of `FAMILIES`: aggregators, then loss weightings."""
+    return [
+        _table("what it makes of the task gradients", aggregation.FAMILIES),
+        _table("what it makes of the losses", weighting.FAMILIES),
+    ]
+
+
+def _table(what: str, families: Mapping[str, Mapping[Any, str]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "what it makes of the task gradients", "paper", "state", "reads of K * P"):
+    for column in ("name", what, "paper", "state", "reads of K * P"):
         table.add_column(column, no_wrap=column == "name")
-    for family, methods in FAMILIES.items():
+    for family, methods in families.items():
         table.add_row()
         table.add_row(f"[bold]{family}[/bold]")
         for method, summary in methods.items():
@@ -20,6 +33,8 @@ def methods_table() -> Table:
     return table
 
 
-def _reads(method: type[Aggregator]) -> str:
+def _reads(method: Method) -> str:
+    if issubclass(method, LossWeighting):
+        return "0"
     reads = method.reads if issubclass(method, GramAggregator) else None
     return PASSES[reads] if isinstance(reads, Reads) else "theirs"  # a wrapper's is a property

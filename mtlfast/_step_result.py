@@ -13,6 +13,7 @@ class StepResult:
         losses: [K] the present tasks' losses, detached.
         tasks: the K present tasks' indices.
         weights: [K] float64, the tasks' weights; None for an aggregator that has none.
+        loss_weights: [K] what the weighting multiplied each loss by before its backward pass; None without a weighting.
         gram: [K, K] float64; None unless the method computed it or `diagnostics=True` asked for it.
         plan: how the task gradients were made: "stored" is one backward pass a task, all gradients held at once.
     """
@@ -21,6 +22,7 @@ class StepResult:
     tasks: tuple[int, ...]
     weights: Tensor | None
     gram: Tensor | None
+    loss_weights: Tensor | None = None
     plan: str = "stored"
 
     @property

@@ -15,6 +15,27 @@ from main import run
 metrics = run(seeds=1, epochs=8, out=Path(sys.argv[1]), progress=False)
 print([metrics[method]["left"][0] for method in ("single-task", "Sum", "PCGrad")])
 """
+COMBINATIONS = """
+import torch
+from data import Digits, split_digits
+from methods import make_aggregator, make_weighting
+from mtlfast import aggregation, weighting
+from tasks import TASKS
+from train import train
+
+torch.set_num_threads(1)
+digits = tuple(Digits(d.images[:200], d.classes[:200]) for d in split_digits(0, torch.device("cpu")))
+aggregators = [m.__name__ for methods in aggregation.FAMILIES.values() for m in methods]
+weightings = [m.__name__ for methods in weighting.FAMILIES.values() for m in methods]
+pairs = [(name, None) for name in aggregators] + [("PCGrad", name) for name in weightings]
+for one, other in pairs:
+    if one in ("MoDo", "SDMGrad", "CrossNorm"):  # want two batches, or two tasks
+        continue
+    made = None if other is None else make_weighting(other, 4)
+    run = train(TASKS, make_aggregator(one, 4), digits, 0, 2, lambda: None, made)
+    assert all(map(torch.isfinite, run.losses[-1])), (one, other)
+print(len(pairs))
+"""
 
 
 @pytest.mark.skipif(not DIGITS.exists(), reason="needs the checkout")
@@ -29,3 +50,21 @@ def test_digits_learn_with_every_method(tmp_path):
     accuracies = json.loads(run.stdout)
     assert min(accuracies) > 50  # a guess is right in 10 %
     assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.skipif(not DIGITS.exists(), reason="needs the checkout")
+def test_digits_take_any_aggregator_and_weighting_by_name():
+    pytest.importorskip("sklearn")
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", COMBINATIONS], cwd=DIGITS, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 45
+
+
+@pytest.mark.skipif(not DIGITS.exists(), reason="needs the checkout")
+def test_digits_refuse_a_name_that_is_none():
+    pytest.importorskip("sklearn")
+    code = "from methods import make_weighting; make_weighting('Equal', 4)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=DIGITS, capture_output=True, text=True)
+    assert "ValueError: 'Equal' is none of Sum, Mean, Constant," in run.stderr

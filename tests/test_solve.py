@@ -88,7 +88,7 @@ def test_more_tasks_than_the_solver_takes(device):
     [
         (torch.zeros(2, 3, dtype=torch.float64), "pcgrad", r"gram is \[2, 3\] torch.float64"),
         (torch.zeros(2, 2), "pcgrad", r"expected \[..., K, K\] torch.float64"),
-        (torch.zeros(2, 2, dtype=torch.float64), "unheard", "method is 'unheard', expected one of cagrad"),
+        (torch.zeros(2, 2, dtype=torch.float64), "unheard", "method is 'unheard', expected one of aligned_mtl, cagrad"),
     ],
 )
 def test_bad_input(gram, method, message):

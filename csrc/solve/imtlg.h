@@ -1,4 +1,4 @@
-// IMTL-G (Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, Equation 6), as Quinton and Rey ("Jacobian
+// IMTL-G (Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021), as Quinton and Rey ("Jacobian
 // Descent for Multi-Objective Optimization", 2024) extend it to gradients that depend on each other: v = G^+ d with the
 // norms d, and w = v / sum v. Where G has full rank the update has the same product with every unit gradient.
 //

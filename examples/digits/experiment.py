@@ -4,40 +4,48 @@ from __future__ import annotations
 
 import torch
 from data import split_digits
+from methods import make_aggregator, make_weighting
 from tasks import TASKS
 from tqdm import tqdm
 from train import Run, train
 
-from mtlfast.aggregation import PCGrad, Sum
+from mtlfast.aggregation import Sum
 
-SINGLE, SUM, PCGRAD = METHODS = ("single-task", "Sum", "PCGrad")
+SINGLE, SUM = "single-task", "Sum"
 
 
-def experiment(seeds: int, epochs: int, device: str, progress: bool) -> dict[str, list[Run]]:
-    """Trains single-task networks, and the shared one with Sum and with PCGrad.
+def experiment(
+    aggregator: str, weighting: str | None, seeds: int, epochs: int, device: str, progress: bool
+) -> dict[str, list[Run]]:
+    """Trains single-task networks, and the shared one with Sum and with a method to compare.
 
     Args:
+        aggregator: the method's, by name.
+        weighting: of the losses, by name; None: they are not weighted.
         seeds: how many; each has its own split, initial weights and batches, the same for all methods.
         epochs: of each training.
         device: where to train.
         progress: show a progress bar.
 
     Returns:
-        method -> one Run of all tasks for each seed.
+        method -> one Run of all tasks for each seed; the method to compare comes last.
     """
-    runs: dict[str, list[Run]] = {method: [] for method in METHODS}
+    compared = aggregator if weighting is None else f"{weighting} + {aggregator}"
+    runs: dict[str, list[Run]] = {method: [] for method in (SINGLE, SUM, compared)}
     with tqdm(total=seeds * epochs * (len(TASKS) + 2), unit=" epochs", disable=not progress) as bar:
         for seed in range(seeds):
             digits = split_digits(seed, torch.device(device))
-            orders = torch.Generator(device).manual_seed(seed)  # PCGrad's draws alone
-
             bar.set_description(f"seed {seed}, {SINGLE}")
             alone = [train([task], Sum(), digits, seed, epochs, bar.update) for task in TASKS]
             runs[SINGLE].append(_side_by_side(alone))
 
-            for method, aggregator in ((SUM, Sum()), (PCGRAD, PCGrad(generator=orders))):
+            made = None if weighting is None else make_weighting(weighting, len(TASKS)).to(device)
+            for method, by, weighed in (
+                (SUM, Sum(), None),
+                (compared, make_aggregator(aggregator, len(TASKS)).to(device), made),
+            ):
                 bar.set_description(f"seed {seed}, {method}")
-                runs[method].append(train(TASKS, aggregator, digits, seed, epochs, bar.update))
+                runs[method].append(train(TASKS, by, digits, seed, epochs, bar.update, weighed))
     return runs
 
 

@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
-from experiment import METHODS, PCGRAD, SINGLE, SUM
+from experiment import SINGLE, SUM
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
@@ -18,7 +18,7 @@ from train import Run
 
 # Throughout the picture a task is a colour and a method is a line style.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a0409c")
-STYLES = {SINGLE: ":", SUM: "--", PCGRAD: "-"}
+STYLES = (":", "--", "-")
 INK, FAINT, CONFLICT = "#333333", "#bbbbbb", "#f6e9e9"
 EXAMPLES = 8
 
@@ -34,7 +34,7 @@ def save(runs: dict[str, list[Run]], path: Path) -> None:
     losses, cosines, canvases = figure.subfigures(3, 1, height_ratios=(3.2, 2.7, 5.1), hspace=0.05)
     _draw_losses(losses, runs)
     _draw_cosines(cosines, runs)
-    _draw_canvases(canvases, {method: runs[method][0] for method in METHODS})
+    _draw_canvases(canvases, {method: of_seeds[0] for method, of_seeds in runs.items()})
     figure.savefig(path, dpi=90)
 
 
@@ -42,16 +42,18 @@ def _draw_losses(panel: SubFigure, runs: dict[str, list[Run]]) -> None:
     seeds = "1 seed" if len(runs[SUM]) == 1 else f"{len(runs[SUM])} seeds"
     panel.suptitle(f"Test loss of each task (mean of {seeds}, band: lowest to highest)")
     for k, ax in enumerate(panel.subplots(1, len(TASKS), sharey=True)):
-        for method in METHODS:
-            curves = torch.stack([torch.stack(run.losses)[:, k] for run in runs[method]])
-            _curve(ax, curves, method, INK if method == SINGLE else COLOURS[k])
+        for style, (method, of_seeds) in zip(STYLES, runs.items(), strict=True):
+            curves = torch.stack([torch.stack(run.losses)[:, k] for run in of_seeds])
+            _curve(ax, curves, style, INK if method == SINGLE else COLOURS[k])
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_locator(NullLocator())
         _frame(ax, [k])
-    handles = [Line2D([], [], color=INK, linestyle=STYLES[method], label=method) for method in METHODS]
-    panel.legend(handles=handles, loc="outside lower center", ncols=len(METHODS), frameon=False)
+    handles = [
+        Line2D([], [], color=INK, linestyle=style, label=method) for style, method in zip(STYLES, runs, strict=True)
+    ]
+    panel.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 
 def _draw_cosines(panel: SubFigure, runs: dict[str, list[Run]]) -> None:
@@ -61,10 +63,12 @@ def _draw_cosines(panel: SubFigure, runs: dict[str, list[Run]]) -> None:
         ax.axhspan(-1, 0, color=CONFLICT, zorder=0)
         ax.set_ylim(-0.3, 1)
         notes = []
-        for method in (SUM, PCGRAD):
-            cosines = torch.stack([torch.stack(run.cosines)[:, i, j] for run in runs[method]])
-            negative = torch.stack([torch.stack(run.conflicts)[:, i, j] for run in runs[method]]).mean()
-            _curve(ax, cosines, method, INK, first=1)
+        for style, (method, of_seeds) in zip(STYLES, runs.items(), strict=True):
+            if method == SINGLE:
+                continue
+            cosines = torch.stack([torch.stack(run.cosines)[:, i, j] for run in of_seeds])
+            negative = torch.stack([torch.stack(run.conflicts)[:, i, j] for run in of_seeds]).mean()
+            _curve(ax, cosines, style, INK, first=1)
             notes.append(f"{method}: {negative:.0%} of steps < 0")
         corner = {"ha": "right", "va": "top", "transform": ax.transAxes}
         ax.text(1, 0.98, "\n".join(notes), color=INK, fontsize=8, **corner)
@@ -106,10 +110,10 @@ def _halves(images: Tensor) -> Tensor:
     return torch.cat([images[:, 0], line, images[:, 1]], dim=2)[:EXAMPLES]
 
 
-def _curve(ax: Axes, curves: Tensor, method: str, colour: str, first: int = 0) -> None:
+def _curve(ax: Axes, curves: Tensor, style: str, colour: str, first: int = 0) -> None:
     """Mean and range of the seeds' curves, [seeds, epochs]."""
     epochs = range(first, first + curves.shape[1])
-    ax.plot(epochs, curves.mean(0).numpy(), STYLES[method], color=colour)
+    ax.plot(epochs, curves.mean(0).numpy(), style, color=colour)
     low, high = curves.amin(0).numpy(), curves.amax(0).numpy()
     ax.fill_between(epochs, low, high, color=colour, alpha=0.12, linewidth=0)
 

@@ -1,4 +1,4 @@
-"""Two overlaid digits, four tasks: each task alone, the sum of the task gradients, and PCGrad."""
+"""Two overlaid digits, four tasks: each task alone, the sum of the task gradients, and a method, PCGrad at first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 import typer
-from experiment import METHODS, PCGRAD, SUM, experiment
+from experiment import SUM, experiment
 from figure import save
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +18,13 @@ PICTURE = Path(__file__).parent / "digits.png"
 
 
 def run(
-    seeds: int = 3, epochs: int = 30, out: Path | None = None, progress: bool = False, device: str = "cpu"
+    seeds: int = 3,
+    epochs: int = 30,
+    out: Path | None = None,
+    progress: bool = False,
+    device: str = "cpu",
+    aggregator: str = "PCGrad",
+    weighting: str | None = None,
 ) -> dict[str, dict[str, list[float]]]:
     """Trains every method on every seed.
 
@@ -28,6 +34,8 @@ def run(
         out: where the picture goes; None: no picture.
         progress: show a progress bar.
         device: where to train.
+        aggregator: of the method to compare, by name.
+        weighting: of its losses, by name, or None.
 
     Returns:
         method -> task -> its test metric for each seed.
@@ -36,14 +44,14 @@ def run(
     # A second thread gains this small a network little, and costs it a lot where other work uses the cores.
     torch.set_num_threads(1)
     try:
-        runs = experiment(seeds, epochs, device, progress)
+        runs = experiment(aggregator, weighting, seeds, epochs, device, progress)
     finally:
         torch.set_num_threads(threads)
     if out is not None:
         save(runs, out)
     return {
-        method: {task.name: [trained.metrics[k] for trained in runs[method]] for k, task in enumerate(TASKS)}
-        for method in METHODS
+        method: {task.name: [trained.metrics[k] for trained in of_seeds] for k, task in enumerate(TASKS)}
+        for method, of_seeds in runs.items()
     }
 
 
@@ -60,13 +68,14 @@ def comparison(metrics: dict[str, dict[str, list[float]]]) -> Table:
     table = Table(title=f"Test metrics, mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}")
     table.caption = " · ".join(f"{task.name}: {task.metric_name}" for task in TASKS)
     table.add_column("task", no_wrap=True)
-    for method in (*METHODS, f"{PCGRAD} - {SUM}"):
+    compared = list(metrics)[-1]
+    for method in (*metrics, f"{compared} - {SUM}"):
         table.add_column(method, justify="right", no_wrap=True)
     for task in TASKS:
-        values = [metrics[method][task.name] for method in METHODS]
-        pairs = zip(metrics[PCGRAD][task.name], metrics[SUM][task.name], strict=True)
+        values = [of_tasks[task.name] for of_tasks in metrics.values()]
+        pairs = zip(metrics[compared][task.name], metrics[SUM][task.name], strict=True)
         # Seed by seed: both started from the same weights and saw the same batches.
-        difference = [pcgrad - plain for pcgrad, plain in pairs]
+        difference = [one - plain for one, plain in pairs]
         arrow = "↑" if task.higher_is_better else "↓"
         cells = [*map(_spread, values), _spread(difference, sign="+")]
         table.add_row(f"{task.name} {arrow}", *cells)
@@ -83,10 +92,12 @@ def main(
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 30,
     out: Annotated[Path, typer.Option(help="Where to save the picture.")] = PICTURE,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")] = "cpu",
+    aggregator: Annotated[str, typer.Option(help="Of the method to compare; `mtlfast methods` lists them.")] = "PCGrad",
+    weighting: Annotated[str | None, typer.Option(help="Of its losses; `mtlfast methods` lists them.")] = None,
 ) -> None:
-    """Two overlaid digits, four tasks: each task alone, the sum of the task gradients, and PCGrad."""
+    """Two overlaid digits, four tasks: each task alone, the sum of the task gradients, and a method to compare."""
     console = Console()
-    console.print(comparison(run(seeds, epochs, out, progress=True, device=device)))
+    console.print(comparison(run(seeds, epochs, out, True, device, aggregator, weighting)))
     console.print(f"Picture: {out}")
 
 

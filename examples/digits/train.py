@@ -13,6 +13,7 @@ from torch import Tensor
 
 import mtlfast
 from mtlfast.aggregation import Aggregator
+from mtlfast.weighting import FAMO, LossWeighting
 
 BATCH = 100
 LEARNING_RATE = 3e-3
@@ -47,6 +48,7 @@ def train(
     seed: int,
     epochs: int,
     tick: Callable[[], object],
+    weighting: LossWeighting | None = None,
 ) -> Run:
     """Trains a fresh network on K tasks and tests it after each epoch.
 
@@ -57,6 +59,7 @@ def train(
         seed: of the initial weights and of the batches.
         epochs: each shows every training digit once on the left and once on the right.
         tick: called after each epoch.
+        weighting: of the losses; after each epoch it is told how well the tasks do, exp(-training loss).
 
     Returns:
         The history and the last test outputs.
@@ -64,25 +67,40 @@ def train(
     train_digits, test_digits = digits
     torch.manual_seed(seed)
     network = Network(tasks).to(train_digits.images.device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    learned = [] if weighting is None else list(weighting.parameters())
+    optimizer = torch.optim.Adam([*network.parameters(), *learned], lr=LEARNING_RATE)
     pairs = torch.Generator().manual_seed(seed)
     run = Run(_test_canvases(test_digits, seed))
     _evaluate(network, tasks, run)
     for _ in range(epochs):
-        cosines = []
+        cosines, seen = [], []
         for batch in epoch(train_digits, BATCH, pairs):
             outputs = network(batch.canvas)
             losses = [task.loss(output, batch) for task, output in zip(tasks, outputs, strict=True)]
             optimizer.zero_grad()
-            result = mtlfast.backward(losses, aggregator, shared=network.trunk.parameters(), diagnostics=True)
+            result = mtlfast.backward(
+                losses, aggregator, shared=network.trunk.parameters(), weighting=weighting, diagnostics=True
+            )
             optimizer.step()
             cosines.append(result.cosines)
+            seen.append(result.losses)
+            if isinstance(weighting, FAMO):
+                weighting.update(losses=_losses(network, tasks, batch))
+        if weighting is not None and not isinstance(weighting, FAMO):
+            weighting.update(metrics=(-torch.stack(seen).mean(0)).exp())
         in_epoch = torch.stack(cosines).cpu()
         run.cosines.append(in_epoch.mean(0))
         run.conflicts.append((in_epoch < 0).double().mean(0))
         _evaluate(network, tasks, run)
         tick()
     return run
+
+
+@torch.no_grad()
+def _losses(network: Network, tasks: Sequence[Task], batch: Canvases) -> Tensor:
+    """[K], of the network as it is now."""
+    outputs = network(batch.canvas)
+    return torch.stack([task.loss(output, batch) for task, output in zip(tasks, outputs, strict=True)])
 
 
 @torch.no_grad()

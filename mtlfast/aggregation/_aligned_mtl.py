@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from mtlfast._settings import Choice
 from mtlfast.aggregation._preferences import Preferring
-from mtlfast.aggregation._settings import Choice
 from mtlfast.aggregation._solved import Step
 
 SCALE_MODES = ("min", "median", "rmse")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtlfast import ops
+from mtlfast._exact_state import ExactState
 from mtlfast.aggregation._reads import Reads
 from mtlfast.task_gradients import TaskGradients
 
 
-class Aggregator(nn.Module, ABC):
+class Aggregator(ExactState, ABC):
     """Task gradients in, one update direction out.
 
     `aggregator(grads)` takes `TaskGradients` and returns T tensors; `aggregator(matrix)` takes a Jacobian [K, P] and
@@ -69,18 +70,6 @@ class Aggregator(nn.Module, ABC):
             elif name == "state":
                 self._buffers[name] = None
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Aggregator:
-        # State stays float64: `.to(dtype)` and `.half()` move it, and must not round it.
-        exact = {
-            name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()
-        }
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in exact.items():
-            moved = self._buffers[name]
-            if moved is not None and moved.dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(moved.device)
-        return self
 
 
 class GramAggregator(Aggregator):

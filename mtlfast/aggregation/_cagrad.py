@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mtlfast.aggregation._settings import Choice, Real
+from mtlfast._settings import Choice, Real
 from mtlfast.aggregation._solved import SolvedAggregator, Step
 
 

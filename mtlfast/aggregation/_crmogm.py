@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlfast._settings import Real
 from mtlfast.aggregation._base import GramAggregator
 from mtlfast.aggregation._reads import Reads
-from mtlfast.aggregation._settings import Real
 from mtlfast.aggregation._solved import grown
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mtlfast._settings import Real
 from mtlfast.aggregation._preferences import Preferring
-from mtlfast.aggregation._settings import Real
 from mtlfast.aggregation._solved import Step
 
 

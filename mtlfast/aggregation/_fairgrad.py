@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mtlfast._settings import Real
 from mtlfast.aggregation._grad_scale import Unscaled
-from mtlfast.aggregation._settings import Real
 from mtlfast.aggregation._solved import Step
 
 

@@ -10,7 +10,7 @@ class IMTLG(SolvedAggregator):
 
     w = v / sum v with v = G^+ d for the gradients' norms d: Quinton and Rey's form ("Jacobian Descent for
     Multi-Objective Optimization", 2024), which extends to gradients that depend on each other, of Liu et al., "Towards
-    Impartial Multi-task Learning" (ICLR 2021), Equation 6. Where sum v is negative, on strongly conflicting gradients,
+    Impartial Multi-task Learning" (ICLR 2021). Where sum v is negative, on strongly conflicting gradients,
     the update ascends every task; where it is zero up to `rtol`, the update is zero.
 
     Precision: cond(G) = cond(J)^2. It is the unit gradients' condition that counts, so that tasks may differ in length

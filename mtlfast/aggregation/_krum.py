@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtlfast.aggregation._settings import Whole
+from mtlfast._settings import Whole
 from mtlfast.aggregation._solved import SolvedAggregator, Step
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from mtlfast.aggregation._settings import Choice, Real, Setting, Whole
+from mtlfast._settings import Choice, Real, Setting, Whole
 from mtlfast.aggregation._solved import SolvedAggregator, Step
 
 NORMS = ("none", "l2", "loss", "loss+")

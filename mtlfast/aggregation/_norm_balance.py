@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mtlfast._settings import Real, Setting
 from mtlfast.aggregation._grad_scale import Unscaled
 from mtlfast.aggregation._reads import Reads
-from mtlfast.aggregation._settings import Real, Setting
 from mtlfast.aggregation._solved import SolvedAggregator, Step
 from mtlfast.aggregation._typical_norm import TypicalNorm, typical_norm
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mtlfast.aggregation._settings import Real
+from mtlfast._settings import Real
 from mtlfast.aggregation._solved import SolvedAggregator, Step
 
 

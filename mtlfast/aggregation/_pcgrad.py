@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mtlfast._settings import Choice
 from mtlfast.aggregation._random_order import RandomOrder
-from mtlfast.aggregation._settings import Choice
 from mtlfast.aggregation._solved import SolvedAggregator, Step
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtlfast._settings import Choice
 from mtlfast.aggregation._base import GramAggregator
-from mtlfast.aggregation._settings import Choice
 
 
 class Drawing(GramAggregator):

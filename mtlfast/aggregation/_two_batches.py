@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mtlfast._settings import Real, Whole
 from mtlfast.aggregation._preferences import Preferring
-from mtlfast.aggregation._settings import Real, Whole
 from mtlfast.aggregation._solved import SolvedAggregator, Step
 from mtlfast.task_gradients import TaskGradients
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtlfast.aggregation._settings import Setting
+from mtlfast._settings import Setting
 from mtlfast.aggregation._solved import Step
 
 NAMES = ("mean", "geometric", "harmonic", "min", "max", "median")  # as TypicalNorm in csrc/solve/norms.h

@@ -1,0 +1,121 @@
+"""Weights that no loss changes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mtlfast._settings import Real
+from mtlfast.weighting._base import LossWeighting, Weighted, shares
+
+
+class Sum(LossWeighting):
+    """The sum of the present tasks' losses; also called `Equal`."""
+
+    def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
+        """Their sum."""
+        return values.sum()
+
+
+class Mean(LossWeighting):
+    """The mean of the present tasks' losses."""
+
+    def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
+        """Their mean."""
+        return values.mean()
+
+
+class _OfEachTask(Weighted):
+    """A method with a fixed number for each task."""
+
+    task_weights: Tensor
+
+    def __init__(self, what: str, numbers: Tensor) -> None:
+        if not isinstance(numbers, Tensor) or numbers.dim() != 1 or len(numbers) == 0:
+            got = f"has shape {list(numbers.shape)}" if isinstance(numbers, Tensor) else f"is {numbers!r}"
+            raise ValueError(f"{type(self).__name__}: {what} {got}, expected a tensor [n]")
+        super().__init__(len(numbers))
+        self.register_buffer("task_weights", numbers.detach().double().clone())
+
+
+class Constant(_OfEachTask):
+    """Fixed weights: sum_k w_k L_k.
+
+    Args:
+        weights: [n], one for each task.
+
+    Raises:
+        ValueError: `weights` is no such tensor.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        """See the class."""
+        super().__init__("weights", weights)
+
+    def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
+        """Theirs; an absent task's goes unused."""
+        return self._of(self.task_weights, tasks)
+
+
+class _BySampleSize(_OfEachTask):
+    def __init__(self, sample_sizes: Tensor) -> None:
+        super().__init__("sample_sizes", sample_sizes)
+        if not bool((self.task_weights >= 1).all()):
+            raise ValueError(
+                f"{type(self).__name__}: sample_sizes is {sample_sizes.tolist()}, expected numbers of at least 1"
+            )
+
+
+class InverseSampleSize(_BySampleSize):
+    """Tasks with less data weigh more: w_k = n_k^-beta, times what makes the present tasks' add up to K.
+
+    Args:
+        sample_sizes: [n] the tasks' numbers of samples.
+        beta: 0: all the same; 1: every sample of a task that is drawn as often as it is large counts for its task.
+
+    Raises:
+        ValueError: a number is below 1, or `beta` is negative.
+    """
+
+    beta = Real(0)
+
+    def __init__(self, sample_sizes: Tensor, beta: float = 1.0) -> None:
+        """See the class."""
+        super().__init__(sample_sizes)
+        self.beta = beta
+
+    def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
+        """They add up to K."""
+        return shares(self._of(self.task_weights, tasks) ** -self.beta, len(tasks))
+
+
+class ClassBalanced(_BySampleSize):
+    """Weights by the effective number of samples: w_k = (1 - beta) / (1 - beta^n_k), scaled to add up to K.
+
+    Cui et al., "Class-Balanced Loss Based on Effective Number of Samples" (CVPR 2019), with tasks in the place of
+    classes.
+
+    Args:
+        sample_sizes: [n] the tasks' numbers of samples.
+        beta: 0: all the same; towards 1: the inverse sample size.
+
+    Raises:
+        ValueError: a number is below 1, or `beta` not in [0, 1).
+    """
+
+    paper = "Cui et al., CVPR 2019"
+    beta = Real(0, 1, most_itself=False)
+
+    def __init__(self, sample_sizes: Tensor, beta: float = 0.9999) -> None:
+        """See the class."""
+        super().__init__(sample_sizes)
+        self.beta = beta
+
+    def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
+        """They add up to K."""
+        sizes = self._of(self.task_weights, tasks)
+        # 1 - beta^n without the cancellation that 1 - beta near 0 would bring.
+        effective = -torch.expm1(sizes * math.log(self.beta)) if self.beta > 0 else torch.ones_like(sizes)
+        return shares((1 - self.beta) / effective, len(tasks))

@@ -1,0 +1,69 @@
+"""GO4Align."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtlfast._settings import Real, Whole
+from mtlfast.weighting._base import OfPositive, Weighted, shares
+
+
+class GO4Align(OfPositive, Weighted):
+    """Gives groups of tasks that advance alike one weight.
+
+    Each task's indicator is (sum_j L_j / L_k) p_k, where the risks p, which add up to 1, are multiplied by exp(-eta L)
+    at each step; tasks are grouped by k-means on the indicators, and each has its group's mean. Shen et al.,
+    "GO4Align: Group Optimization for Multi-Task Alignment" (NeurIPS 2024).
+
+    Args:
+        num_tasks: n.
+        num_groups: of tasks; 1: all have the mean weight; n: each its own.
+        eta: step size of the risks.
+
+    Raises:
+        ValueError: an argument is outside of its range; on the CPU, a loss is not positive.
+
+    State: n numbers. The groups start at evenly spread indicators and move 20 times.
+    """
+
+    paper = "Shen et al., NeurIPS 2024"
+    keeps = "n risks"
+    num_groups = Whole(1)
+    eta = Real(0)
+    risks: Tensor
+
+    def __init__(self, num_tasks: int, num_groups: int = 2, eta: float = 1e-4) -> None:
+        """See the class."""
+        super().__init__(num_tasks)
+        self.num_groups = num_groups
+        self.eta = eta
+        self._keep_buffer("risks", num_tasks, fill=1 / num_tasks)
+
+    def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
+        """Each task's group's mean indicator."""
+        risks = self._of(self.risks, tasks)
+        held = risks.sum()  # what the present tasks have of the whole
+        risks = shares(risks * (-self.eta * values).exp(), 1.0)
+        self._move(self.risks, tasks, held * risks, when=values.isfinite().all())
+        return grouped(values.sum() / values * risks, min(self.num_groups, len(tasks)))
+
+    def reset(self) -> None:
+        """Forgets the risks."""
+        super().reset()
+        self.risks.fill_(1 / len(self.risks))
+
+
+def grouped(values: Tensor, num_groups: int) -> Tensor:
+    """Each of K numbers replaced by its group's mean, by k-means in one dimension."""
+    ordered = values.sort().values
+    last = len(values) - 1
+    spread = [round(group * last / max(1, num_groups - 1)) for group in range(num_groups)]
+    centres = torch.stack([ordered[place] for place in spread]) if num_groups > 1 else values.mean().reshape(1)
+    for _ in range(20):
+        member = (values[:, None] - centres).abs().argmin(dim=1)
+        belongs = member[:, None] == torch.arange(num_groups, device=values.device)
+        counts = belongs.sum(dim=0)
+        means = (belongs * values[:, None]).sum(dim=0) / counts.clamp(min=1)
+        centres = torch.where(counts > 0, means, centres)
+    return centres[member]

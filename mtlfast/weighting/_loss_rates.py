@@ -1,0 +1,212 @@
+"""Weights from how fast the losses fall."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtlfast._settings import Choice, Real, Setting, Whole
+from mtlfast.weighting._base import Losses, OfPositive, Weighted, shares
+
+
+class OptionalWindow(Setting["int | None"]):
+    """A positive number of calls, or None."""
+
+    expected = "an integer of at least 1 or None"
+
+    def holds(self, value: object) -> bool:
+        """Is it?"""
+        return value is None or Whole(1).holds(value)
+
+
+class DWA(Weighted):
+    """Tasks whose loss falls slowly weigh more: w_k = K softmax_k(r_k / T) with r_k = L_k(t-1) / L_k(t-2).
+
+    L_k(t) is the loss's mean over epoch t, or over a window of calls. Liu et al., "End-to-End Multi-Task Learning with
+    Attention" (CVPR 2019). Until a task has two means, its rate counts as 1. Also called
+    `DynamicWeightAverage`.
+
+    Args:
+        num_tasks: n.
+        temperature: T; the larger, the more alike the weights.
+        window: None: an epoch ends at `update()`; else after so many calls.
+
+    Raises:
+        ValueError: an argument is outside of its range.
+
+    State: 4 n + 1 numbers. Feedback: `update()` at an epoch's end, or `update(losses=...)` with its mean losses.
+    """
+
+    paper = "Liu et al., CVPR 2019"
+    keeps = "4 n losses and counts"
+    temperature = Real(0, least_itself=False)
+    window = OptionalWindow()
+    sums: Tensor
+    counts: Tensor
+    calls: Tensor
+    last: Tensor
+    before_last: Tensor
+
+    def __init__(self, num_tasks: int, temperature: float = 2.0, window: int | None = None) -> None:
+        """See the class."""
+        super().__init__(num_tasks)
+        self.temperature = temperature
+        self.window = window
+        for name in ("sums", "counts"):
+            self._keep_buffer(name, num_tasks)
+        self._keep_buffer("calls", dtype=torch.int64)
+        for name in ("last", "before_last"):
+            self._keep_buffer(name, num_tasks, fill=torch.nan)
+
+    def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
+        """They add up to K."""
+        rates = (self._of(self.last, tasks) / self._of(self.before_last, tasks)).nan_to_num(nan=1.0)
+        weights = len(tasks) * (rates / self.temperature).softmax(dim=0)
+        finite = values.isfinite()
+        self._move(self.sums, tasks, self._of(self.sums, tasks) + values, when=finite)
+        self._move(self.counts, tasks, self._of(self.counts, tasks) + 1, when=finite)
+        if self.window is not None and self.training:
+            self.calls += 1
+            self._roll(self.sums / self.counts, self.calls >= self.window)
+        return weights
+
+    @torch.no_grad()
+    def update(
+        self, *, losses: Losses | None = None, norms: Tensor | None = None, metrics: Losses | None = None
+    ) -> None:
+        """Ends an epoch, with its mean losses as they were seen, or with those given."""
+        means = self.sums / self.counts
+        if losses is not None:
+            given, tasks = self._gather(losses)
+            means = torch.full_like(self.sums, torch.nan)
+            for task, value in zip(tasks, given.detach().to(means).unbind(), strict=True):
+                means[task] = value
+        self._roll(means, torch.ones_like(self.calls, dtype=torch.bool))
+
+    def step(self) -> None:
+        """Ends an epoch; `update()` under the name that torchjd.scalarization gives it."""
+        self.update()
+
+    def _roll(self, means: Tensor, when: Tensor) -> None:
+        """Where `when` holds: the epoch's means become the last ones, for tasks that were there."""
+        ended = when & means.isfinite()
+        self.before_last.copy_(torch.where(ended, self.last, self.before_last))
+        self.last.copy_(torch.where(ended, means, self.last))
+        for sums in (self.sums, self.counts):
+            sums.copy_(torch.where(when, 0.0, sums))
+        self.calls.copy_(torch.where(when, 0, self.calls))
+
+    def reset(self) -> None:
+        """Forgets the losses."""
+        for buffer in (self.sums, self.counts, self.calls):
+            buffer.zero_()
+        for buffer in (self.last, self.before_last):
+            buffer.fill_(torch.nan)
+
+
+class SoftAdapt(Weighted):
+    """Tasks whose loss rises, or falls the least, weigh more: w_k = softmax_k(beta s_k), s_k = L_k(t) - L_k(t-1).
+
+    Heydari et al., "SoftAdapt: Techniques for Adaptive Loss Weighting of Neural Networks with Multi-Part Loss
+    Functions" (2019). At a task's first step s_k = 0.
+
+    Args:
+        num_tasks: n.
+        beta: positive: the worst task first; negative: the best one first.
+        variant: "original"; "normalized": s is divided by sum_k |s_k|; "loss_weighted": w_k is multiplied by L_k, and
+            all divided by their sum.
+
+    Raises:
+        ValueError: `variant` is not one of these.
+
+    State: n numbers.
+    """
+
+    paper = "Heydari et al., 2019"
+    keeps = "n losses"
+    beta = Real()
+    variant = Choice("original", "normalized", "loss_weighted")
+    last: Tensor
+
+    def __init__(self, num_tasks: int, beta: float = 0.1, variant: str = "original") -> None:
+        """See the class."""
+        super().__init__(num_tasks)
+        self.beta = beta
+        self.variant = variant
+        self._keep_buffer("last", num_tasks, fill=torch.nan)
+
+    def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
+        """They add up to 1."""
+        slopes = (values - self._of(self.last, tasks)).nan_to_num(nan=0.0)
+        self._move(self.last, tasks, values, when=values.isfinite())
+        if self.variant == "normalized":
+            total = slopes.abs().sum()
+            slopes = torch.where(total > 0, slopes / total, slopes)
+        weights = (self.beta * slopes).softmax(dim=0)
+        return shares(weights * values, 1.0) if self.variant == "loss_weighted" else weights
+
+    def reset(self) -> None:
+        """Forgets the losses."""
+        self.last.fill_(torch.nan)
+
+
+class ReLoBRaLo(OfPositive, Weighted):
+    """Relative loss balancing with random lookback: losses that fell less, since the last step or the first, lead.
+
+    With b(t, t') = K softmax_k(L_k(t) / (tau L_k(t'))):  w(t) = alpha (r w(t-1) + (1 - r) b(t, 0)) +
+    (1 - alpha) b(t, t-1), where r is 1 with probability beta and else 0. Bischof and Kraus, "Multi-Objective Loss
+    Balancing for Physics-Informed Deep Learning" (2021). At a task's first step its weight is 1.
+
+    Args:
+        num_tasks: n.
+        alpha: how much of the old weights stays.
+        beta: how often those are the last step's, not the ones that the first step's losses give.
+        tau: temperature; the larger, the more alike the weights.
+
+    Raises:
+        ValueError: an argument is outside of its range; on the CPU, a loss is not positive.
+
+    State: 3 n numbers. r is drawn by torch's global generator of the losses' device.
+    """
+
+    paper = "Bischof and Kraus, 2021"
+    keeps = "3 n losses and weights"
+    alpha = Real(0, 1)
+    beta = Real(0, 1)
+    tau = Real(0, least_itself=False)
+    first: Tensor
+    last: Tensor
+    last_weights: Tensor
+
+    def __init__(self, num_tasks: int, alpha: float = 0.95, beta: float = 0.99, tau: float = 1.0) -> None:
+        """See the class."""
+        super().__init__(num_tasks)
+        self.alpha = alpha
+        self.beta = beta
+        self.tau = tau
+        for name in ("first", "last"):
+            self._keep_buffer(name, num_tasks, fill=torch.nan)
+        self._keep_buffer("last_weights", num_tasks, fill=1.0)
+
+    def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
+        """They add up to K."""
+        first, last, before = (self._of(state, tasks) for state in (self.first, self.last, self.last_weights))
+        new = first.isnan()
+        first, last = torch.where(new, values, first), torch.where(new, values, last)
+        look_back = torch.rand((), dtype=values.dtype, device=values.device) >= self.beta
+        old = torch.where(look_back, self._balance(values, first), before)
+        weights = self.alpha * old + (1 - self.alpha) * self._balance(values, last)
+        finite = values.isfinite().all()
+        for state, now in ((self.first, first), (self.last, values), (self.last_weights, weights)):
+            self._move(state, tasks, now, when=finite)
+        return weights
+
+    def _balance(self, values: Tensor, reference: Tensor) -> Tensor:
+        return len(values) * (values / (self.tau * reference)).softmax(dim=0)
+
+    def reset(self) -> None:
+        """Forgets losses and weights."""
+        super().reset()
+        for buffer in (self.first, self.last):
+            buffer.fill_(torch.nan)
+        self.last_weights.fill_(1.0)
