@@ -37,9 +37,7 @@ def test_any_optimizer_and_a_schedule_for_each_task(optimizer):
     assert [group["name"] for group in groups] == ["shared", "task 0", "task 1"]
     assert "weight_decay" not in groups[0]
     optimizer = optimizer(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, [lambda t: 1.0, lambda t: 0.5**t, lambda t: float(t < 2)]
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda t: 1.0, lambda t: 0.5**t, lambda t: float(t < 2)])
     rates = []
     for _ in range(3):
         rates.append([group["lr"] for group in optimizer.param_groups])
@@ -71,11 +69,11 @@ def test_bad_arguments():
         given = {"shared": model.trunk, "tasks": {"depth": model.depth}, "lr": 0.1}
         return parameter_groups(model, **{**given, **changes})
 
-    with pytest.raises(ValueError, match="parameter_groups: trunk.weight is in 'shared' and 'depth', expected"):
+    with pytest.raises(ValueError, match=r"parameter_groups: trunk.weight is in 'shared' and 'depth', expected"):
         groups(tasks={"depth": [model.depth.weight, model.trunk.weight]})
-    with pytest.raises(ValueError, match="parameter_groups: a parameter of 'depth' is not the model's"):
+    with pytest.raises(ValueError, match=r"parameter_groups: a parameter of 'depth' is not the model's"):
         groups(tasks={"depth": nn.Linear(2, 2)})
-    with pytest.raises(ValueError, match="parameter_groups: lr has 'heads', expected one of .*'depth', 'rest'"):
+    with pytest.raises(ValueError, match=r"parameter_groups: lr has 'heads', expected one of .*'depth', 'rest'"):
         groups(lr={"default": 0.1, "heads": 0.2})
-    with pytest.raises(ValueError, match="parameter_groups: lr has nothing for 'depth', expected it or 'default'"):
+    with pytest.raises(ValueError, match=r"parameter_groups: lr has nothing for 'depth', expected it or 'default'"):
         groups(lr={"shared": 0.1})

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from weightings import WEIGHTINGS, feed, losses_at
 
@@ -157,6 +159,40 @@ def test_compiles_to_one_graph(name, device):
             assert torch.allclose(total, eager(values), rtol=1e-6)
         (gradient,) = torch.autograd.grad(total, values)
         assert gradient.isfinite().all()
+
+
+# name -> what the weights of K present tasks add up to
+SHARES = {
+    "Mean": lambda K: 1,
+    "InverseSampleSize": lambda K: K,
+    "ClassBalanced": lambda K: K,
+    "Random": lambda K: 1,
+    "InversePerformance": lambda K: K,
+    "DWA": lambda K: K,
+    "SoftAdapt": lambda K: 1,
+    "SoftAdapt, loss_weighted": lambda K: 1,
+    "FAMO": lambda K: 1,
+    "PriorityTask": lambda K: 1,
+}
+
+
+@pytest.mark.parametrize("name", SHARES)
+@settings(deadline=None, max_examples=50)
+@given(
+    history=st.lists(st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3), min_size=1, max_size=5),
+    absent=st.sampled_from([None, 0, 2]),
+)
+def test_weights_are_positive_shares_whatever_the_losses(name, history, absent):
+    made = WEIGHTINGS[name]()
+    for losses in history:
+        values = torch.tensor(losses, dtype=torch.float64, requires_grad=True)
+        total = made([value if k != absent else None for k, value in enumerate(values.unbind())])
+        (weights,) = torch.autograd.grad(total, values)
+        feed(made, 1)
+    present = 3 - (absent is not None)
+    assert weights.sum().item() == pytest.approx(SHARES[name](present), rel=1e-6)
+    assert (weights >= 0).all()
+    assert absent is None or weights[absent] == 0
 
 
 class NothingWaits(TorchDispatchMode):

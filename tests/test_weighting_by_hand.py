@@ -115,8 +115,9 @@ def test_soft_adapt():
     weighted = weighting.SoftAdapt(2, beta=0.5, variant="loss_weighted")
     weights_of(weighted, 4, 1)
     a, b = softmax(-1, 0.5)
-    assert weights_of(weighted, 2, 6) == pytest.approx([2 * (a2 := softmax(-1, 2.5)[0]) / (2 * a2 + 6 * (1 - a2)),
-                                                        6 * (1 - a2) / (2 * a2 + 6 * (1 - a2))])
+    assert weights_of(weighted, 2, 6) == pytest.approx(
+        [2 * (a2 := softmax(-1, 2.5)[0]) / (2 * a2 + 6 * (1 - a2)), 6 * (1 - a2) / (2 * a2 + 6 * (1 - a2))]
+    )
     assert a + b == pytest.approx(1)
 
 

@@ -46,12 +46,12 @@ struct FairPoint {
         squared += pull()[i];
         exponent = larger(exponent, std::fabs(log_c[i]) + std::fabs((1 - p) * x()[i]));
       }
+      team.sync();  // before what was read is changed
       if (!(squared > larger(rtol, kLeast) * sum * sum)) break;
       // Where gradients nearly cancel, a small residual says less: then one more step.
       const bool small = worst <= 4 * kExact * exponent;
       solved = small && (close || of_push <= 1e-11);
       close = small;
-      team.sync();  // before what was read is changed
       if (!solved && !step(team, b)) break;
     }
     for (int i = team.rank; i < n; i += team.size)
