@@ -97,7 +97,7 @@ def backward(
         grads = TaskGradients.from_rows(rows)
         if isinstance(aggregator, GramAggregator):
             weights, gram = aggregator.weigh(grads, need_gram=diagnostics, **context)
-            _write_combined(trunk, grads, weights, mine)
+            write_combined(trunk, grads, weights, mine)
         else:
             weights, gram = None, ops.gram(grads) if diagnostics else None
             directions = aggregator.aggregate(grads, **context)
@@ -215,7 +215,7 @@ def _exclusive(rows: Sequence[Sequence[Tensor | None]]) -> list[bool]:
     return alone
 
 
-def _write_combined(trunk: Sequence[Tensor], grads: TaskGradients, weights: Tensor, mine: Sequence[bool]) -> None:
+def write_combined(trunk: Sequence[Tensor], grads: TaskGradients, weights: Tensor, mine: Sequence[bool]) -> None:
     """`.grad` += w J for the shared parameters; where it is None, a task's own tensors become it if they may."""
     examples = [example for example in grads.examples() if example is not None]
     current = [parameter.grad for parameter in trunk if parameter.grad is not None]

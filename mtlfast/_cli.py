@@ -13,6 +13,7 @@ import mtlfast
 from mtlfast import _native
 from mtlfast._methods import methods_tables
 from mtlfast.bench.run import run_bench
+from mtlfast.compat import torchjd
 
 app = typer.Typer(help="Gradient surgery for multi-task learning.", no_args_is_help=True, add_completion=False)
 
@@ -37,6 +38,7 @@ def info() -> None:
             isa = str(error)
         rows["CPU kernels"] = f"{', '.join(facts['cpu_units'])}; in use: {isa}, {torch.get_num_threads()} threads"
         rows["CUDA kernels"] = _cuda_line(facts, native.cuda_facts())
+    rows["torchjd"] = torchjd.status()
     settings = {
         name: os.environ[name] for name in ("MTLFAST_REQUIRE_NATIVE", "MTLFAST_CPU_CAPABILITY") if name in os.environ
     }

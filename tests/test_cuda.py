@@ -45,7 +45,7 @@ def everything(grads: TaskGradients) -> list[Tensor]:
     order = torch.stack([torch.arange(1, K, device=grads.device).add(i).remainder(K) for i in range(K)])
     gram = ops.gram(grads)
     scaled = ops.scale_(copy_of(grads), weights)
-    results = [gram, ops.norms(grads), ops.solve(gram, "pcgrad", [0.0]), ops.flatten(grads)]
+    results = [gram, ops.norms(grads), ops.solve(gram, "pcgrad", [0.0, 0.0]), ops.flatten(grads)]
     results += [*ops.combine(grads, weights), *ops.combine(grads, torch.stack([weights, weights]), dtype=torch.float64)]
     return [*results, *scaled.flat(), *ops.project(grads, order).flat()]
 
@@ -130,7 +130,7 @@ def test_a_captured_surgery_works_on_new_data(num_tasks, dtype):
     def surgery() -> list[Tensor]:
         keys = torch.rand(num_tasks, num_tasks, dtype=torch.float64, device="cuda")
         gram = ops.gram(grads)
-        weights = ops.solve(gram, "pcgrad", [0.0], [keys])
+        weights = ops.solve(gram, "pcgrad", [0.0, 0.0], [keys])
         return [keys, gram, weights, *(x for x in ops.combine(grads, weights, out=given) if x is not None)]
 
     graph, static = capture(surgery)
@@ -142,7 +142,7 @@ def test_a_captured_surgery_works_on_new_data(num_tasks, dtype):
         graph.replay()
         replayed = [x.clone() for x in static]
         keys, gram = replayed[0], ops.gram(grads)
-        weights = ops.solve(gram, "pcgrad", [0.0], [keys])
+        weights = ops.solve(gram, "pcgrad", [0.0, 0.0], [keys])
         assert_same_bits(replayed, [keys, gram, weights, *(x for x in ops.combine(grads, weights) if x is not None)])
         drawn.append(keys)
     assert not torch.equal(*drawn)  # every replay draws an order of its own
@@ -205,7 +205,7 @@ def test_two_devices_are_both_named(here, there):
         "combine: out 0": lambda: ops.combine(grads, away.to(here), out=[torch.zeros(4, device=there)]),
         "scale_: factors": lambda: ops.scale_(grads, away),
         "project: order": lambda: ops.project(grads, order),
-        "solve: an input": lambda: ops.solve(gram, "pcgrad", [0.0], [gram.to(there)]),
+        "solve: an input": lambda: ops.solve(gram, "pcgrad", [0.0, 0.0], [gram.to(there)]),
     }
     for subject, call in calls.items():
         with pytest.raises(ValueError, match=f"^{subject} is on {there}, expected {here} as "):

@@ -37,7 +37,7 @@ def samples(dtype, device):
         ],
         "scale_": [([g for _, g in present], [k for k, _ in present], weights)],
         "solve": [
-            (gram, "pcgrad", [0.0], [torch.rand(3, 3, device=device)], None, None),
+            (gram, "pcgrad", [0.0, 0.0], [torch.rand(3, 3, device=device)], None, None),
             (gram, "pcgrad_coefficients", [], [], None, None),
         ],
     }
@@ -54,7 +54,7 @@ def test_opcheck(op, dtype, device):
 def surgery(rows, weights):
     grads = TaskGradients.from_rows(rows)
     gram = ops.gram(grads)
-    w = ops.solve(gram, "pcgrad", [0.0])
+    w = ops.solve(gram, "pcgrad", [0.0, 0.0])
     scaled = ops.combine(grads, w + weights)
     others = [ops.combine(grads, torch.stack([w, w]), dtype=to) for to in (None, *DTYPES)]
     return gram, ops.norms(grads), ops.flatten(grads), *scaled, *(x for other in others for x in other)

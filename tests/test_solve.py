@@ -52,18 +52,18 @@ def test_pcgrad_by_hand(device):
     gram = torch.tensor([[1.0, -1.0], [-1.0, 2.0]], dtype=torch.float64, device=device)
     expected = torch.tensor([[1.0, 0.5], [1.0, 1.0]], dtype=torch.float64, device=device)
     assert torch.allclose(ops.solve(gram, "pcgrad_coefficients"), expected)
-    assert torch.allclose(ops.solve(gram, "pcgrad", [0.0]), expected.sum(0))
-    assert torch.allclose(ops.solve(gram, "pcgrad", [1.0]), expected.mean(0))
+    assert torch.allclose(ops.solve(gram, "pcgrad", [0.0, 0.0]), expected.sum(0))
+    assert torch.allclose(ops.solve(gram, "pcgrad", [1.0, 0.0]), expected.mean(0))
 
 
 def test_groups_are_solved_alone_and_a_sick_one_harms_no_other(device):
     J = torch.randn(2, 3, 4, 6, dtype=torch.float64, device=device)
     gram = J @ J.mT
-    healthy = ops.solve(gram, "pcgrad", [0.0])
+    healthy = ops.solve(gram, "pcgrad", [0.0, 0.0])
     assert healthy.shape == (2, 3, 4)
-    assert torch.allclose(healthy[1, 2], ops.solve(gram[1, 2], "pcgrad", [0.0]))
+    assert torch.allclose(healthy[1, 2], ops.solve(gram[1, 2], "pcgrad", [0.0, 0.0]))
     gram[0, 1, 2, 2] = torch.inf
-    sick = ops.solve(gram, "pcgrad", [0.0])
+    sick = ops.solve(gram, "pcgrad", [0.0, 0.0])
     assert sick[0, 1].isnan().all()
     sick[0, 1] = healthy[0, 1]
     assert torch.equal(sick, healthy)
@@ -71,9 +71,9 @@ def test_groups_are_solved_alone_and_a_sick_one_harms_no_other(device):
 
 def test_zero_and_opposite_gradients(device):
     zero = torch.zeros(3, 3, dtype=torch.float64, device=device)
-    assert ops.solve(zero, "pcgrad", [0.0]).tolist() == [1.0, 1.0, 1.0]
+    assert ops.solve(zero, "pcgrad", [0.0, 0.0]).tolist() == [1.0, 1.0, 1.0]
     opposite = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64, device=device)
-    w = ops.solve(opposite, "pcgrad", [0.0])
+    w = ops.solve(opposite, "pcgrad", [0.0, 0.0])
     assert (w @ opposite @ w).item() == 0.0
 
 
@@ -100,7 +100,7 @@ def test_bad_input(gram, method, message):
 @pytest.mark.parametrize(
     ("method", "arguments", "message"),
     [
-        ("pcgrad", {}, "solve: pcgrad got 0 params, expected 1"),
+        ("pcgrad", {}, "solve: pcgrad got 0 params, expected 2"),
         ("mgda", {"params": [0.0, 1.0, 2.0]}, "solve: mgda got no input, expected one"),
         ("krum", {"params": [0.0, 1.0], "inputs": [torch.ones(3)]}, "solve: krum got 1 inputs, expected none"),
         (
@@ -118,9 +118,9 @@ def test_bad_input(gram, method, message):
             {"params": [0.1, 0.1], "state": torch.zeros(3, dtype=torch.float64), "tasks": [0, 1, 5]},
             "solve: modo got a state of 3 elements a group, expected at least 6",
         ),
-        ("pcgrad", {"params": [0.0], "tasks": [0, 1]}, "solve: got 2 tasks, expected 3 as gram has"),
-        ("pcgrad", {"params": [0.0], "tasks": [0, 1, -1]}, "solve: task -1, expected an index"),
-        ("pcgrad", {"params": [0.0], "tasks": [0, 1, 0]}, "solve: task 0 is there twice, expected each once"),
+        ("pcgrad", {"params": [0.0, 0.0], "tasks": [0, 1]}, "solve: got 2 tasks, expected 3 as gram has"),
+        ("pcgrad", {"params": [0.0, 0.0], "tasks": [0, 1, -1]}, "solve: task -1, expected an index"),
+        ("pcgrad", {"params": [0.0, 0.0], "tasks": [0, 1, 0]}, "solve: task 0 is there twice, expected each once"),
     ],
 )
 def test_arguments_that_a_solver_would_read_beyond(method, arguments, message):

@@ -9,11 +9,12 @@
 
 namespace mtlfast::solvers {
 
-// params: beta. inputs: keys [K, K], or none. state: f [n, n], of all tasks that the user has.
-// Worker r takes gradients r, r + size, ... and their rows of the state; zero gradients have no cosine.
+// params: beta; eps, an absolute number that TorchJD adds to denominators, or 0. inputs: keys [K, K], or none. state: f
+// [n, n], of all tasks that the user has. Worker r takes gradients r, r + size, ... and their rows of the state; zero
+// gradients have no cosine.
 struct GradVac : Method {
   static constexpr const char* name = "gradvac";
-  static constexpr int num_params = 1;
+  static constexpr int num_params = 2;
   static int input_size(int K) { return K * K; }
   static int64_t state_size(int known) { return known * known; }
   static constexpr double kLeast = 1e-8;  // added to sqrt(1 - f^2), which is 0 for gradients that were always parallel
@@ -24,7 +25,7 @@ struct GradVac : Method {
     const int K = p.num_tasks;
     int known = 0;
     while (known * known < p.state_size) ++known;
-    const double beta = p.params[0];
+    const double beta = p.params[0], eps = p.params[1], least = eps > 0 ? 0 : kLeast;
     for (int i = team.rank; i < K; i += team.size) {
       double *c = p.scratch + i * K, *products = p.scratch + (K + i) * K;  // products: of c J with each gradient
       for (int k = 0; k < K; ++k) {
@@ -36,12 +37,12 @@ struct GradVac : Method {
         const double norm = std::sqrt(larger(dot(products, c, K), 0)), norm_j = std::sqrt(p.gram[j * K + j]);
         if (!(norm > 0 && norm_j > 0)) continue;
         double& target = p.state[p.task(i) * known + p.task(j)];
-        double cosine = products[j] / (norm * norm_j);
+        double cosine = products[j] / (norm * norm_j + eps);
         if (std::fabs(cosine) > 1) cosine = cosine > 0 ? 1 : -1;  // rounding, where little is left of the gradient
         if (cosine < target) {
           const double sine = std::sqrt(larger(1 - cosine * cosine, 0));
           const double target_sine = std::sqrt(larger(1 - target * target, 0));
-          const double step = norm * (target * sine - cosine * target_sine) / (norm_j * (target_sine + kLeast));
+          const double step = norm * (target * sine - cosine * target_sine) / (norm_j * (target_sine + least) + eps);
           c[j] += step;
           for (int k = 0; k < K; ++k) products[k] += step * p.gram[j * K + k];
         }

@@ -16,13 +16,15 @@ struct PCGradCoefficients : Method {
   static int input_size(int K) { return K * K; }
   static constexpr bool square = true;
 
+  // `itself`: each gradient meets itself too, as it was, as public code has it; with three tasks or more that can
+  // matter.
   template <class Team>
-  MTLFAST_HD static void project(Team team, const Problem& p, double* coefficients) {
+  MTLFAST_HD static void project(Team team, const Problem& p, double* coefficients, bool itself = false) {
     const int K = p.num_tasks;
     for (int i = team.rank; i < K; i += team.size) {
       double* c = coefficients + i * K;
       for (int k = 0; k < K; ++k) c[k] = k == i;
-      const Order order = Order::of(p, i);
+      const Order order = Order::of(p, i, itself);
       for (int j = order.next(-1); j >= 0; j = order.next(j)) {
         const double product = dot(p.gram + j * K, c, K);
         if (product < 0) c[j] -= product / p.gram[j * K + j];
@@ -37,17 +39,17 @@ struct PCGradCoefficients : Method {
   }
 };
 
-// w [K] = column sums of C, divided by K where params[0] (mean) is set.
+// w [K] = column sums of C. params: divide by K? does each gradient meet itself too?
 struct PCGrad : Method {
   static constexpr const char* name = "pcgrad";
-  static constexpr int num_params = 1;
+  static constexpr int num_params = 2;
   static int input_size(int K) { return K * K; }
   static int64_t scratch_size(int K) { return K * K; }
 
   template <class Team>
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     const int K = p.num_tasks;
-    PCGradCoefficients::project(team, p, p.scratch);
+    PCGradCoefficients::project(team, p, p.scratch, p.params[1] != 0);
     sum_columns(team, K, K, p.scratch, p.out);
     if (p.params[0] != 0)
       for (int k = team.rank; k < K; k += team.size) p.out[k] /= static_cast<double>(K);  // each its own

@@ -46,8 +46,8 @@ class GradVac(RandomOrder, SolvedAggregator):
         self.beta = beta
 
     def params(self, step: Step) -> list[float]:
-        """Beta."""
-        return [self.beta]
+        """Beta, and no absolute epsilon."""
+        return [self.beta, 0.0]
 
     def inputs(self, step: Step) -> list[Tensor]:
         """The order's keys."""

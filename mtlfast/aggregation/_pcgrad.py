@@ -45,8 +45,8 @@ class PCGrad(RandomOrder, SolvedAggregator):
         self.reduction = reduction
 
     def params(self, step: Step) -> list[float]:
-        """Divide by K?"""
-        return [float(self.reduction == "mean")]
+        """Divide by K? And no gradient meets itself."""
+        return [float(self.reduction == "mean"), 0.0]
 
     def inputs(self, step: Step) -> list[Tensor]:
         """The order's keys."""

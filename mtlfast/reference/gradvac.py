@@ -9,8 +9,9 @@ from mtlfast.reference.group import Group
 
 
 def gradvac(group: Group) -> Tensor:
-    """Weights [K]; params: beta; state: the pairs' running cosines [n * n]."""
-    beta = group.params[0]
+    """Weights [K]; params: beta, eps; state: the pairs' running cosines [n * n]."""
+    beta, eps = group.params
+    least = 0.0 if eps > 0 else 1e-8
     assert group.state is not None
     known = math.isqrt(group.state.numel())
     matrix, targets, tasks = group.matrix, group.state.view(known, known), group.present
@@ -21,11 +22,11 @@ def gradvac(group: Group) -> Tensor:
             norm, norm_j = turned[i].norm(), matrix[j].norm()
             if norm == 0 or norm_j == 0:
                 continue
-            cosine = (turned[i] @ matrix[j] / (norm * norm_j)).clamp(-1, 1)
+            cosine = (turned[i] @ matrix[j] / (norm * norm_j + eps)).clamp(-1, 1)
             target = targets[tasks[i], tasks[j]].clone()
             if cosine < target:
                 sine, target_sine = (1 - cosine**2).clamp(min=0).sqrt(), (1 - target**2).clamp(min=0).sqrt()
-                step = norm * (target * sine - cosine * target_sine) / (norm_j * (target_sine + 1e-8))
+                step = norm * (target * sine - cosine * target_sine) / (norm_j * (target_sine + least) + eps)
                 turned[i] += step * matrix[j]
                 coefficients[i, j] += step
             targets[tasks[i], tasks[j]] = (1 - beta) * target + beta * cosine

@@ -35,9 +35,8 @@ class Group(NamedTuple):
         """The first input, one number, or 1."""
         return float(self.inputs[0]) if self.inputs else 1.0
 
-    def orders(self) -> list[list[int]]:
-        """The other tasks of each, by ascending key (the first input) and index; ascending without keys."""
+    def orders(self, itself: bool = False) -> list[list[int]]:
+        """The other tasks of each, and with `itself` its own, by ascending key (the first input) and index."""
         K = self.num_tasks
-        if not self.inputs:
-            return [[j for j in range(K) if j != i] for i in range(K)]
-        return [[j for j in row.argsort(stable=True).tolist() if j != i] for i, row in enumerate(self.inputs[0])]
+        keys = self.inputs[0] if self.inputs else torch.zeros(K, K)
+        return [[j for j in row.argsort(stable=True).tolist() if itself or j != i] for i, row in enumerate(keys)]

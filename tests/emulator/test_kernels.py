@@ -166,7 +166,7 @@ def test_a_surgery_of_eight_tasks_and_400_tensors_is_a_launch_an_op(emulator: Em
     for x, want in zip(emulator.combine(grads, torch.ones(8), grads.rows[0]), fresh, strict=True):
         assert torch.equal(x, want)
     assert emulator.launches == ["combine_kernel<float,float,1>"]
-    emulator.solve(torch.eye(8, dtype=torch.float64), "pcgrad", [0.0], [torch.rand(8, 8, dtype=torch.float64)])
+    emulator.solve(torch.eye(8, dtype=torch.float64), "pcgrad", [0.0, 0.0], [torch.rand(8, 8, dtype=torch.float64)])
     assert emulator.launches == ["solve_kernel<mtlfast::solvers::PCGrad>"]
 
 

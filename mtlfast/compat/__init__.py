@@ -1,0 +1,1 @@
+"""Drop-in faces of other libraries: their names, arguments and random draws, on mtlfast's kernels."""

@@ -1,0 +1,216 @@
+"""TorchJD on mtlfast's kernels: `accelerate()` for code as it is, or this module's names for a changed import."""
+
+from __future__ import annotations
+
+from collections import deque
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlfast import ops
+from mtlfast.compat import _torchjd_engines as engines
+from mtlfast.compat._torchjd_names import *  # noqa: F403
+from mtlfast.compat._torchjd_names import __all__ as _names
+from mtlfast.task_gradients import DTYPES, TaskGradients
+
+VERSIONS = ("0.17", "0.18")
+MOST_TASKS = 128
+
+_patched: list[tuple[Any, str, Any]] = []  # what, its attribute, what that was
+
+__all__ = ["accelerate", "restore", "status", *_names]
+
+
+class accelerate:
+    """Lets an installed TorchJD, 0.17 or 0.18, run on mtlfast: `accelerate()`, or `with accelerate():`.
+
+    `backward` or `mtl_backward` with `jac_to_grad`, an aggregator called on a matrix and a weighting called on a
+    Gramian then run on mtlfast's kernels and solvers, with TorchJD's results, errors, hooks, states and random draws.
+    `jac_to_grad` no longer concatenates: the `.jac` fields are read where they are, twice, with
+    `optimize_gramian_computation` and without.
+
+    What has no engine here passes through untouched: NashMTL (TorchJD's own search ends elsewhere than at its
+    equations' solution too often to be reproduced), PCD, MoDo, SDMGrad, GradDrop, TrimmedMean, ExcessMTL, weightings
+    and projectors of the user's own, aggregators with forward hooks on the Jacobian, differentiable calls, more than
+    128 rows, and what is not of a dtype that mtlfast has kernels for.
+
+    Otherwise than in TorchJD: Gram matrices are summed in float64 before they are rounded to the Jacobian's dtype;
+    CAGrad and FairGrad are solved to the optimum, and where FairGrad's equations have no solution its weights are
+    MGDA's; IMTLG and ConFIG decide the rank on unit gradients.
+
+    Raises:
+        ImportError: there is no TorchJD; RuntimeError: it is of another version.
+    """
+
+    def __init__(self) -> None:
+        """Turns it on; twice is once."""
+        self._mine = not _patched
+        if self._mine:
+            _patch()
+
+    def __enter__(self) -> accelerate:
+        """On already."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Off again, if it was off before."""
+        if self._mine:
+            restore()
+
+
+def restore() -> None:
+    """Gives TorchJD its own functions back."""
+    while _patched:
+        owner, name, original = _patched.pop()
+        setattr(owner, name, original)
+
+
+def status() -> str:
+    """What `python -m mtlfast info` says."""
+    try:
+        version = metadata.version("torchjd")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+    if not version.startswith(VERSIONS):
+        return f"{version}; accelerate() is for {' and '.join(VERSIONS)}"
+    return f"{version}; accelerate() is {'on' if _patched else 'off'}"
+
+
+def _patch() -> None:
+    try:
+        version = metadata.version("torchjd")
+    except metadata.PackageNotFoundError:
+        raise ImportError("accelerate: there is no torchjd, expected one of " + " and ".join(VERSIONS)) from None
+    if not version.startswith(VERSIONS):
+        raise RuntimeError(f"accelerate: torchjd is {version}, expected one of {' and '.join(VERSIONS)}")
+    import torchjd.aggregation
+    from torchjd._linalg import compute_gramian
+    from torchjd.aggregation import _aggregator_bases, _weighting_bases
+    from torchjd.autojac import _jac_to_grad
+
+    for name, engine in engines.ENGINES.items():
+        weighting = getattr(torchjd.aggregation, name)
+        _replace(weighting, "forward", _on_solver(engine, weighting.forward))
+    whole = torchjd.aggregation.ConFIG
+    _replace(whole, "forward", _without_a_pseudo_inverse(whole.forward))
+    composition = _weighting_bases._Composition
+    _replace(composition, "forward", _gram_first(composition.forward, compute_gramian))
+    weighted = _aggregator_bases.WeightedAggregator
+    _replace(weighted, "_combine", staticmethod(_combine_rows(weighted._combine)))
+    _replace(_jac_to_grad, "_jacobian_based", _without_a_matrix(_jac_to_grad))
+    _replace(_jac_to_grad, "_gramian_based", _in_two_reads(_jac_to_grad._gramian_based))
+
+
+def _replace(owner: Any, name: str, new: Any) -> None:
+    _patched.append((owner, name, owner.__dict__[name]))
+    setattr(owner, name, new)
+
+
+def _ours(*tensors: Tensor) -> bool:
+    """Can mtlfast's kernels take them, and need nobody differentiate through?"""
+    first = tensors[0]
+    return (
+        first.dtype in DTYPES
+        and 0 < len(first) <= MOST_TASKS
+        and all(t.dtype == first.dtype and t.device == first.device for t in tensors)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    )
+
+
+def _on_solver(engine: engines.Engine, original: Any) -> Any:
+    def forward(self: Any, gramian: Tensor, /) -> Tensor:
+        if gramian.dim() == 2 and len(gramian) == gramian.shape[1] and _ours(gramian):
+            weights = engine(self, gramian.double(), gramian)
+            if weights is not None:
+                return weights.to(gramian.dtype)
+        result: Tensor = original(self, gramian)
+        return result
+
+    return forward
+
+
+def _gram_first(original: Any, compute_gramian: Any) -> Any:
+    def forward(self: Any, stat: Tensor, /) -> Tensor:
+        if self.fn is compute_gramian and stat.dim() == 2 and _ours(stat):
+            result: Tensor = self.weighting(_gramian([stat]))
+        else:
+            result = original(self, stat)
+        return result
+
+    return forward
+
+
+def _without_a_pseudo_inverse(original: Any) -> Any:
+    def forward(self: Any, matrix: Tensor, /) -> Tensor:
+        if matrix.dim() == 2 and _ours(matrix):
+            return _config(self, [matrix])[0]
+        result: Tensor = original(self, matrix)
+        return result
+
+    return forward
+
+
+def _config(aggregator: Any, jacobians: Any) -> list[Tensor]:
+    gram = ops.gram(TaskGradients.from_stacked(list(jacobians)))
+    columns = sum(jacobian[0].numel() for jacobian in jacobians)
+    weights = engines.config(aggregator, gram, jacobians[0].flatten(1), columns)
+    return _combined(jacobians, weights)
+
+
+def _combine_rows(original: Any) -> Any:
+    def combine(matrix: Tensor, weights: Tensor) -> Tensor:
+        if matrix.dim() == 2 and _ours(matrix, weights):
+            (vector,) = ops.combine(TaskGradients.from_matrix(matrix), weights.double())
+            assert vector is not None
+            return vector
+        result: Tensor = original(matrix, weights)
+        return result
+
+    return combine
+
+
+def _without_a_matrix(module: Any) -> Any:
+    """`_jacobian_based` of TorchJD's module, without the concatenated Jacobian where nobody looks at it."""
+    original = module._jacobian_based
+
+    def jacobian_based(aggregator: Any, jacobians: deque[Tensor], tensors: Any) -> tuple[list[Tensor], Tensor | None]:
+        from torchjd.aggregation import ConFIG
+
+        if _ours(*jacobians) and not module._has_forward_hook(aggregator):
+            if module._can_skip_jacobian_combination(aggregator):
+                weights = aggregator.gramian_weighting(_gramian(jacobians))
+                return _combined(jacobians, weights), weights
+            if type(aggregator) is ConFIG and not module._has_forward_hook(aggregator.weighting):
+                return _config(aggregator, jacobians), None
+        result: tuple[list[Tensor], Tensor | None] = original(aggregator, jacobians, tensors)
+        return result
+
+    return jacobian_based
+
+
+def _in_two_reads(original: Any) -> Any:
+    """`_gramian_based` of TorchJD's module."""
+
+    def gramian_based(aggregator: Any, jacobians: deque[Tensor]) -> tuple[list[Tensor], Tensor]:
+        if _ours(*jacobians):
+            weights = aggregator.gramian_weighting(_gramian(jacobians))
+            return _combined(jacobians, weights), weights
+        result: tuple[list[Tensor], Tensor] = original(aggregator, jacobians)
+        return result
+
+    return gramian_based
+
+
+def _gramian(jacobians: Any) -> Tensor:
+    """[K, K], in their dtype."""
+    grads = TaskGradients.from_stacked(list(jacobians))
+    return ops.gram(grads).to(jacobians[0].dtype)
+
+
+def _combined(jacobians: Any, weights: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        directions = ops.combine(TaskGradients.from_stacked(list(jacobians)), weights.detach().double())
+    jacobians.clear()
+    return [direction for direction in directions if direction is not None]
