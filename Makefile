@@ -10,7 +10,7 @@ CXX_FILES := $(filter-out setup.py,$(SOURCES)) $(EMULATOR_FILES)
 # A first build is for this machine's GPU, or for one architecture where there is none. Wheels name their own list.
 export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';' | grep . || echo 9.0)
 
-.PHONY: demo test test-isa fuzz asan emu emu-asan cuda-check registers check-aarch64 wheel wheel-check lint format bench clean
+.PHONY: demo test test-peers test-isa fuzz asan emu emu-asan cuda-check registers check-aarch64 wheel wheel-check lint format bench clean
 .DEFAULT_GOAL := test
 
 build/ready: $(SOURCES) pyproject.toml $(VENV)/ready
@@ -41,6 +41,10 @@ test-isa: build/ready
 	  MTLFAST_CPU_CAPABILITY=$$isa $(PY) -c 'import mtlfast; mtlfast._native.C.isa()' 2>/dev/null || { echo "not on this machine"; continue; }; \
 	  MTLFAST_CPU_CAPABILITY=$$isa $(PY) -m pytest $(OP_TESTS) || exit 1; \
 	done
+
+# What stands beside an installed original: TorchJD, ConFIG, LibMTL; and the drop-in faces.
+test-peers: build/ready
+	$(PY) -m pytest tests/peers tests/test_compat_pcgrad.py
 
 # The properties on 20 times as many random problems.
 fuzz: build/ready

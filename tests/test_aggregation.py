@@ -8,7 +8,7 @@ from cases import draw, matrix
 from methods import METHODS
 from typer.testing import CliRunner
 
-from mtlfast import TaskGradients, aggregation, ops, reference
+from mtlfast import TaskGradients, aggregation, ops, reference, weighting
 from mtlfast._cli import app
 from mtlfast.aggregation import (
     CRMOGM,
@@ -300,12 +300,17 @@ def test_the_table_of_contents_has_every_method_once():
 def test_the_command_line_prints_it():
     printed = CliRunner().invoke(app, ["methods"])
     assert printed.exit_code == 0
-    lines = {line.split()[0]: line for line in printed.output.splitlines() if line.strip()}
-    for methods in aggregation.FAMILIES.values():
-        for method, summary in methods.items():
-            assert summary[:20] in lines[method.__name__]
-            assert method.paper in lines[method.__name__]
-    assert lines["NashMTL"].split()[-3:] == ["n", "weights", "2"]
-    assert lines["ClipNorm"].endswith("2 (norms, sum)")
-    assert lines["Sum"].split()[-1] == "1"
-    assert lines["Compose"].split()[-1] == "theirs"
+    # Aggregators first, then weightings, of which some have the same names.
+    lines = [line for line in printed.output.splitlines() if line.strip()]
+    for families in (aggregation.FAMILIES, weighting.FAMILIES):
+        for methods in families.values():
+            for method, summary in methods.items():
+                line = next(x for x in lines if x.split()[0] == method.__name__ and summary[:20] in x)
+                assert method.paper in line
+                lines.remove(line)
+    ends = {line.split()[0]: line.rstrip() for line in printed.output.splitlines() if line.strip()}
+    assert ends["NashMTL"].split()[-3:] == ["n", "weights", "2"]
+    assert ends["ClipNorm"].endswith("2 (norms, sum)")
+    assert ends["PCGrad"].split()[-1] == "2"
+    assert ends["Compose"].split()[-1] == "theirs"
+    assert ends["UW"].split()[-1] == "0"

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from mtlfast import _native
-from mtlfast.bench import compiled, memory_speed, peak_memory, peers, sizes, solves
+from mtlfast.bench import compiled, faces, memory_speed, peak_memory, peers, sizes, solves
 from mtlfast.bench.section import Section
 
 
@@ -48,6 +48,7 @@ def _sections(elements: int, rounds: int, quick: bool, progress: bool) -> Iterat
     if peers.installed():
         yield peers.measure(elements, rounds, quick)
     if not quick:
+        yield faces.measure(elements, rounds)
         yield solves.measure(rounds)
         yield compiled.measure(elements, rounds)
         yield from sizes.measure(rounds)

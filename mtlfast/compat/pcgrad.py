@@ -86,24 +86,35 @@ class PCGrad(Optimizer):
         wanted = [parameter for parameter in everything if parameter.requires_grad]
         # The graphs are kept, as the original keeps them: callers may go backward again.
         rows = [torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True) for loss in losses]
+        self.surgery(rows, wanted, everything)
+
+    def surgery(
+        self, rows: Sequence[Sequence[Tensor | None]], wanted: Sequence[Tensor], everything: Sequence[Tensor]
+    ) -> None:
+        """What `pc_backward` does after its backward passes.
+
+        Args:
+            rows: [K][T] the tasks' gradients of the parameters `wanted`, None where a task does not reach one.
+            wanted: T parameters.
+            everything: those and the frozen ones.
+        """
         touching = [sum(row[t] is not None for row in rows) for t in range(len(wanted))]
         shared = [t for t, count in enumerate(touching) if count == len(rows)]
         others = [t for t, count in enumerate(touching) if 0 < count < len(rows)]
         if not shared and not others:
-            raise ValueError(f"PCGrad: {len(losses)} objectives reach none of the parameters, expected one that does")
-        orders = self._orders(len(losses))
+            raise ValueError(f"PCGrad: {len(rows)} objectives reach none of the parameters, expected one that does")
+        K, orders = len(rows), self._orders(len(rows))
         with torch.no_grad():
             met = [*shared, *others] if self._strict else shared
-            weights = torch.ones(len(losses), dtype=torch.float64, device=losses[0].device)
+            weights = torch.ones(K, dtype=torch.float64, device=wanted[0].device)
             if met:
                 gram = ops.gram(_tensors(rows, met))
-                keys = torch.empty(len(losses), len(losses), dtype=torch.float64)
-                for i, order in enumerate(orders):
-                    keys[i, order] = torch.arange(len(losses), dtype=torch.float64)
-                weights = ops.solve(gram, "pcgrad", [0.0, float(self._strict)], [keys.to(gram.device)])
+                places = [[order.index(task) for task in range(K)] for order in orders]
+                keys = torch.tensor(places, dtype=torch.float64, device=gram.device)
+                weights = ops.solve(gram, "pcgrad", [0.0, float(self._strict)], [keys])
             for parameter in everything:
                 parameter.grad = None
-            mean = weights / len(losses) if self._strict else weights
+            mean = weights / K if self._strict else weights
             _write(wanted, rows, shared, mean)
             _write(wanted, rows, others, weights if self._strict else torch.ones_like(weights))
             for parameter in everything if self._strict else ():
