@@ -19,6 +19,7 @@ from train import Run
 # Throughout the picture a task is a colour and a method is a line style.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a0409c")
 STYLES = (":", "--", "-")
+MARKS = {"--": "- -", "-": "\u2014"}  # a line style in a note, where the method's name may not fit
 INK, FAINT, CONFLICT = "#333333", "#bbbbbb", "#f6e9e9"
 EXAMPLES = 8
 
@@ -69,7 +70,7 @@ def _draw_cosines(panel: SubFigure, runs: dict[str, list[Run]]) -> None:
             cosines = torch.stack([torch.stack(run.cosines)[:, i, j] for run in of_seeds])
             negative = torch.stack([torch.stack(run.conflicts)[:, i, j] for run in of_seeds]).mean()
             _curve(ax, cosines, style, INK, first=1)
-            notes.append(f"{method}: {negative:.0%} of steps < 0")
+            notes.append(f"{MARKS[style]} {negative:.0%} of steps < 0")
         corner = {"ha": "right", "va": "top", "transform": ax.transAxes}
         ax.text(1, 0.98, "\n".join(notes), color=INK, fontsize=8, **corner)
         _frame(ax, [i, j])
