@@ -86,3 +86,16 @@ class Choice(Setting[T]):
     def holds(self, value: Any) -> bool:
         """Is it one of them?"""
         return value in self.values
+
+
+class Or(Setting[Any]):
+    """What another setting holds, or one of a few values beside."""
+
+    def __init__(self, setting: Setting[Any], *values: object) -> None:
+        """See the class."""
+        self.setting, self.values = setting, values
+        self.expected = " or ".join([setting.expected, *map(repr, values)])
+
+    def holds(self, value: Any) -> bool:
+        """Is it one of them, or does the setting hold it?"""
+        return any(value is x or (isinstance(x, str) and value == x) for x in self.values) or self.setting.holds(value)

@@ -150,7 +150,7 @@ def test_constant_with_absent_tasks(device):
         (lambda: PCGrad(order="up"), "PCGrad: order is 'up', expected 'random' or 'fixed'"),
         (lambda: Constant(torch.ones(2, 2)), r"Constant: weights have shape \[2, 2\], expected \[K\]"),
         (lambda: GradVac(beta=1.5), r"GradVac: beta is 1.5, expected a number in \[0, 1\]"),
-        (lambda: MGDA(epsilon=0.0), "MGDA: epsilon is 0.0, expected a positive number or None"),
+        (lambda: MGDA(epsilon=0.0), "MGDA: epsilon is 0.0, expected a number above 0 or None"),
         (lambda: MGDA(max_iters=0), "MGDA: max_iters is 0, expected an integer of at least 1"),
         (lambda: MGDA(norms="l1"), "MGDA: norms is 'l1', expected 'none', 'l2', 'loss' or 'loss\\+'"),
         (

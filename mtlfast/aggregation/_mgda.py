@@ -6,20 +6,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from mtlfast._settings import Choice, Real, Setting, Whole
+from mtlfast._settings import Choice, Or, Real, Whole
 from mtlfast.aggregation._solved import SolvedAggregator, Step
 
 NORMS = ("none", "l2", "loss", "loss+")
-
-
-class OptionalReal(Setting["float | None"]):
-    """A positive number, or None."""
-
-    expected = "a positive number or None"
-
-    def holds(self, value: object) -> bool:
-        """Is it?"""
-        return value is None or Real(0, least_itself=False).holds(value)
 
 
 class MGDA(SolvedAggregator):
@@ -44,7 +34,7 @@ class MGDA(SolvedAggregator):
     paper = "Sener and Koltun, NeurIPS 2018"
     method = "mgda"
     counts_failures = True
-    epsilon = OptionalReal()
+    epsilon = Or(Real(0, least_itself=False), None)
     max_iters = Whole(1)
     norms = Choice(*NORMS)
 

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from mtlfast._settings import Real, Setting, Whole
+from mtlfast._settings import Or, Real, Whole
 from mtlfast.aggregation._grad_scale import Unscaled
 from mtlfast.aggregation._solved import Step
-
-
-class OptionalWhole(Setting["int | None"]):
-    """A positive integer, or None."""
-
-    expected = "an integer of at least 1 or None"
-
-    def holds(self, value: object) -> bool:
-        """Is it?"""
-        return value is None or Whole(1).holds(value)
 
 
 class NashMTL(Unscaled):
@@ -42,7 +32,7 @@ class NashMTL(Unscaled):
     keeps = "n weights"
     method = "nash_mtl"
     counts_failures = True
-    n_tasks = OptionalWhole()
+    n_tasks = Or(Whole(1), None)
     max_norm = Real(0)
     update_weights_every = Whole(1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtlfast._settings import Real, Setting
+from mtlfast._settings import Or, Real
 from mtlfast.aggregation._grad_scale import Unscaled
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import SolvedAggregator, Step
@@ -40,16 +40,6 @@ class NormBalance(SolvedAggregator):
         return f"target={self.target!r}"
 
 
-class PositiveOrMean(Setting["float | str"]):
-    """A positive number, or "mean"."""
-
-    expected = "a number above 0 or 'mean'"
-
-    def holds(self, value: object) -> bool:
-        """Is it?"""
-        return value == "mean" or Real(0, least_itself=False).holds(value)
-
-
 class ClipNorm(Unscaled):
     """Clips each task's gradient to a length, then sums them: w_i = min(1, t / |g_i|).
 
@@ -65,7 +55,7 @@ class ClipNorm(Unscaled):
 
     method = "clip_norm"
     reads = Reads.NORMS
-    max_norm = PositiveOrMean()
+    max_norm = Or(Real(0, least_itself=False), "mean")
 
     def __init__(self, max_norm: float | str = "mean") -> None:
         """See the class."""

@@ -5,18 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtlfast._settings import Choice, Real, Setting, Whole
+from mtlfast._settings import Choice, Or, Real, Whole
 from mtlfast.weighting._base import Losses, OfPositive, Weighted, shares
-
-
-class OptionalWindow(Setting["int | None"]):
-    """A positive number of calls, or None."""
-
-    expected = "an integer of at least 1 or None"
-
-    def holds(self, value: object) -> bool:
-        """Is it?"""
-        return value is None or Whole(1).holds(value)
 
 
 class DWA(Weighted):
@@ -40,7 +30,7 @@ class DWA(Weighted):
     paper = "Liu et al., CVPR 2019"
     keeps = "4 n losses and counts"
     temperature = Real(0, least_itself=False)
-    window = OptionalWindow()
+    window = Or(Whole(1), None)
     sums: Tensor
     counts: Tensor
     calls: Tensor

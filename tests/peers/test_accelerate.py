@@ -301,3 +301,12 @@ def test_names_for_a_changed_import(name):
     autojac.backward([p.sum(), p.square().sum(), -p[0], p[1] * p[2]])
     autojac.jac_to_grad([p], ours)  # an aggregator for TorchJD's own functions too
     assert p.grad.isfinite().all()
+
+
+def test_config_is_zero_where_torchjds_is():
+    # The cutoff of its pseudo-inverse is the number of columns times eps.
+    J = torch.randn(2, 9_000_000)
+    assert not jd.ConFIG()(J).any()
+    with accelerate():
+        assert not jd.ConFIG()(J).any()
+    assert face.ConFIG()(J).norm() > 0.5 * J[0].norm()
