@@ -109,7 +109,7 @@ class LossWeighting(ExactState, ABC):
     def _of(self, state: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """The present tasks' entries of a tensor [n]."""
         # One by one only where tasks are absent: on a GPU an index tensor is a copy that waits.
-        return state if len(tasks) == len(state) else torch.stack([state[task] for task in tasks])
+        return state if _everyone(tasks, state) else torch.stack([state[task] for task in tasks])
 
     def _move(self, state: Tensor, tasks: tuple[int, ...], new: Tensor, when: Tensor | None = None) -> None:
         """Writes the present tasks' entries, in training mode, where `when` holds."""
@@ -117,7 +117,7 @@ class LossWeighting(ExactState, ABC):
             return
         if when is not None:
             new = torch.where(when, new, self._of(state, tasks))
-        if len(tasks) == len(state):
+        if _everyone(tasks, state):
             state.copy_(new)
         else:
             for task, value in zip(tasks, new.unbind(), strict=True):
@@ -176,6 +176,10 @@ class OfPositive(LossWeighting):
     def diagnostics(self) -> dict[str, int]:
         """How many steps had a loss that is not positive."""
         return {"nonpositive": int(self.nonpositive)}
+
+
+def _everyone(tasks: tuple[int, ...], state: Tensor) -> bool:
+    return tasks == tuple(range(len(state)))
 
 
 def shares(weights: Tensor, total: float) -> Tensor:
