@@ -110,7 +110,7 @@ def test_bad_input(gram, method, message):
         ),
         (
             "gradvac",
-            {"params": [0.5]},
+            {"params": [0.5, 0.0]},
             "solve: gradvac got a state of 0 elements a group, expected at least 9",
         ),
         (
