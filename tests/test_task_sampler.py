@@ -98,6 +98,8 @@ def test_resumes_where_it_was(strategy, stop):
     second.load_state_dict(saved)
     assert list(second) == epochs[epoch][batch:]
     assert list(second) == epochs[epoch + 1]
+    second.load_state_dict(saved)  # back again
+    assert list(second) == epochs[epoch][batch:]
 
 
 def test_works_with_a_data_loader():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import ops
+from mtlfast._by_task import take
 from mtlfast._exact_state import ExactState
 from mtlfast.aggregation._reads import Reads
 from mtlfast.task_gradients import TaskGradients
@@ -120,8 +121,7 @@ class GramAggregator(Aggregator):
         if values.device != gram.device:  # once: a copy from the host waits
             values = values.to(gram.device)
             setattr(self, buffer, values)
-        chosen = values if tasks is None else torch.stack([values[task] for task in tasks])
-        return chosen.expand(gram.shape[:-1]).clone()
+        return take(values, present).expand(gram.shape[:-1]).clone()
 
     def weigh(self, grads: TaskGradients, *, need_gram: bool = False, **context: Any) -> tuple[Tensor, Tensor | None]:
         """The weights [K] for task gradients, and the Gram matrix if it was computed."""

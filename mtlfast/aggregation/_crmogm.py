@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlfast._by_task import put, take
 from mtlfast._settings import Real
 from mtlfast.aggregation._base import GramAggregator
 from mtlfast.aggregation._reads import Reads
@@ -67,18 +68,12 @@ class CRMOGM(GramAggregator):
         if self.state is not None:
             known = max(known, self.state.shape[-1])
         self.state = grown(self, self.state, gram.shape[:-2], (known,), math.nan, gram.device)
-        # Column by column only where tasks are absent: on a GPU each is a launch, an index tensor a copy that waits.
-        K, state = gram.shape[-1], self.state
-        old = state[..., :K] if tasks is None else torch.stack([state[..., task] for task in tasks], dim=-1)
+        present = range(gram.shape[-1]) if tasks is None else tasks
+        old = take(self.state, present)
         first = new if self.first_weights is None else self.of_tasks("first_weights", "weights", gram, tasks)
         smoothed = self.alpha * torch.where(old.isnan(), first, old) + (1 - self.alpha) * new
         finite = new.isfinite().all(dim=-1, keepdim=True)
-        kept = torch.where(finite, smoothed, old)
-        if tasks is None:
-            state[..., :K] = kept
-        else:
-            for task, value in zip(tasks, kept.unbind(-1), strict=True):
-                state[..., task] = value
+        put(self.state, present, torch.where(finite, smoothed, old))
         return torch.where(finite, smoothed, torch.nan)
 
     def reset(self) -> None:

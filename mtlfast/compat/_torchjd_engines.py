@@ -33,7 +33,7 @@ def _keys(orders: list[Tensor], others: bool, device: torch.device) -> Tensor:
         keys[i, tasks] = torch.arange(len(order), dtype=torch.float64)
         if others:
             keys[i, i] = -1
-    return keys.to(device)
+    return keys.to(device)  # host: drawn there, by TorchJD's generator
 
 
 def pcgrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def gradvac(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
     state = weighting._phi_t.to(gram)
     params = [float(weighting.beta), float(weighting.eps)]
     weights = ops.solve(gram, "gradvac", params, [_keys(orders, True, gram.device)], state)
-    weighting._phi_t = state.to(weighting._phi_t)
+    weighting._phi_t = state.to(weighting._phi_t)  # host: where TorchJD keeps it
     return weights
 
 

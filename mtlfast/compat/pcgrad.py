@@ -110,6 +110,7 @@ class PCGrad(Optimizer):
             if met:
                 gram = ops.gram(_tensors(rows, met))
                 places = [[order.index(task) for task in range(K)] for order in orders]
+                # host: drawn there, by Python's generator as in the original
                 keys = torch.tensor(places, dtype=torch.float64, device=gram.device)
                 weights = ops.solve(gram, "pcgrad", [0.0, float(self._strict)], [keys])
             for parameter in everything:

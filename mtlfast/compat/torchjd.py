@@ -13,10 +13,10 @@ from mtlfast import ops
 from mtlfast.compat import _torchjd_engines as engines
 from mtlfast.compat._torchjd_names import *  # noqa: F403
 from mtlfast.compat._torchjd_names import __all__ as _names
+from mtlfast.ops.solve import MOST_TASKS
 from mtlfast.task_gradients import DTYPES, TaskGradients
 
 VERSIONS = ("0.17", "0.18")
-MOST_TASKS = 128
 
 _patched: list[tuple[Any, str, Any]] = []  # what, its attribute, what that was
 
@@ -134,7 +134,7 @@ def _on_solver(engine: engines.Engine, original: Any) -> Any:
 def _gram_first(original: Any, compute_gramian: Any) -> Any:
     def forward(self: Any, stat: Tensor, /) -> Tensor:
         if self.fn is compute_gramian and stat.dim() == 2 and _ours(stat):
-            result: Tensor = self.weighting(_gramian([stat]))
+            result: Tensor = self.weighting(ops.gram(TaskGradients.from_matrix(stat)).to(stat.dtype))
         else:
             result = original(self, stat)
         return result
@@ -153,10 +153,11 @@ def _without_a_pseudo_inverse(original: Any) -> Any:
 
 
 def _config(aggregator: Any, jacobians: Any) -> list[Tensor]:
-    gram = ops.gram(TaskGradients.from_stacked(list(jacobians)))
+    grads = TaskGradients.from_stacked(list(jacobians))
     columns = sum(jacobian[0].numel() for jacobian in jacobians)
-    weights = engines.config(aggregator, gram, jacobians[0].flatten(1), columns)
-    return _combined(jacobians, weights)
+    weights = engines.config(aggregator, ops.gram(grads), jacobians[0].flatten(1), columns)
+    jacobians.clear()
+    return _combined(grads, weights)
 
 
 def _combine_rows(original: Any) -> Any:
@@ -180,8 +181,7 @@ def _without_a_matrix(module: Any) -> Any:
 
         if _ours(*jacobians) and not module._has_forward_hook(aggregator):
             if module._can_skip_jacobian_combination(aggregator):
-                weights = aggregator.gramian_weighting(_gramian(jacobians))
-                return _combined(jacobians, weights), weights
+                return _weighed(aggregator, jacobians)
             if type(aggregator) is ConFIG and not module._has_forward_hook(aggregator.weighting):
                 return _config(aggregator, jacobians), None
         result: tuple[list[Tensor], Tensor | None] = original(aggregator, jacobians, tensors)
@@ -195,22 +195,22 @@ def _in_two_reads(original: Any) -> Any:
 
     def gramian_based(aggregator: Any, jacobians: deque[Tensor]) -> tuple[list[Tensor], Tensor]:
         if _ours(*jacobians):
-            weights = aggregator.gramian_weighting(_gramian(jacobians))
-            return _combined(jacobians, weights), weights
+            return _weighed(aggregator, jacobians)
         result: tuple[list[Tensor], Tensor] = original(aggregator, jacobians)
         return result
 
     return gramian_based
 
 
-def _gramian(jacobians: Any) -> Tensor:
-    """[K, K], in their dtype."""
+def _weighed(aggregator: Any, jacobians: Any) -> tuple[list[Tensor], Tensor]:
+    """The directions and the weights of a Gramian weighting, which sees G in the Jacobian's dtype."""
     grads = TaskGradients.from_stacked(list(jacobians))
-    return ops.gram(grads).to(jacobians[0].dtype)
+    jacobians.clear()  # the caller's: what it adds into .grad comes after these are gone
+    weights = aggregator.gramian_weighting(ops.gram(grads).to(grads.dtype))
+    return _combined(grads, weights), weights
 
 
-def _combined(jacobians: Any, weights: Tensor) -> list[Tensor]:
+def _combined(grads: TaskGradients, weights: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        directions = ops.combine(TaskGradients.from_stacked(list(jacobians)), weights.detach().double())
-    jacobians.clear()
+        directions = ops.combine(grads, weights.detach().double())
     return [direction for direction in directions if direction is not None]

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mtlfast._by_task import put, take
 from mtlfast._exact_state import ExactState
 
 Losses = Sequence[Tensor | None] | Tensor
@@ -108,8 +109,7 @@ class LossWeighting(ExactState, ABC):
 
     def _of(self, state: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """The present tasks' entries of a tensor [n]."""
-        # One by one only where tasks are absent: on a GPU an index tensor is a copy that waits.
-        return state if _everyone(tasks, state) else torch.stack([state[task] for task in tasks])
+        return take(state, tasks)
 
     def _move(self, state: Tensor, tasks: tuple[int, ...], new: Tensor, when: Tensor | None = None) -> None:
         """Writes the present tasks' entries, in training mode, where `when` holds."""
@@ -117,11 +117,7 @@ class LossWeighting(ExactState, ABC):
             return
         if when is not None:
             new = torch.where(when, new, self._of(state, tasks))
-        if _everyone(tasks, state):
-            state.copy_(new)
-        else:
-            for task, value in zip(tasks, new.unbind(), strict=True):
-                state[task] = value
+        put(state, tasks, new)
 
 
 class Weighted(LossWeighting):
@@ -157,7 +153,7 @@ class OfPositive(LossWeighting):
         """`values`, or NaN in their place where an entry of `positive` is not positive."""
         wrong = positive.detach() <= 0
         if wrong.device.type == "cpu" and not torch.compiler.is_compiling():
-            if bool(wrong.any()):
+            if bool(wrong.any()):  # host: a CPU tensor
                 k = int(wrong.nonzero()[0])
                 raise ValueError(
                     f"{type(self).__name__}: the loss of task {tasks[k]} is {float(values[k]):g}, expected a number "
@@ -176,10 +172,6 @@ class OfPositive(LossWeighting):
     def diagnostics(self) -> dict[str, int]:
         """How many steps had a loss that is not positive."""
         return {"nonpositive": int(self.nonpositive)}
-
-
-def _everyone(tasks: tuple[int, ...], state: Tensor) -> bool:
-    return tasks == tuple(range(len(state)))
 
 
 def shares(weights: Tensor, total: float) -> Tensor:

@@ -62,10 +62,9 @@ class Constant(_OfEachTask):
 class _BySampleSize(_OfEachTask):
     def __init__(self, sample_sizes: Tensor) -> None:
         super().__init__("sample_sizes", sample_sizes)
-        if not bool((self.task_weights >= 1).all()):
-            raise ValueError(
-                f"{type(self).__name__}: sample_sizes is {sample_sizes.tolist()}, expected numbers of at least 1"
-            )
+        if not bool((self.task_weights >= 1).all()):  # host: once, when it is made
+            given = sample_sizes.tolist()  # host: an error
+            raise ValueError(f"{type(self).__name__}: sample_sizes is {given}, expected numbers of at least 1")
 
 
 class InverseSampleSize(_BySampleSize):

@@ -50,7 +50,7 @@ class _Scheduled(Weighted):
 
 def _numbers(owner: object, name: str, values: Sequence[float] | Tensor) -> Tensor:
     numbers = torch.as_tensor(values, dtype=torch.float64).detach().clone()
-    if numbers.dim() != 1 or len(numbers) == 0 or not bool(numbers.isfinite().all()):
+    if numbers.dim() != 1 or len(numbers) == 0 or not bool(numbers.isfinite().all()):  # host: once
         raise ValueError(f"{type(owner).__name__}: {name} is {values!r}, expected n finite numbers")
     return numbers
 

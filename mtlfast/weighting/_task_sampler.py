@@ -64,6 +64,7 @@ class TaskSampler(Sampler[list[int]]):
         self.seed = seed
         self.epoch = 0
         self.batch = 0
+        self._counted = (0, torch.zeros(len(self.sizes), dtype=torch.int64))  # epochs, and what they have drawn
 
     def probabilities(self) -> list[float]:
         """How often each task is drawn."""
@@ -74,7 +75,8 @@ class TaskSampler(Sampler[list[int]]):
     def tasks_of(self, indices: Sequence[int]) -> list[int]:
         """The tasks that a batch's samples are of."""
         ends = torch.tensor(self.sizes).cumsum(0)
-        return torch.searchsorted(ends, torch.tensor(indices, dtype=torch.int64), right=True).tolist()
+        places = torch.searchsorted(ends, torch.tensor(indices, dtype=torch.int64), right=True)
+        return places.tolist()  # host: CPU tensors, as in all of this file
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -88,7 +90,7 @@ class TaskSampler(Sampler[list[int]]):
         first = [sum(self.sizes[:task]) for task in range(len(self.sizes))]
         for number in range(self.num_batches):
             batch = []
-            for task in tasks[number].tolist():
+            for task in tasks[number].tolist():  # host: a CPU tensor
                 batch.append(first[task] + orders[task].at(used[task]))
                 used[task] += 1
             if number >= self.batch:
@@ -110,10 +112,11 @@ class TaskSampler(Sampler[list[int]]):
 
     def _used(self) -> list[int]:
         """How many samples of each task the earlier epochs have drawn."""
-        used = torch.zeros(len(self.sizes), dtype=torch.int64)
-        for epoch in range(self.epoch):
-            used += torch.bincount(self._tasks(epoch).reshape(-1), minlength=len(self.sizes))
-        return used.tolist()
+        counted, used = self._counted if self._counted[0] <= self.epoch else (0, torch.zeros_like(self._counted[1]))
+        for epoch in range(counted, self.epoch):
+            used = used + torch.bincount(self._tasks(epoch).reshape(-1), minlength=len(self.sizes))
+        self._counted = (self.epoch, used)
+        return used.tolist()  # host: a CPU tensor
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, and how many of its batches have been handed out."""
@@ -136,7 +139,7 @@ class _Order:
         if turn != self.round:
             generator = torch.Generator().manual_seed(hash_of(self.seed, self.task, turn))
             self.round, self.permutation = turn, torch.randperm(self.size, generator=generator)
-        return int(self.permutation[rest])
+        return int(self.permutation[rest])  # host: a CPU tensor
 
 
 def hash_of(*numbers: int) -> int:
