@@ -23,7 +23,7 @@ def backward(
     *,
     shared: Iterable[Tensor],
     weighting: LossWeighting | None = None,
-    grad_scale: float | Tensor | None = None,
+    loss_scale: float | Tensor | None = None,
     retain_graph: bool = False,
     diagnostics: bool = False,
     allow_local: bool = False,
@@ -41,8 +41,9 @@ def backward(
         shared: the parameters that tasks share, leaf tensors; those that do not require grad are passed over.
         weighting: each loss is multiplied by its derivative of the weighted loss before its backward pass, so that the
             aggregator, and the heads, see weighted losses; parameters that the weighting learns get its own gradient.
-        grad_scale: what the losses were multiplied by (a GradScaler's scale), for methods with an absolute norm and for
-            the weighting, which sees the losses without it.
+        loss_scale: what the losses were multiplied by (a GradScaler's scale, 1/N of an accumulation over N
+            micro-batches, or their product), for methods with an absolute norm and for the weighting, which sees the
+            losses without it.
         retain_graph: keep the graph for another backward pass; else it is freed with the last task.
         diagnostics: compute the Gram matrix for the result even if the aggregator does not need it.
         allow_local: let each rank of a process group aggregate its own gradients, which differ from rank to rank.
@@ -84,11 +85,11 @@ def backward(
     loss_weights: Tensor | None = None
     learned: list[tuple[Tensor, Tensor]] = []
     if weighting is not None:
-        loss_weights, learned = _weigh_losses(weighting, stacked, tasks, len(losses), grad_scale)
+        loss_weights, learned = _weigh_losses(weighting, stacked, tasks, len(losses), loss_scale)
     rows, plain = _task_rows(values, trunk, others, retain_graph, loss_weights)
     context: dict[str, Any] = {
         "losses": stacked,
-        "grad_scale": grad_scale,
+        "loss_scale": loss_scale,
         "tasks": None if len(tasks) == len(losses) else tasks,
     }
     with torch.no_grad():
@@ -165,10 +166,10 @@ def _shared_parameters(shared: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _weigh_losses(
-    weighting: LossWeighting, losses: Tensor, tasks: tuple[int, ...], number: int, grad_scale: float | Tensor | None
+    weighting: LossWeighting, losses: Tensor, tasks: tuple[int, ...], number: int, loss_scale: float | Tensor | None
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """The derivative of the weighted loss by each task's, [K]; and the gradients of what the weighting learns."""
-    scale = 1.0 if grad_scale is None else grad_scale
+    scale = 1.0 if loss_scale is None else loss_scale
     with torch.enable_grad():
         values = (losses / scale).requires_grad_()
         total = weighting(values, tasks=None if len(tasks) == number else tasks)

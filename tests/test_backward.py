@@ -260,7 +260,7 @@ def test_not_finite_reaches_the_gradients(net, x):
     assert not all(p.grad.isfinite().all() for p in net.trunk.parameters())
 
 
-def test_trains_under_a_grad_scaler_and_autocast():
+def test_trains_under_a_loss_scaler_and_autocast():
     torch.manual_seed(1)
     trunk, heads = nn.Linear(4, 8), nn.ModuleList([nn.Linear(8, 1), nn.Linear(8, 1)])
     optimizer = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.05)

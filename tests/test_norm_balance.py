@@ -65,7 +65,7 @@ def test_norms_alone_are_read(monkeypatch, device):
         raise AssertionError("the Gram matrix was computed")
 
     grads = mtlfast.TaskGradients.from_matrix(jacobian(num_tasks=3).to(device))
-    context = {"losses": None, "grad_scale": None, "tasks": None}
+    context = {"losses": None, "loss_scale": None, "tasks": None}
     composed, smoothed = (lambda: Compose(NormBalance(), Mean())), (lambda: CRMOGM(ClipNorm()))
     for make in (NormBalance, ClipNorm, InverseNorm, composed, smoothed):
         wanted = make().weights(ops.gram(grads))
@@ -80,7 +80,7 @@ def test_norms_alone_are_read(monkeypatch, device):
 
 @pytest.mark.parametrize("scale", [2.0**-10, 65536.0])
 @pytest.mark.parametrize("name", METHODS)
-def test_with_grad_scale_the_update_is_scaled_and_else_the_same(name, scale, device):
+def test_with_loss_scale_the_update_is_scaled_and_else_the_same(name, scale, device):
     method = METHODS[name]
     num_tasks = min(3 if not method.any_tasks else max(3, method.least_tasks), method.most_tasks)
     J = jacobian(num_tasks=num_tasks).to(device)
@@ -88,22 +88,22 @@ def test_with_grad_scale_the_update_is_scaled_and_else_the_same(name, scale, dev
         pytest.skip("two batches' weights are not for scaled gradients")
     plain = weigh(method.make(), J @ J.T)
     for given in (scale, torch.tensor(scale, device=device), torch.tensor([scale], device=device)):
-        scaled = weigh(method.make(), (J @ J.T) * scale**2, grad_scale=given)
+        scaled = weigh(method.make(), (J @ J.T) * scale**2, loss_scale=given)
         assert torch.allclose(scaled, plain, rtol=1e-9, atol=1e-12)
 
 
-def test_an_absolute_norm_needs_the_grad_scale(device):
+def test_an_absolute_norm_needs_the_loss_scale(device):
     gram = gram_of(3, 4, device=device)
     for aggregator in (NashMTL(), FairGrad(2.0), ClipNorm(1.0)):
         assert not torch.allclose(aggregator.weights(gram * 100), aggregator.weights(gram))
-    with pytest.raises(ValueError, match=r"ClipNorm: grad_scale has shape \[2\], expected a number"):
-        ClipNorm(1.0).weights(gram, grad_scale=torch.ones(2))
+    with pytest.raises(ValueError, match=r"ClipNorm: loss_scale has shape \[2\], expected a number"):
+        ClipNorm(1.0).weights(gram, loss_scale=torch.ones(2))
     p = torch.nn.Parameter(torch.linspace(-1, 1, 7, device=device))
     updates = []
     for scale in (1.0, 1024.0):
         p.grad = None
         losses = [scale * (p - k).square().sum() for k in range(3)]
-        mtlfast.backward(losses, NashMTL(), shared=[p], grad_scale=scale)
+        mtlfast.backward(losses, NashMTL(), shared=[p], loss_scale=scale)
         updates.append(p.grad / scale)
     assert updates[0].norm().item() == pytest.approx(1, rel=1e-5)
     assert torch.allclose(updates[0], updates[1], rtol=1e-5)

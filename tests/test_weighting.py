@@ -57,7 +57,7 @@ def test_surgery_sees_the_gradients_of_the_weighted_loss(name, device):
 
 
 @every_weighting
-def test_with_grad_scale_the_weighting_sees_the_losses_without_it(name, device):
+def test_with_loss_scale_the_weighting_sees_the_losses_without_it(name, device):
     gradients = []
     for scale in (1.0, 1024.0):
         made = trained(name, device)
@@ -65,7 +65,7 @@ def test_with_grad_scale_the_weighting_sees_the_losses_without_it(name, device):
         losses = [scale * ((p - k).square().mean() + 0.2) for k in range(3)]
         torch.manual_seed(0)
         given = None if scale == 1 else torch.tensor(scale, device=device)
-        result = mtlfast.backward(losses, Sum(), shared=[p], weighting=made, grad_scale=given)
+        result = mtlfast.backward(losses, Sum(), shared=[p], weighting=made, loss_scale=given)
         gradients.append([p.grad / scale, result.loss_weights, *(q.grad / scale for q in made.parameters())])
     for one, other in zip(*gradients, strict=True):
         assert torch.allclose(one, other, rtol=1e-5)

@@ -42,7 +42,7 @@ struct FairGrad : Method {
       team.sync();
       return;
     }
-    const double unscaled = std::sqrt(size) / p.grad_scale();
+    const double unscaled = std::sqrt(size) / p.loss_scale();
     const double scale = std::pow(unscaled, -2 / (1 + power));
     for (int k = team.rank; k < K; k += team.size) p.out[k] = norms[k] > 0 ? scale * p.out[k] / norms[k] : 0;
     team.sync();

@@ -43,7 +43,7 @@ struct NashMTL : Method {
     double* products = w + K;
     multiply(team, K, p.gram, w, products);
     team.sync();
-    const double length = std::sqrt(larger(dot(w, products, K), 0)), most = p.params[0] * p.grad_scale();
+    const double length = std::sqrt(larger(dot(w, products, K), 0)), most = p.params[0] * p.loss_scale();
     for (int k = team.rank; k < K; k += team.size) p.out[k] = most > 0 && length > most ? w[k] * (most / length) : w[k];
     team.sync();
   }
@@ -66,7 +66,7 @@ struct NashMTL : Method {
       MinNorm{K, p.gram, rest}.solve(team, w);
       return false;
     }
-    for (int k = team.rank; k < K; k += team.size) w[k] = norms[k] > 0 ? p.grad_scale() * w[k] / norms[k] : 0;
+    for (int k = team.rank; k < K; k += team.size) w[k] = norms[k] > 0 ? p.loss_scale() * w[k] / norms[k] : 0;
     team.sync();
     return true;
   }

@@ -35,7 +35,7 @@ struct ClipNorm : OfNorms {
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     double* d = p.scratch;
     find_norms(team, p, d);
-    const double t = p.params[0] < 0 ? typical_norm(kMean, 0, d, p.num_tasks) : p.params[0] * p.grad_scale();
+    const double t = p.params[0] < 0 ? typical_norm(kMean, 0, d, p.num_tasks) : p.params[0] * p.loss_scale();
     for (int k = team.rank; k < p.num_tasks; k += team.size) p.out[k] = d[k] > 0 ? (t < d[k] ? t / d[k] : 1) : 0;
     team.sync();
   }

@@ -43,7 +43,7 @@ struct Problem {
   }
 
   // Of methods whose input is what the losses were multiplied by: that, or 1.
-  MTLFAST_HD double grad_scale() const { return num_inputs > 0 ? inputs[0][0] : 1; }
+  MTLFAST_HD double loss_scale() const { return num_inputs > 0 ? inputs[0][0] : 1; }
 };
 
 // What a method says about itself; each inherits this and hides what differs.

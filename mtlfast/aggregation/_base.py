@@ -20,7 +20,7 @@ class Aggregator(ExactState, ABC):
     """Task gradients in, one update direction out.
 
     `aggregator(grads)` takes `TaskGradients` and returns T tensors; `aggregator(matrix)` takes a Jacobian [K, P] and
-    returns a vector [P]. `losses` [K], `grad_scale` (a float or 0-dim tensor by which the losses were multiplied) and
+    returns a vector [P]. `losses` [K], `loss_scale` (a float or 0-dim tensor by which the losses were multiplied) and
     `tasks` (the present tasks' indices; all tensors hold those only) are there for methods that read them.
 
     Attributes:
@@ -36,17 +36,17 @@ class Aggregator(ExactState, ABC):
         grads: TaskGradients | Tensor,
         *,
         losses: Tensor | None = None,
-        grad_scale: float | Tensor | None = None,
+        loss_scale: float | Tensor | None = None,
         tasks: Sequence[int] | None = None,
     ) -> list[Tensor | None] | Tensor:
         """Aggregates; see the class."""
         if isinstance(grads, Tensor):
             (direction,) = self.aggregate(
-                TaskGradients.from_matrix(grads), losses=losses, grad_scale=grad_scale, tasks=tasks
+                TaskGradients.from_matrix(grads), losses=losses, loss_scale=loss_scale, tasks=tasks
             )
             assert direction is not None
             return direction
-        return self.aggregate(grads, losses=losses, grad_scale=grad_scale, tasks=tasks)
+        return self.aggregate(grads, losses=losses, loss_scale=loss_scale, tasks=tasks)
 
     @abstractmethod
     def aggregate(
@@ -54,7 +54,7 @@ class Aggregator(ExactState, ABC):
         grads: TaskGradients,
         *,
         losses: Tensor | None,
-        grad_scale: float | Tensor | None,
+        loss_scale: float | Tensor | None,
         tasks: Sequence[int] | None,
     ) -> list[Tensor | None]:
         """The direction, T tensors."""
@@ -85,7 +85,7 @@ class GramAggregator(Aggregator):
         gram: Tensor,
         *,
         losses: Tensor | None = None,
-        grad_scale: float | Tensor | None = None,
+        loss_scale: float | Tensor | None = None,
         tasks: Sequence[int] | None = None,
         rtol: float | None = None,
     ) -> Tensor:
@@ -94,7 +94,7 @@ class GramAggregator(Aggregator):
         Args:
             gram: [..., K, K] float64, the Gram matrix; leading dimensions are groups.
             losses: [K], the losses' values, for methods that read them.
-            grad_scale: what the losses were multiplied by, for methods with an absolute norm.
+            loss_scale: what the losses were multiplied by, for methods with an absolute norm.
             tasks: indices of the K present tasks; None: all.
             rtol: relative precision of the gradients behind `gram`, for rank decisions; None: K * 1e-6.
 

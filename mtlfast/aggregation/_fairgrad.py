@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtlfast._settings import Real
-from mtlfast.aggregation._grad_scale import Unscaled
+from mtlfast.aggregation._loss_scale import Unscaled
 from mtlfast.aggregation._solved import Step
 
 
@@ -23,7 +23,7 @@ class FairGrad(Unscaled):
     Raises:
         ValueError: `alpha` is negative.
 
-    Not scale-free: the update grows as the gradients' length to the power (alpha - 1) / (alpha + 1). With `grad_scale`
+    Not scale-free: the update grows as the gradients' length to the power (alpha - 1) / (alpha + 1). With `loss_scale`
     it is what it would be without that factor, times the factor.
 
     Cost: two reads of K * P, one write of P; about 3 K^3 for the solve.

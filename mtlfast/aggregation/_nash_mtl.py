@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtlfast._settings import Or, Real, Whole
-from mtlfast.aggregation._grad_scale import Unscaled
+from mtlfast.aggregation._loss_scale import Unscaled
 from mtlfast.aggregation._solved import Step
 
 
@@ -18,7 +18,7 @@ class NashMTL(Unscaled):
 
     Args:
         n_tasks: the state is made for so many tasks at once; None: it grows with the tasks that come.
-        max_norm: a longer update is shortened to this; 0: none is. With `grad_scale` the update is what it would be
+        max_norm: a longer update is shortened to this; 0: none is. With `loss_scale` the update is what it would be
             without that factor, times the factor.
         update_weights_every: new weights every so many steps; in between the last ones, shortened anew.
 

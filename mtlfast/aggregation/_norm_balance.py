@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtlfast._settings import Or, Real
-from mtlfast.aggregation._grad_scale import Unscaled
+from mtlfast.aggregation._loss_scale import Unscaled
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import SolvedAggregator, Step
 from mtlfast.aggregation._typical_norm import TypicalNorm, typical_norm
@@ -44,7 +44,7 @@ class ClipNorm(Unscaled):
     """Clips each task's gradient to a length, then sums them: w_i = min(1, t / |g_i|).
 
     Args:
-        max_norm: t, a number; with `grad_scale` it is the norm without that factor. Or "mean": the mean norm of the
+        max_norm: t, a number; with `loss_scale` it is the norm without that factor. Or "mean": the mean norm of the
             gradients that are not zero, which makes it scale-free.
 
     Raises:

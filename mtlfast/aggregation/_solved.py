@@ -18,7 +18,7 @@ class Step(NamedTuple):
 
     gram: Tensor
     losses: Tensor | None
-    grad_scale: float | Tensor | None
+    loss_scale: float | Tensor | None
     tasks: tuple[int, ...] | None
     rtol: float
 
@@ -83,18 +83,18 @@ class SolvedAggregator(GramAggregator):
         gram: Tensor,
         *,
         losses: Tensor | None = None,
-        grad_scale: float | Tensor | None = None,
+        loss_scale: float | Tensor | None = None,
         tasks: Sequence[int] | None = None,
         rtol: float | None = None,
     ) -> Tensor:
         """The solver's weights; see `GramAggregator.weights`."""
-        return ops.solve(*self.solve_arguments(gram, losses, grad_scale, tasks, rtol))
+        return ops.solve(*self.solve_arguments(gram, losses, loss_scale, tasks, rtol))
 
     def solve_arguments(
         self,
         gram: Tensor,
         losses: Tensor | None = None,
-        grad_scale: float | Tensor | None = None,
+        loss_scale: float | Tensor | None = None,
         tasks: Sequence[int] | None = None,
         rtol: float | None = None,
     ) -> tuple[Tensor, str, list[float], list[Tensor], Tensor | None, tuple[int, ...] | None]:
@@ -105,7 +105,7 @@ class SolvedAggregator(GramAggregator):
         if call[0] is not self._fits[0] or call[1:] != self._fits[1:]:
             self._grow(gram.shape[-1] if present is None else max(present) + 1, gram)
             self._fits = (self.state, *call[1:])
-        step = Step(gram, losses, grad_scale, present, gram.shape[-1] * 1e-6 if rtol is None else rtol)
+        step = Step(gram, losses, loss_scale, present, gram.shape[-1] * 1e-6 if rtol is None else rtol)
         return gram, self.method, self.params(step), self.inputs(step), self._buffers["state"], present
 
     def _grow(self, known: int, gram: Tensor) -> None:

@@ -11,7 +11,7 @@ from mtlfast.reference.singular import unit_rows
 
 
 def nash_mtl(group: Group) -> Tensor:
-    """Weights [K]; params: max_norm, update_weights_every, rtol; inputs: grad_scale, or none; state: [2 + n]."""
+    """Weights [K]; params: max_norm, update_weights_every, rtol; inputs: loss_scale, or none; state: [2 + n]."""
     max_norm, every, rtol = group.params
     assert group.state is not None
     kept = torch.stack([group.state[2 + task] for task in group.present])
@@ -24,16 +24,16 @@ def nash_mtl(group: Group) -> Tensor:
             kept = shortest_in_hull(group.matrix)
             group.state[0] += 1
         else:
-            kept = torch.where(norms > 0, group.grad_scale() * b / norms, 0.0)
+            kept = torch.where(norms > 0, group.loss_scale() * b / norms, 0.0)
         for task, weight in zip(group.present, kept, strict=True):
             group.state[2 + task] = weight
     group.state[1] += 1
-    length, most = (kept @ group.matrix).norm(), max_norm * group.grad_scale()
+    length, most = (kept @ group.matrix).norm(), max_norm * group.loss_scale()
     return kept * (most / length) if length > most > 0 else kept
 
 
 def fairgrad(group: Group) -> Tensor:
-    """Weights [K]; params: alpha, rtol; inputs: grad_scale, or none; state: [1], solves without a solution."""
+    """Weights [K]; params: alpha, rtol; inputs: loss_scale, or none; state: [1], solves without a solution."""
     alpha, rtol = group.params
     units, norms = unit_rows(group.matrix)
     if alpha == 0:
@@ -47,7 +47,7 @@ def fairgrad(group: Group) -> Tensor:
         if group.state is not None:
             group.state[0] += 1
         return shortest_in_hull(group.matrix)
-    scale = (float(size) / group.grad_scale()) ** (-2 / (1 + power))
+    scale = (float(size) / group.loss_scale()) ** (-2 / (1 + power))
     return torch.where(norms > 0, scale * b / relative, 0.0)
 
 

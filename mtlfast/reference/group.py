@@ -31,7 +31,7 @@ class Group(NamedTuple):
         """The first input, or 1/K each."""
         return self.inputs[0] if self.inputs else torch.full_like(self.matrix[:, 0], 1 / self.num_tasks)
 
-    def grad_scale(self) -> float:
+    def loss_scale(self) -> float:
         """The first input, one number, or 1."""
         return float(self.inputs[0]) if self.inputs else 1.0
 

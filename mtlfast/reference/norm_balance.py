@@ -32,7 +32,7 @@ def norm_balance(group: Group) -> Tensor:
 def clip_norm(group: Group) -> Tensor:
     """Weights [K]; params: the largest norm, or -1 for the mean; inputs: what it is multiplied by, or none."""
     norms, (most,) = group.matrix.norm(dim=1), group.params
-    limit = typical_norm(norms, 0, 0) if most < 0 else most * group.grad_scale()
+    limit = typical_norm(norms, 0, 0) if most < 0 else most * group.loss_scale()
     return _weights(norms, (limit / norms).clamp(max=1))
 
 
