@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import _native
+from mtlfast._layout import is_dense, same_layout
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Rows = tuple[tuple[Tensor | None, ...], ...]
@@ -223,25 +224,10 @@ def _made_dense(gradient: Tensor, first: Tensor | None) -> Tensor:
     if not torch.compiler.is_compiling() and gradient.is_neg():
         gradient = gradient.resolve_neg()
     if first is None:
-        return gradient if _is_dense(gradient) else gradient.contiguous()
-    if _strides(gradient) == _strides(first):
+        return gradient if is_dense(gradient) else gradient.contiguous()
+    if same_layout(gradient, first.stride()):
         return gradient
     return torch.empty_strided(first.shape, first.stride(), dtype=first.dtype, device=first.device).copy_(gradient)
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Does the tensor fill its memory, each element once, in whatever order?"""
-    expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def _strides(tensor: Tensor) -> list[int]:
-    """Strides of the dimensions that have more than one element: the others say nothing."""
-    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
 
 
 def memory_spans(tensors: Sequence[Tensor | None]) -> Iterator[tuple[int, int, int]]:

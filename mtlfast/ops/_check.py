@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mtlfast._layout import same_layout
 from mtlfast.task_gradients import DTYPES, TaskGradients, memory_spans
 
 
@@ -48,8 +49,29 @@ def check_out(
     Its shapes, device and strides are the gradients', its dtype is `dtype` (None: one of its own), and its memory is
     its own or a whole gradient's.
     """
-    if grads.accepts(out, leading, dtype):
-        return
+    if not grads.accepts(out, leading, dtype):
+        _look_closer(op, out, grads, leading, dtype)
+
+
+def fits_out(out: Sequence[Tensor | None], grads: TaskGradients, dtype: torch.dtype) -> bool:
+    """Can `out` take one weighted sum of the gradients in `dtype`?"""
+    if grads.accepts(out, (), dtype):
+        return True
+    try:
+        _look_closer("combine", out, grads, (), dtype)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _look_closer(
+    op: str,
+    out: Sequence[Tensor | None],
+    grads: TaskGradients,
+    leading: tuple[int, ...],
+    dtype: torch.dtype | None,
+) -> None:
+    """One sentence if `out` does not fit: what native code answers with no, in Python."""
     source = "dtype says"
     if len(out) != len(grads.shapes):
         raise ValueError(f"{op}: out has {len(out)} tensors, expected {len(grads.shapes)}")
@@ -68,7 +90,7 @@ def check_out(
         if target.device != grads.device:
             raise ValueError(f"{op}: out {t} is on {target.device}, expected {grads.device} as the task gradients")
         strides = out_strides(grads, t, leading)
-        if target.numel() > 0 and target.stride() != strides and not _same_order(target, strides):
+        if not same_layout(target, strides):
             raise ValueError(f"{op}: out {t} has strides {list(target.stride())}, expected {list(strides)}")
     if not torch.compiler.is_compiling():
         _check_memory(op, out, grads, bool(leading))
@@ -78,11 +100,6 @@ def out_strides(grads: TaskGradients, t: int, leading: tuple[int, ...]) -> tuple
     """Strides of an output for tensor t: its gradients' own, behind the leading dimension if there is one."""
     first = next(gradient for gradient in grads.column(t) if gradient is not None)
     return (*((first.numel(),) if leading else ()), *first.stride())
-
-
-def _same_order(target: Tensor, strides: tuple[int, ...]) -> bool:
-    triples = zip(target.shape, target.stride(), strides, strict=True)
-    return all(size == 1 or have == want for size, have, want in triples)
 
 
 def _check_memory(op: str, out: Sequence[Tensor | None], grads: TaskGradients, leading: bool) -> None:
