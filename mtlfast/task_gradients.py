@@ -24,42 +24,59 @@ class TaskGradients:
     (stride 0), is not dense, or whose strides differ from its other tasks'.
 
     The gradients are constants: no op here is differentiable.
+
+    Attributes:
+        rows: the K x T tensors.
+        parameters: the T parameters that they are gradients of, or None. `mtlfast.backward` always names all shared
+            parameters that want a gradient: one that a step does not reach keeps its place, with None in every row.
+        shapes: the T shapes; None for a tensor that no task reaches.
+        dtype: of all gradients.
+        device: of all gradients.
     """
 
-    __slots__ = ("_table", "device", "dtype", "rows", "shapes")
+    __slots__ = ("_table", "device", "dtype", "parameters", "rows", "shapes")
 
     rows: Rows
+    parameters: tuple[Tensor, ...] | None
     shapes: tuple[torch.Size | None, ...]
     dtype: torch.dtype
     device: torch.device
     _table: Any
 
-    def __init__(self, rows: Sequence[Sequence[Tensor | None]]) -> None:
+    def __init__(self, rows: Sequence[Sequence[Tensor | None]], parameters: Sequence[Tensor] | None = None) -> None:
         """Use `from_rows`."""
         self.rows = tuple(tuple(row) for row in rows)
+        self.parameters = None if parameters is None else tuple(parameters)
         native = None if _is_traced(self.rows) else _native.module()
         self._table = native.marshal(self.rows) if native is not None else None
         if self._table is None:
             self.rows = _regular(self.rows)
             self._table = native.marshal(self.rows) if native is not None else None
         firsts = self.examples()
+        if self.parameters is not None:
+            _check_parameters(self.parameters, firsts)
         self.shapes = tuple(None if first is None else first.shape for first in firsts)
         example = _first(firsts)
         self.dtype = torch.get_default_dtype() if example is None else example.dtype
         self.device = torch.device("cpu") if example is None else example.device
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Sequence[Tensor | None]]) -> TaskGradients:
+    def from_rows(
+        cls, rows: Sequence[Sequence[Tensor | None]], parameters: Sequence[Tensor] | None = None
+    ) -> TaskGradients:
         """Task gradients from K rows of T tensors, as K calls of `torch.autograd.grad` return them.
 
         Args:
             rows: K sequences of T entries; `rows[k][t]` is task k's gradient of tensor t, or None. One dtype of
                 float32, float64, bfloat16, float16 and one device for all; one shape for each t.
+            parameters: the T parameters that the tensors are gradients of, for methods that keep state for each
+                parameter. None: they are not known.
 
         Raises:
-            ValueError, TypeError: a row or tensor does not fit the others; the message names task and tensor.
+            ValueError, TypeError: a row or tensor does not fit the others; the message names task and tensor. Or there
+                are not T parameters, or one differs from its gradients in shape.
         """
-        return cls(rows)
+        return cls(rows, parameters)
 
     @classmethod
     def from_stacked(cls, jac: Sequence[Tensor]) -> TaskGradients:
@@ -120,7 +137,8 @@ class TaskGradients:
         """These task gradients with every tensor in the order of its indices; copies only the tensors that are not."""
         if all(gradient is None or gradient.is_contiguous() for gradient in self.flat()):
             return self
-        return TaskGradients([[None if g is None else g.contiguous() for g in row] for row in self.rows])
+        rows = [[None if g is None else g.contiguous() for g in row] for row in self.rows]
+        return TaskGradients(rows, self.parameters)
 
     def separate(self) -> None:
         """Gives entries that share memory memory of their own, all but the first of each, before they are written."""
@@ -196,6 +214,20 @@ def _regular(rows: Rows) -> Rows:
             entries.append(gradient)
         dense.append(tuple(entries))
     return tuple(dense)
+
+
+def _check_parameters(parameters: Sequence[Tensor], firsts: Sequence[Tensor | None]) -> None:
+    """One sentence if these are not the parameters whose gradients `firsts` are."""
+    if len(parameters) != len(firsts):
+        raise ValueError(
+            f"TaskGradients: got {len(parameters)} parameters, expected {len(firsts)} as there are tensors"
+        )
+    for t, (parameter, first) in enumerate(zip(parameters, firsts, strict=True)):
+        if first is not None and parameter.shape != first.shape:
+            raise ValueError(
+                f"TaskGradients: parameter {t} has shape {list(parameter.shape)}, expected {list(first.shape)} as its "
+                "gradients"
+            )
 
 
 def _check(gradient: Tensor, where: str, example: Tensor | None, first: Tensor | None) -> None:
