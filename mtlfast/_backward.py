@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlfast import _native, ops
-from mtlfast._graph import reached_leaves
 from mtlfast._step_result import StepResult
-from mtlfast.aggregation import Aggregator, GramAggregator
+from mtlfast.aggregation import Aggregator, GramAggregator, RowsJacobian, Step
+from mtlfast.jacobian._graph import reached_leaves
 from mtlfast.ops.combine import write
 from mtlfast.task_gradients import Rows, TaskGradients
 from mtlfast.weighting import LossWeighting
@@ -87,21 +86,17 @@ def backward(
     if weighting is not None:
         loss_weights, learned = _weigh_losses(weighting, stacked, tasks, len(losses), loss_scale)
     rows, plain = _task_rows(values, trunk, others, retain_graph, loss_weights)
-    context: dict[str, Any] = {
-        "losses": stacked,
-        "loss_scale": loss_scale,
-        "tasks": None if len(tasks) == len(losses) else tasks,
-    }
+    step = Step(len(values), stacked, loss_scale, None if len(tasks) == len(losses) else tasks)
     with torch.no_grad():
         mine = _exclusive(rows)
         plain_ready = _ready(others, plain, _exclusive((plain,)))
         grads = TaskGradients.from_rows(rows)
         if isinstance(aggregator, GramAggregator):
-            weights, gram = aggregator.weigh(grads, need_gram=diagnostics, **context)
+            weights, gram = aggregator.weigh(RowsJacobian(grads), step, need_gram=diagnostics)
             write_combined(trunk, grads, weights, mine)
         else:
             weights, gram = None, ops.gram(grads) if diagnostics else None
-            directions = aggregator.aggregate(grads, **context)
+            directions = aggregator.direction(grads, step)
             plain_ready += _ready(trunk, directions, [False] * len(trunk))
         for parameter, gradient in [*plain_ready, *learned]:
             _add(parameter, gradient)

@@ -6,10 +6,16 @@ from typing import Any
 from rich.table import Table
 
 from mtlfast import aggregation, weighting
-from mtlfast.aggregation import Aggregator, GramAggregator, Reads
+from mtlfast.aggregation import Aggregator, Reads
 from mtlfast.weighting import LossWeighting
 
-PASSES = {Reads.NOTHING: "1", Reads.NORMS: "2 (norms, sum)", Reads.GRAM: "2"}
+PASSES = {
+    Reads.NOTHING: "1",
+    Reads.NORMS: "2 (norms, sum)",
+    Reads.GRAM: "2",
+    Reads.CROSS_GRAM: "2",
+    Reads.ROWS: "1 (element-wise)",
+}
 Method = type[Aggregator] | type[LossWeighting]
 
 
@@ -36,5 +42,5 @@ def _table(what: str, families: Mapping[str, Mapping[Any, str]]) -> Table:
 def _reads(method: Method) -> str:
     if issubclass(method, LossWeighting):
         return "0"
-    reads = method.reads if issubclass(method, GramAggregator) else None
+    reads = method.reads
     return PASSES[reads] if isinstance(reads, Reads) else "theirs"  # a wrapper's is a property

@@ -33,7 +33,9 @@ from mtlfast.aggregation import (
     PCGrad,
     Random,
     Reads,
+    RowsJacobian,
     SDMGrad,
+    Step,
     Sum,
     UPGrad,
 )
@@ -278,7 +280,7 @@ def test_only_gram_aggregators_have_weights(device):
 def test_fixed_weights_compute_no_gram():
     # Sum and Mean must not read the gradients for a Gram matrix that they do not need.
     for make in (Sum, Mean, MAKERS["Constant"]):
-        weights, gram = make().weigh(draw(3, [(4,)]), losses=None, loss_scale=None, tasks=None)
+        weights, gram = make().weigh(RowsJacobian(draw(3, [(4,)])), Step(3))
         assert gram is None
         assert weights.shape == (3,)
 

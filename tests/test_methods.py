@@ -21,6 +21,7 @@ from torch import Tensor
 
 import mtlfast
 from mtlfast import _native, ops, reference
+from mtlfast.aggregation import Step
 from mtlfast.aggregation._solved import SolvedAggregator
 
 # Their twins, which serve beyond 128 tasks, take minutes there.
@@ -43,7 +44,7 @@ def jacobian(*lead: int, num_tasks: int, rank: int | None = None) -> Tensor:
 
 def both_ways(aggregator: SolvedAggregator, gram: Tensor, J: Tensor, **context) -> tuple[Tensor, Tensor]:
     """The weights of the solver, and of its twin on the K x P matrix with the same arguments and state."""
-    arguments = aggregator.solve_arguments(gram, losses(len(J), gram.device), **context)
+    arguments = aggregator.solve_arguments(gram, Step(len(J), losses(len(J), gram.device), **context))
     _, solver, params, inputs, state, tasks = arguments
     twin_state = None if state is None else state.cpu().clone().view(-1)
     weights = ops.solve(*arguments).cpu()

@@ -20,6 +20,8 @@ from mtlfast.aggregation import (
     NormBalance,
     PCGrad,
     Reads,
+    RowsJacobian,
+    Step,
     Sum,
 )
 
@@ -65,16 +67,15 @@ def test_norms_alone_are_read(monkeypatch, device):
         raise AssertionError("the Gram matrix was computed")
 
     grads = mtlfast.TaskGradients.from_matrix(jacobian(num_tasks=3).to(device))
-    context = {"losses": None, "loss_scale": None, "tasks": None}
     composed, smoothed = (lambda: Compose(NormBalance(), Mean())), (lambda: CRMOGM(ClipNorm()))
     for make in (NormBalance, ClipNorm, InverseNorm, composed, smoothed):
         wanted = make().weights(ops.gram(grads))
         with monkeypatch.context() as patch:
             patch.setattr(ops, "gram", refuse)
-            weights, gram = make().weigh(grads, **context)
+            weights, gram = make().weigh(RowsJacobian(grads), Step(3))
         assert gram is None
         assert torch.allclose(weights, wanted, rtol=1e-12)
-    weights, gram = NormBalance().weigh(grads, need_gram=True, **context)
+    weights, gram = NormBalance().weigh(RowsJacobian(grads), Step(3), need_gram=True)
     assert torch.equal(gram, ops.gram(grads))
 
 

@@ -20,7 +20,7 @@ from workloads import DTYPES, ELEMENTS, MODEL_DTYPE, MODEL_TASKS, MODELS, TASKS
 
 import mtlfast
 from mtlfast import TaskGradients, ops
-from mtlfast.aggregation import PCGrad
+from mtlfast.aggregation import PCGrad, Step
 from mtlfast.bench import compiled, peers, solves
 from mtlfast.bench.contests import contests_on
 from mtlfast.bench.timing import take_turns
@@ -155,7 +155,7 @@ def solvers() -> Iterator[Row]:
     for name, (make, *_) in solves.METHODS.items():
         for K in (8, 40):
             J = torch.randn(K, 2 * K, dtype=torch.float64, device=DEVICE)
-            arguments = make().solve_arguments(J @ J.T)
+            arguments = make().solve_arguments(J @ J.T, Step(K))
             times = microseconds({"solve": partial(ops.solve, *arguments)})["solve"]
             yield {"method": name, "K": K, **{f"us {key}": value for key, value in times.items()}}
 
@@ -193,8 +193,7 @@ def step() -> Iterator[Row]:
     out: list[Tensor | None] = [torch.empty_like(g) for g in row_of(grads, 0)]
 
     def surgery() -> None:
-        weights, _ = aggregator.weigh(grads)
-        ops.combine(grads, weights, out=out)
+        aggregator.aggregate(grads, Step(grads.num_tasks), out)
 
     surgery()
     torch.cuda.synchronize()

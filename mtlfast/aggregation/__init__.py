@@ -11,6 +11,7 @@ from mtlfast.aggregation._fairgrad import FairGrad
 from mtlfast.aggregation._fixed import Constant, Mean, Sum
 from mtlfast.aggregation._gradvac import GradVac
 from mtlfast.aggregation._imtlg import IMTLG
+from mtlfast.aggregation._jacobian import AsksJacobian, RowsJacobian
 from mtlfast.aggregation._krum import Krum
 from mtlfast.aggregation._mgda import MGDA
 from mtlfast.aggregation._nash_mtl import NashMTL
@@ -19,6 +20,7 @@ from mtlfast.aggregation._pcd import PCD
 from mtlfast.aggregation._pcgrad import PCGrad
 from mtlfast.aggregation._random import Random
 from mtlfast.aggregation._reads import Reads
+from mtlfast.aggregation._step import Step
 from mtlfast.aggregation._two_batches import MoDo, SDMGrad
 
 # The table of contents: family -> its aggregators, and what each makes of the gradients.
@@ -76,6 +78,7 @@ __all__ = [
     "PCD",
     "Aggregator",
     "AlignedMTL",
+    "AsksJacobian",
     "CAGrad",
     "ClipNorm",
     "Compose",
@@ -95,7 +98,9 @@ __all__ = [
     "PCGrad",
     "Random",
     "Reads",
+    "RowsJacobian",
     "SDMGrad",
+    "Step",
     "Sum",
     "UPGrad",
 ]

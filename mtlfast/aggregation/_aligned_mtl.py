@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtlfast._settings import Choice
 from mtlfast.aggregation._preferences import Preferring
-from mtlfast.aggregation._solved import Step
+from mtlfast.aggregation._step import Step
 
 SCALE_MODES = ("min", "median", "rmse")
 
@@ -52,7 +52,7 @@ class AlignedMTL(Preferring):
 
     def params(self, step: Step) -> list[float]:
         """Which eigenvalue, and which ones count."""
-        return [SCALE_MODES.index(self.scale_mode), step.rtol]
+        return [SCALE_MODES.index(self.scale_mode), step.precision]
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

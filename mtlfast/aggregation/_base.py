@@ -12,7 +12,9 @@ from torch import Tensor
 from mtlfast import ops
 from mtlfast._by_task import take
 from mtlfast._exact_state import ExactState
+from mtlfast.aggregation._jacobian import AsksJacobian, RowsJacobian
 from mtlfast.aggregation._reads import Reads
+from mtlfast.aggregation._step import Step
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -20,16 +22,22 @@ class Aggregator(ExactState, ABC):
     """Task gradients in, one update direction out.
 
     `aggregator(grads)` takes `TaskGradients` and returns T tensors; `aggregator(matrix)` takes a Jacobian [K, P] and
-    returns a vector [P]. `losses` [K], `loss_scale` (a float or 0-dim tensor by which the losses were multiplied) and
-    `tasks` (the present tasks' indices; all tensors hold those only) are there for methods that read them.
+    returns a vector [P]. `losses` [K], `loss_scale` (a float or a tensor of one element by which the losses were
+    multiplied) and `tasks` (the present tasks' indices; all tensors hold those only) are there for methods that read
+    them.
+
+    A method that needs more than products of gradients is a subclass of this class with an `aggregate`; one whose
+    direction is w(G)^T J is a `GramAggregator`.
 
     Attributes:
         paper: who published it where, or "".
         keeps: what it remembers from step to step for n tasks, or "".
+        reads: what of the gradients it looks at.
     """
 
     paper: ClassVar[str] = ""
     keeps: ClassVar[str] = ""
+    reads = Reads.ROWS
 
     def forward(
         self,
@@ -40,24 +48,72 @@ class Aggregator(ExactState, ABC):
         tasks: Sequence[int] | None = None,
     ) -> list[Tensor | None] | Tensor:
         """Aggregates; see the class."""
-        if isinstance(grads, Tensor):
-            (direction,) = self.aggregate(
-                TaskGradients.from_matrix(grads), losses=losses, loss_scale=loss_scale, tasks=tasks
+        rows = TaskGradients.from_matrix(grads) if isinstance(grads, Tensor) else grads
+        step = Step(rows.num_tasks, losses, loss_scale, None if tasks is None else tuple(tasks))
+        self.check(step, RowsJacobian(rows))
+        directions = self.direction(rows, step)
+        if not isinstance(grads, Tensor):
+            return directions
+        assert directions[0] is not None
+        return directions[0]
+
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Refuses what the method cannot work with, before the first backward pass and before any state moves.
+
+        A method that refuses anything overrides it, calls this one and raises one sentence.
+
+        Args:
+            step: what is known before the gradients are.
+            jacobian: how they will be had; None: only the Gram matrix is given.
+
+        Raises:
+            ValueError, TypeError: the method cannot work with them.
+        """
+        if jacobian is None:
+            return
+        if self.reads is Reads.CROSS_GRAM:
+            raise TypeError(
+                f"{type(self).__name__}: got one batch's gradients, expected a call of weights(J_1 J_2^T) with two "
+                "batches'"
             )
-            assert direction is not None
-            return direction
-        return self.aggregate(grads, losses=losses, loss_scale=loss_scale, tasks=tasks)
+        if self.reads is Reads.ROWS and not jacobian.holds_rows:
+            raise TypeError(
+                f"{type(self).__name__}: got a {type(jacobian).__name__}, expected one that holds the task gradients"
+            )
 
     @abstractmethod
-    def aggregate(
-        self,
-        grads: TaskGradients,
-        *,
-        losses: Tensor | None,
-        loss_scale: float | Tensor | None,
-        tasks: Sequence[int] | None,
-    ) -> list[Tensor | None]:
-        """The direction, T tensors."""
+    def aggregate(self, grads: TaskGradients, step: Step, out: list[Tensor | None]) -> Sequence[Tensor | None] | None:
+        """Writes the direction into `out`; or returns T tensors, which are then copied there.
+
+        It is called with keywords.
+
+        Args:
+            grads: K tasks x T tensors; `grads.parameters`, where they are known, say whose.
+            step: the losses and what else is known.
+            out: T tensors of the gradients' shapes, dtype and layout, to be overwritten; None where no task reaches.
+                Their memory is the direction's own.
+        """
+
+    def direction(self, grads: TaskGradients, step: Step) -> list[Tensor | None]:
+        """The direction of checked arguments: T new tensors, None where no task reaches a tensor."""
+        out = [None if example is None else torch.empty_like(example) for example in grads.examples()]
+        returned = self.aggregate(grads, step=step, out=out)
+        if returned is not None:
+            self._copy(returned, out)
+        return out
+
+    def _copy(self, returned: Sequence[Tensor | None], out: Sequence[Tensor | None]) -> None:
+        """What `aggregate` returned goes where it would have been written."""
+        name = type(self).__name__
+        if len(returned) != len(out):
+            raise ValueError(f"{name}: aggregate returned {len(returned)} tensors, expected {len(out)}")
+        for t, (given, target) in enumerate(zip(returned, out, strict=True)):
+            if target is None:
+                continue
+            if given is None or given.shape != target.shape:
+                got = "None" if given is None else f"shape {list(given.shape)}"
+                raise ValueError(f"{name}: aggregate returned {got} for tensor {t}, expected {list(target.shape)}")
+            target.copy_(given)
 
     def reset(self) -> None:
         """Forgets all state, as if new."""
@@ -76,10 +132,9 @@ class Aggregator(ExactState, ABC):
 class GramAggregator(Aggregator):
     """An aggregator that is defined by weights computed from the Gram matrix: direction = w(G)^T J."""
 
-    # What the weights depend on: `weights` sees a Gram matrix of which no more than that is computed.
+    # What the weights depend on: `solve` sees a Gram matrix of which no more than that is computed.
     reads = Reads.GRAM
 
-    @abstractmethod
     def weights(
         self,
         gram: Tensor,
@@ -100,47 +155,69 @@ class GramAggregator(Aggregator):
 
         Returns:
             [..., K] float64, on gram's device; NaN where `gram` is not finite.
+
+        Raises:
+            ValueError, TypeError: the method cannot work with these.
         """
+        step = Step(gram.shape[-1], losses, loss_scale, None if tasks is None else tuple(tasks), rtol)
+        self.check(step)
+        return self.solve(gram, step)
+
+    @abstractmethod
+    def solve(self, gram: Tensor, step: Step) -> Tensor:
+        """The weights [..., K] float64 of Gram matrices [..., K, K], for a step that `check` let pass."""
 
     def diagnostics(self) -> dict[str, int]:
         """Counts of what went wrong since `reset()`, for methods that iterate; on a GPU this waits for it."""
         return {}
 
-    def of_tasks(self, buffer: str, what: str, gram: Tensor, tasks: Sequence[int] | None) -> Tensor:
-        """The present tasks' entries of a buffer [n] that the user gave, [..., K] on gram's device.
+    def check_entries(self, buffer: str, what: str, step: Step) -> None:
+        """Has a buffer [n] that the user gave an entry for each task?
 
         Raises:
             ValueError: there are more tasks than entries, or all are present and there are fewer.
         """
-        values: Tensor = getattr(self, buffer)
-        present = range(gram.shape[-1]) if tasks is None else tasks
-        if (tasks is None and len(values) != gram.shape[-1]) or any(task >= len(values) for task in present):
+        known = len(getattr(self, buffer))
+        if (step.tasks is None and known != step.num_tasks) or any(task >= known for task in step.present):
             raise ValueError(
-                f"{type(self).__name__}: got tasks {list(present)}, expected {len(values)} tasks as there are {what}"
+                f"{type(self).__name__}: got tasks {list(step.present)}, expected {known} tasks as there are {what}"
             )
+
+    def entries(self, buffer: str, gram: Tensor, step: Step) -> Tensor:
+        """The present tasks' entries of a buffer [n] that the user gave, [..., K] on gram's device."""
+        values: Tensor = getattr(self, buffer)
         if values.device != gram.device:  # once: a copy from the host waits
             values = values.to(gram.device)
             setattr(self, buffer, values)
-        return take(values, present).expand(gram.shape[:-1]).clone()
+        return take(values, step.present).expand(gram.shape[:-1]).clone()
 
-    def weigh(self, grads: TaskGradients, *, need_gram: bool = False, **context: Any) -> tuple[Tensor, Tensor | None]:
-        """The weights [K] for task gradients, and the Gram matrix if it was computed."""
-        K = grads.num_tasks
+    def weigh(self, jacobian: AsksJacobian, step: Step, need_gram: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The weights [K] of a Jacobian, and its Gram matrix if it was computed.
+
+        Args:
+            jacobian: it is asked for no more than the method `reads`.
+            step: `check` let it pass.
+            need_gram: compute the Gram matrix in any case.
+        """
+        step = step._replace(rtol=jacobian.rtol)
         if self.reads is Reads.GRAM or need_gram:
-            gram = ops.gram(grads)
-            return self.weights(gram, rtol=precision(grads), **context), gram
+            gram = jacobian.gram()
+            return self.solve(gram, step), gram
         if self.reads is Reads.NORMS:
-            partial = ops.norms(grads).square().diag()
+            partial = jacobian.norms().square().diag()
         else:
-            partial = torch.empty(K, K, dtype=torch.float64, device=grads.device)
-        return self.weights(partial, rtol=precision(grads), **context), None
+            assert self.reads is Reads.NOTHING
+            K = jacobian.num_tasks
+            partial = torch.empty(K, K, dtype=torch.float64, device=jacobian.device)
+        return self.solve(partial, step), None
 
-    def aggregate(self, grads: TaskGradients, **context: Any) -> list[Tensor | None]:
+    def aggregate(
+        self, grads: TaskGradients, step: Step, out: list[Tensor | None] | None = None
+    ) -> list[Tensor | None]:
         """One read for the Gram matrix or the norms, if they matter, one for the weighted sum."""
-        weights, _ = self.weigh(grads, **context)
-        return ops.combine(grads, weights)
+        weights, _ = self.weigh(RowsJacobian(grads), step)
+        return ops.combine(grads, weights, out=out)
 
-
-def precision(grads: TaskGradients) -> float:
-    """`rtol` for rank decisions: K times the relative precision of the gradients behind the Gram matrix."""
-    return grads.num_tasks * (torch.finfo(torch.float64).eps if grads.dtype == torch.float64 else 1e-6)
+    def direction(self, grads: TaskGradients, step: Step) -> list[Tensor | None]:
+        """The direction of checked arguments: T new tensors, None where no task reaches a tensor."""
+        return self.aggregate(grads, step)

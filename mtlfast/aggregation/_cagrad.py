@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from mtlfast._settings import Choice, Real
-from mtlfast.aggregation._solved import SolvedAggregator, Step
+from mtlfast.aggregation._solved import SolvedAggregator
+from mtlfast.aggregation._step import Step
 
 
 class CAGrad(SolvedAggregator):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._reads import Reads
+from mtlfast.aggregation._step import Step
 
 
 class Compose(GramAggregator):
@@ -44,11 +44,16 @@ class Compose(GramAggregator):
         """The more of the two."""
         return max(self.balance.reads, self.surgery.reads)
 
-    def weights(self, gram: Tensor, **context: Any) -> Tensor:
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Refuses what one of the two refuses."""
+        self.balance.check(step, jacobian)
+        self.surgery.check(step, jacobian)
+
+    def solve(self, gram: Tensor, step: Step) -> Tensor:
         """The product of their weights, [..., K] float64."""
-        scales = self.balance.weights(gram, **context)
+        scales = self.balance.solve(gram, step)
         scaled = gram * (scales.unsqueeze(-1) * scales.unsqueeze(-2))
-        return scales * self.surgery.weights(scaled, **context)
+        return scales * self.surgery.solve(scaled, step)
 
     def reset(self) -> None:
         """Forgets both states."""

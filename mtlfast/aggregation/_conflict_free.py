@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._preferences import Preferring
-from mtlfast.aggregation._solved import Step
-from mtlfast.aggregation._typical_norm import TypicalNorm, typical_norm
+from mtlfast.aggregation._step import Step
+from mtlfast.aggregation._typical_norm import TypicalNorm, check_typical_norm, typical_norm
 
 
 class ConFIG(Preferring):
@@ -40,9 +41,14 @@ class ConFIG(Preferring):
         super().__init__(pref_vector)
         self.length = length
 
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Refuses a length that is no task of the step's."""
+        super().check(step, jacobian)
+        check_typical_norm(self, self.length, step)
+
     def params(self, step: Step) -> list[float]:
         """The length, and which eigenvalues count as zero."""
-        return [*typical_norm(self, self.length, step), step.rtol]
+        return [*typical_norm(self.length, step), step.precision]
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +10,10 @@ from torch import Tensor
 from mtlfast._by_task import put, take
 from mtlfast._settings import Real
 from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import grown
+from mtlfast.aggregation._step import Step
 
 
 class CRMOGM(GramAggregator):
@@ -61,16 +61,22 @@ class CRMOGM(GramAggregator):
         """What the aggregator reads."""
         return self.aggregator.reads
 
-    def weights(self, gram: Tensor, *, tasks: Sequence[int] | None = None, **context: Any) -> Tensor:
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Refuses what the aggregator refuses, and another number of tasks than there are initial weights."""
+        self.aggregator.check(step, jacobian)
+        if self.first_weights is not None:
+            self.check_entries("first_weights", "weights", step)
+
+    def solve(self, gram: Tensor, step: Step) -> Tensor:
         """The smoothed weights, [..., K] float64."""
-        new = self.aggregator.weights(gram, tasks=tasks, **context)
-        known = gram.shape[-1] if tasks is None else max(tasks) + 1
+        new = self.aggregator.solve(gram, step)
+        present = step.present
+        known = max(present, default=-1) + 1
         if self.state is not None:
             known = max(known, self.state.shape[-1])
         self.state = grown(self, self.state, gram.shape[:-2], (known,), math.nan, gram.device)
-        present = range(gram.shape[-1]) if tasks is None else tasks
         old = take(self.state, present)
-        first = new if self.first_weights is None else self.of_tasks("first_weights", "weights", gram, tasks)
+        first = new if self.first_weights is None else self.entries("first_weights", gram, step)
         smoothed = self.alpha * torch.where(old.isnan(), first, old) + (1 - self.alpha) * new
         finite = new.isfinite().all(dim=-1, keepdim=True)
         put(self.state, present, torch.where(finite, smoothed, old))

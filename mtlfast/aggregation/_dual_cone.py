@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mtlfast._settings import Real
 from mtlfast.aggregation._preferences import Preferring
-from mtlfast.aggregation._solved import Step
+from mtlfast.aggregation._step import Step
 
 
 class _DualCone(Preferring):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mtlfast._settings import Real
 from mtlfast.aggregation._loss_scale import Unscaled
-from mtlfast.aggregation._solved import Step
+from mtlfast.aggregation._step import Step
 
 
 class FairGrad(Unscaled):
@@ -41,7 +41,7 @@ class FairGrad(Unscaled):
 
     def params(self, step: Step) -> list[float]:
         """The power, and what counts as zero."""
-        return [self.alpha, step.rtol]
+        return [self.alpha, step.precision]
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

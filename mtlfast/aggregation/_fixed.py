@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._reads import Reads
+from mtlfast.aggregation._step import Step
 
 
 class Sum(GramAggregator):
@@ -20,7 +19,7 @@ class Sum(GramAggregator):
 
     reads = Reads.NOTHING
 
-    def weights(self, gram: Tensor, **context: Any) -> Tensor:
+    def solve(self, gram: Tensor, step: Step) -> Tensor:
         """Ones, [..., K]."""
         return gram.new_ones(gram.shape[:-1])
 
@@ -33,7 +32,7 @@ class Mean(GramAggregator):
 
     reads = Reads.NOTHING
 
-    def weights(self, gram: Tensor, **context: Any) -> Tensor:
+    def solve(self, gram: Tensor, step: Step) -> Tensor:
         """1/K, [..., K]."""
         return gram.new_full(gram.shape[:-1], 1 / gram.shape[-1])
 
@@ -61,13 +60,14 @@ class Constant(GramAggregator):
             raise ValueError(f"Constant: weights have shape {list(weights.shape)}, expected [K]")
         self.register_buffer("task_weights", weights.detach().to(torch.float64, copy=True))
 
-    def weights(self, gram: Tensor, *, tasks: Sequence[int] | None = None, **context: Any) -> Tensor:
-        """The present tasks' weights, [..., K].
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Refuses another number of tasks than there are weights."""
+        super().check(step, jacobian)
+        self.check_entries("task_weights", "weights", step)
 
-        Raises:
-            ValueError: there are more tasks than weights.
-        """
-        return self.of_tasks("task_weights", "weights", gram, tasks)
+    def solve(self, gram: Tensor, step: Step) -> Tensor:
+        """The present tasks' weights, [..., K]."""
+        return self.entries("task_weights", gram, step)
 
     def extra_repr(self) -> str:
         """The number of tasks."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mtlfast._settings import Real
 from mtlfast.aggregation._random_order import RandomOrder
-from mtlfast.aggregation._solved import SolvedAggregator, Step
+from mtlfast.aggregation._solved import SolvedAggregator
+from mtlfast.aggregation._step import Step
 
 
 class GradVac(RandomOrder, SolvedAggregator):
@@ -49,9 +50,9 @@ class GradVac(RandomOrder, SolvedAggregator):
         """Beta, and no absolute epsilon."""
         return [self.beta, 0.0]
 
-    def inputs(self, step: Step) -> list[Tensor]:
+    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
         """The order's keys."""
-        return self.keys(step.gram)
+        return self.keys(gram)
 
     def state_shape(self, known: int) -> tuple[int, ...]:
         """The pairs' running means."""

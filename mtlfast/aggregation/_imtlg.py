@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mtlfast.aggregation._solved import SolvedAggregator, Step
+from mtlfast.aggregation._solved import SolvedAggregator
+from mtlfast.aggregation._step import Step
 
 
 class IMTLG(SolvedAggregator):
@@ -34,4 +35,4 @@ class IMTLG(SolvedAggregator):
 
     def params(self, step: Step) -> list[float]:
         """Which eigenvalues count as zero."""
-        return [step.rtol]
+        return [step.precision]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from mtlfast._settings import Whole
-from mtlfast.aggregation._solved import SolvedAggregator, Step
+from mtlfast.aggregation._jacobian import AsksJacobian
+from mtlfast.aggregation._solved import SolvedAggregator
+from mtlfast.aggregation._step import Step
 
 
 class Krum(SolvedAggregator):
@@ -34,18 +36,18 @@ class Krum(SolvedAggregator):
         self.n_byzantine = n_byzantine
         self.n_selected = n_selected
 
-    def params(self, step: Step) -> list[float]:
-        """The constructor's arguments.
-
-        Raises:
-            ValueError: there are too few tasks for them.
-        """
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Refuses fewer tasks than the constructor's arguments need."""
+        super().check(step, jacobian)
         least = max(self.n_byzantine + 3, self.n_selected)
-        if step.gram.shape[-1] < least:
+        if step.num_tasks < least:
             raise ValueError(
-                f"Krum: got {step.gram.shape[-1]} tasks, expected at least {least} for n_byzantine={self.n_byzantine} "
+                f"Krum: got {step.num_tasks} tasks, expected at least {least} for n_byzantine={self.n_byzantine} "
                 f"and n_selected={self.n_selected}"
             )
+
+    def params(self, step: Step) -> list[float]:
+        """The constructor's arguments."""
         return [self.n_byzantine, self.n_selected]
 
     def extra_repr(self) -> str:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtlfast.aggregation._solved import SolvedAggregator, Step
+from mtlfast.aggregation._jacobian import AsksJacobian
+from mtlfast.aggregation._solved import SolvedAggregator
+from mtlfast.aggregation._step import Step
 
 
 class Unscaled(SolvedAggregator):
     """A method that is not scale-free, and is given by what the losses were multiplied."""
 
-    def inputs(self, step: Step) -> list[Tensor]:
-        """`loss_scale`, one number a group, if there is one.
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Refuses a `loss_scale` of several numbers."""
+        super().check(step, jacobian)
+        if isinstance(step.loss_scale, Tensor) and step.loss_scale.numel() != 1:
+            shape = list(step.loss_scale.shape)
+            raise ValueError(f"{type(self).__name__}: loss_scale has shape {shape}, expected a number")
 
-        Raises:
-            ValueError: it holds more than one number.
-        """
-        scale, groups = step.loss_scale, step.gram.shape[:-2]
+    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
+        """`loss_scale`, one number a group, if there is one."""
+        scale, groups = step.loss_scale, gram.shape[:-2]
         if scale is None:
             return []
         if not isinstance(scale, Tensor):
-            return [step.gram.new_full((*groups, 1), scale)]
-        if scale.numel() != 1:
-            raise ValueError(f"{type(self).__name__}: loss_scale has shape {list(scale.shape)}, expected a number")
-        return [scale.detach().to(step.gram.device, torch.float64).reshape(1).expand(*groups, 1)]
+            return [gram.new_full((*groups, 1), scale)]
+        return [scale.detach().to(gram.device, torch.float64).reshape(1).expand(*groups, 1)]

@@ -7,7 +7,9 @@ from typing import Literal
 from torch import Tensor
 
 from mtlfast._settings import Choice, Or, Real, Whole
-from mtlfast.aggregation._solved import SolvedAggregator, Step
+from mtlfast.aggregation._jacobian import AsksJacobian
+from mtlfast.aggregation._solved import SolvedAggregator
+from mtlfast.aggregation._step import Step
 
 NORMS = ("none", "l2", "loss", "loss+")
 
@@ -54,13 +56,18 @@ class MGDA(SolvedAggregator):
         """Frank-Wolfe's end, and the norms as bits."""
         return [self.epsilon or 0.0, self.max_iters, NORMS.index(self.norms)]
 
-    def inputs(self, step: Step) -> list[Tensor]:
+    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
         """The losses, where they are read."""
         if self.norms in ("none", "l2"):
             return []
-        if step.losses is None:
+        assert step.losses is not None
+        return [step.losses.detach().expand(gram.shape[:-1])]
+
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Refuses a step without losses where they are read."""
+        super().check(step, jacobian)
+        if step.losses is None and self.norms not in ("none", "l2"):
             raise ValueError(f"MGDA: norms is {self.norms!r} and losses is None, expected the tasks' losses")
-        return [step.losses.detach().expand(step.gram.shape[:-1])]
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

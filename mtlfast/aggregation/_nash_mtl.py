@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mtlfast._settings import Or, Real, Whole
+from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._loss_scale import Unscaled
-from mtlfast.aggregation._solved import Step
+from mtlfast.aggregation._step import Step
 
 
 class NashMTL(Unscaled):
@@ -43,18 +44,19 @@ class NashMTL(Unscaled):
         self.max_norm = max_norm
         self.update_weights_every = update_weights_every
 
-    def params(self, step: Step) -> list[float]:
-        """The norm, the steps, and what counts as zero."""
-        return [self.max_norm, self.update_weights_every, step.rtol]
-
-    def state_shape(self, known: int) -> tuple[int, ...]:
-        """Steps without a solution, steps, then each task's last weight.
-
-        Raises:
-            ValueError: there are more tasks than `n_tasks`.
-        """
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Refuses more tasks than `n_tasks`."""
+        super().check(step, jacobian)
+        known = max(step.present, default=-1) + 1
         if self.n_tasks is not None and known > self.n_tasks:
             raise ValueError(f"NashMTL: got {known} tasks, expected at most {self.n_tasks} as n_tasks says")
+
+    def params(self, step: Step) -> list[float]:
+        """The norm, the steps, and what counts as zero."""
+        return [self.max_norm, self.update_weights_every, step.precision]
+
+    def state_shape(self, known: int) -> tuple[int, ...]:
+        """Steps without a solution, steps, then each task's last weight."""
         return (2 + (known if self.n_tasks is None else self.n_tasks),)
 
     def extra_repr(self) -> str:

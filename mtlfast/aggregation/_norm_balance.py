@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from mtlfast._settings import Or, Real
+from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._loss_scale import Unscaled
 from mtlfast.aggregation._reads import Reads
-from mtlfast.aggregation._solved import SolvedAggregator, Step
-from mtlfast.aggregation._typical_norm import TypicalNorm, typical_norm
+from mtlfast.aggregation._solved import SolvedAggregator
+from mtlfast.aggregation._step import Step
+from mtlfast.aggregation._typical_norm import TypicalNorm, check_typical_norm, typical_norm
 
 
 class NormBalance(SolvedAggregator):
@@ -33,7 +35,12 @@ class NormBalance(SolvedAggregator):
 
     def params(self, step: Step) -> list[float]:
         """Which norm."""
-        return typical_norm(self, self.target, step)
+        return typical_norm(self.target, step)
+
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Refuses a target that is no task of the step's."""
+        super().check(step, jacobian)
+        check_typical_norm(self, self.target, step)
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
@@ -86,14 +93,14 @@ class CrossNorm(SolvedAggregator):
     method = "cross_norm"
     reads = Reads.NORMS
 
-    def params(self, step: Step) -> list[float]:
-        """None.
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Refuses more than two tasks."""
+        super().check(step, jacobian)
+        if step.num_tasks > 2:
+            raise ValueError(f"CrossNorm: got {step.num_tasks} tasks, expected at most 2")
 
-        Raises:
-            ValueError: there are more than two tasks.
-        """
-        if step.gram.shape[-1] > 2:
-            raise ValueError(f"CrossNorm: got {step.gram.shape[-1]} tasks, expected at most 2")
+    def params(self, step: Step) -> list[float]:
+        """None."""
         return []
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from mtlfast._settings import Real
-from mtlfast.aggregation._solved import SolvedAggregator, Step
+from mtlfast.aggregation._jacobian import AsksJacobian
+from mtlfast.aggregation._solved import SolvedAggregator
+from mtlfast.aggregation._step import Step
 
 
 class PCD(SolvedAggregator):
@@ -65,13 +67,19 @@ class PCD(SolvedAggregator):
         if self.shares is not None and shares is not None:
             self.shares[1:] = shares
 
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Refuses another number of tasks than there are shares."""
+        super().check(step, jacobian)
+        if self.shares is not None:
+            self.check_entries("shares", "shares", step)
+
     def params(self, step: Step) -> list[float]:
         """Constants of the running mean, the share, and the gradients' precision."""
-        return [self.beta, self.eps, self._share, step.rtol]
+        return [self.beta, self.eps, self._share, step.precision]
 
-    def inputs(self, step: Step) -> list[Tensor]:
+    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
         """The shares, if each task has its own."""
-        return [] if self.shares is None else [self.of_tasks("shares", "shares", step.gram, step.tasks)]
+        return [] if self.shares is None else [self.entries("shares", gram, step)]
 
     def state_shape(self, known: int) -> tuple[int, ...]:
         """A row for the count of failures, then each task's running mean and number of steps."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mtlfast._settings import Choice
 from mtlfast.aggregation._random_order import RandomOrder
-from mtlfast.aggregation._solved import SolvedAggregator, Step
+from mtlfast.aggregation._solved import SolvedAggregator
+from mtlfast.aggregation._step import Step
 
 
 class PCGrad(RandomOrder, SolvedAggregator):
@@ -48,9 +49,9 @@ class PCGrad(RandomOrder, SolvedAggregator):
         """Divide by K? And no gradient meets itself."""
         return [float(self.reduction == "mean"), 0.0]
 
-    def inputs(self, step: Step) -> list[Tensor]:
+    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
         """The order's keys."""
-        return self.keys(step.gram)
+        return self.keys(gram)
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mtlfast.aggregation._solved import SolvedAggregator, Step
+from mtlfast.aggregation._jacobian import AsksJacobian
+from mtlfast.aggregation._solved import SolvedAggregator
+from mtlfast.aggregation._step import Step
 
 
 class Preferring(SolvedAggregator):
@@ -29,8 +31,14 @@ class Preferring(SolvedAggregator):
             raise ValueError(f"{type(self).__name__}: pref_vector has shape {list(value.shape)}, expected [K]")
         self.preferences = None if value is None else value.detach().double().clone()
 
-    def inputs(self, step: Step) -> list[Tensor]:
+    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
         """The present tasks' preferences, if there are any."""
         if self.preferences is None:
             return []
-        return [self.of_tasks("preferences", "preferences", step.gram, step.tasks)]
+        return [self.entries("preferences", gram, step)]
+
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Refuses another number of tasks than there are preferences."""
+        super().check(step, jacobian)
+        if self.preferences is not None:
+            self.check_entries("preferences", "preferences", step)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mtlfast.aggregation._random_order import Drawing
 from mtlfast.aggregation._reads import Reads
+from mtlfast.aggregation._step import Step
 
 
 class Random(Drawing):
@@ -30,7 +29,7 @@ class Random(Drawing):
         """See the class."""
         super().__init__(generator)
 
-    def weights(self, gram: Tensor, **context: Any) -> Tensor:
+    def solve(self, gram: Tensor, step: Step) -> Tensor:
         """Positive weights that sum to 1, [..., K] float64."""
         drawn = torch.randn(gram.shape[:-1], generator=self.generator, dtype=torch.float64, device=gram.device)
         return drawn.softmax(dim=-1)

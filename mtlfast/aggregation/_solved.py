@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mtlfast import ops
 from mtlfast.aggregation._base import GramAggregator
-
-
-class Step(NamedTuple):
-    """What one call of `weights` is given, as a method's `params` and `inputs` see it."""
-
-    gram: Tensor
-    losses: Tensor | None
-    loss_scale: float | Tensor | None
-    tasks: tuple[int, ...] | None
-    rtol: float
+from mtlfast.aggregation._step import Step
 
 
 def grown(
@@ -70,7 +59,7 @@ class SolvedAggregator(GramAggregator):
     def params(self, step: Step) -> list[float]:
         """The solver's host constants."""
 
-    def inputs(self, step: Step) -> list[Tensor]:
+    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
         """The solver's device inputs, with gram's leading dimensions."""
         return []
 
@@ -78,35 +67,20 @@ class SolvedAggregator(GramAggregator):
         """The state's shape behind the groups for so many tasks; (): the method keeps none."""
         return (1,) if self.counts_failures else ()
 
-    def weights(
-        self,
-        gram: Tensor,
-        *,
-        losses: Tensor | None = None,
-        loss_scale: float | Tensor | None = None,
-        tasks: Sequence[int] | None = None,
-        rtol: float | None = None,
-    ) -> Tensor:
-        """The solver's weights; see `GramAggregator.weights`."""
-        return ops.solve(*self.solve_arguments(gram, losses, loss_scale, tasks, rtol))
+    def solve(self, gram: Tensor, step: Step) -> Tensor:
+        """The solver's weights; see `GramAggregator.solve`."""
+        return ops.solve(*self.solve_arguments(gram, step))
 
     def solve_arguments(
-        self,
-        gram: Tensor,
-        losses: Tensor | None = None,
-        loss_scale: float | Tensor | None = None,
-        tasks: Sequence[int] | None = None,
-        rtol: float | None = None,
+        self, gram: Tensor, step: Step
     ) -> tuple[Tensor, str, list[float], list[Tensor], Tensor | None, tuple[int, ...] | None]:
         """What `ops.solve` is called with: the state large enough, random numbers drawn."""
-        present = None if tasks is None else tuple(tasks)
         # Read past nn.Module's attribute search: for a few tasks it takes as long as the solve.
-        call = (self._buffers["state"], gram.shape, gram.device, present)
+        call = (self._buffers["state"], gram.shape, gram.device, step.tasks)
         if call[0] is not self._fits[0] or call[1:] != self._fits[1:]:
-            self._grow(gram.shape[-1] if present is None else max(present) + 1, gram)
+            self._grow(step.num_tasks if step.tasks is None else max(step.tasks) + 1, gram)
             self._fits = (self.state, *call[1:])
-        step = Step(gram, losses, loss_scale, present, gram.shape[-1] * 1e-6 if rtol is None else rtol)
-        return gram, self.method, self.params(step), self.inputs(step), self._buffers["state"], present
+        return gram, self.method, self.params(step), self.inputs(gram, step), self._buffers["state"], step.tasks
 
     def _grow(self, known: int, gram: Tensor) -> None:
         """Makes the state large enough for `known` tasks, on gram's device."""

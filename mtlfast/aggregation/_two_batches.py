@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor
 
 from mtlfast._settings import Real, Whole
 from mtlfast.aggregation._preferences import Preferring
-from mtlfast.aggregation._solved import SolvedAggregator, Step
-from mtlfast.task_gradients import TaskGradients
+from mtlfast.aggregation._reads import Reads
+from mtlfast.aggregation._solved import SolvedAggregator
+from mtlfast.aggregation._step import Step
 
 
 class _TwoBatches(SolvedAggregator):
     """Its `weights` take the cross-Gram matrix J_1 J_2^T; one batch's gradients alone would bias them."""
 
+    reads = Reads.CROSS_GRAM
     state_fill = math.nan  # 1 / K, as soon as K is known
 
     def state_shape(self, known: int) -> tuple[int, ...]:
         """Each task's weight."""
         return (known,)
-
-    def weigh(self, grads: TaskGradients, *, need_gram: bool = False, **context: Any) -> tuple[Tensor, Tensor | None]:
-        """Refuses.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError(
-            f"{type(self).__name__}: got one batch's gradients, expected a call of weights(J_1 J_2^T) with two batches'"
-        )
 
 
 class MoDo(_TwoBatches):

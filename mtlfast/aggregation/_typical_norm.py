@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtlfast._settings import Setting
-from mtlfast.aggregation._solved import Step
+from mtlfast.aggregation._step import Step
 
 NAMES = ("mean", "geometric", "harmonic", "min", "max", "median")  # as TypicalNorm in csrc/solve/norms.h
 
@@ -25,18 +25,18 @@ class TypicalNorm(Setting["str | int"]):
         return value in self.names
 
 
-def typical_norm(owner: object, name: str | int, step: Step) -> list[float]:
+def check_typical_norm(owner: object, name: str | int, step: Step) -> None:
+    """One sentence if `name` is the index of a task that does not exist."""
+    if isinstance(name, int) and step.tasks is None and name >= step.num_tasks:
+        raise ValueError(f"{type(owner).__name__}: got {step.num_tasks} tasks, expected task {name} among them")
+
+
+def typical_norm(name: str | int, step: Step) -> list[float]:
     """The solver's two constants for a name: which norm, and of which of the present tasks.
 
     An absent task's place is taken by the first that is present.
-
-    Raises:
-        ValueError: there is no such task.
     """
     if not isinstance(name, int):
         return [float(NAMES.index(name)) if name in NAMES else -1.0, 0.0]
-    K = step.gram.shape[-1]
-    if step.tasks is None and name >= K:
-        raise ValueError(f"{type(owner).__name__}: got {K} tasks, expected task {name} among them")
     place = name if step.tasks is None else step.tasks.index(name) if name in step.tasks else 0
     return [float(len(NAMES)), float(place)]

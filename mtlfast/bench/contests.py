@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import ops
-from mtlfast.aggregation import PCGrad
+from mtlfast.aggregation import PCGrad, Step
 from mtlfast.bench import baselines
 from mtlfast.task_gradients import TaskGradients
 
@@ -66,5 +66,4 @@ def many_outputs(grads: TaskGradients) -> dict[str, Contest]:
 def _surgery(grads: TaskGradients, pcgrad: PCGrad, out: list[Tensor | None]) -> None:
     """From the lists of gradients to the update: marshalling, Gram matrix, solve, combine."""
     fresh = TaskGradients.from_rows(grads.rows)
-    weights, _ = pcgrad.weigh(fresh)
-    ops.combine(fresh, weights, out=out)
+    pcgrad.aggregate(fresh, Step(fresh.num_tasks), out)

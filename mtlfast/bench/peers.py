@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlfast import ops
 from mtlfast.aggregation import Compose, ConFIG, GramAggregator, NormBalance, PCGrad
 from mtlfast.bench.baselines import read_streams
 from mtlfast.bench.section import Section
@@ -30,8 +29,7 @@ def surgery(
 
     def run() -> None:
         grads = TaskGradients.from_rows(rows)
-        weights, _ = aggregator.weigh(grads)
-        for parameter, gradient in zip(parameters, ops.combine(grads, weights), strict=True):
+        for parameter, gradient in zip(parameters, aggregator(grads), strict=True):
             parameter.grad = gradient
 
     return run

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from mtlfast import aggregation, ops
+from mtlfast.aggregation import Step
 from mtlfast.aggregation._solved import SolvedAggregator
 from mtlfast.bench import peers
 from mtlfast.bench.section import Section
@@ -64,7 +65,7 @@ def _row(method: str, num_tasks: int, rounds: int) -> dict[str, Any]:
     make, rival, arguments = METHODS[method]
     J = torch.randn(REPEATS, num_tasks, 2 * num_tasks, dtype=torch.float64)
     gram, ours = J @ J.mT, make()
-    arguments_of_op = make().solve_arguments(gram)
+    arguments_of_op = make().solve_arguments(gram, Step(num_tasks))
     calls = CALLS if num_tasks < 100 and method != "NashMTL" else 1  # there TorchJD takes up to a second
     turns: dict[str, Callable[[], object]] = {
         "op": lambda: ops.solve(*arguments_of_op),

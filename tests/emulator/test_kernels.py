@@ -14,6 +14,7 @@ from emulate import Emulator
 from methods import METHODS, losses, products
 
 from mtlfast import TaskGradients, _native, ops, reference
+from mtlfast.aggregation import Step
 from mtlfast.aggregation._solved import SolvedAggregator
 
 ALL = os.environ.get("MTLFAST_EMULATE") == "all"
@@ -231,7 +232,7 @@ def test_solve(emulator: Emulator, name, num_tasks):
     for tasks in (None, tuple(range(0, 2 * num_tasks, 2)) if method.any_tasks else None):
         gram = products(method, torch.randn(3, num_tasks, num_tasks + 10, dtype=torch.float64))
         gram[1, 0, 0] = torch.inf
-        *arguments, state, present = aggregator.solve_arguments(gram, losses(num_tasks), tasks=tasks)
+        *arguments, state, present = aggregator.solve_arguments(gram, Step(num_tasks, losses(num_tasks), tasks=tasks))
         emulated_state = None if state is None else state.clone()
         emulated = emulator.solve(*arguments, emulated_state, present, seed=1)
         expected = ops.solve(*arguments, state, present)

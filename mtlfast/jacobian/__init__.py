@@ -1,0 +1,1 @@
+"""Ways to have the Jacobian of the task losses."""
