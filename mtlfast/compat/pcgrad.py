@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mtlfast import ops
-from mtlfast._backward import write_combined
+from mtlfast import _grad, ops
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -113,14 +112,12 @@ class PCGrad(Optimizer):
                 # host: drawn there, by Python's generator as in the original
                 keys = torch.tensor(places, dtype=torch.float64, device=gram.device)
                 weights = ops.solve(gram, "pcgrad", [0.0, float(self._strict)], [keys])
-            for parameter in everything:
-                parameter.grad = None
+            _grad.forget(everything)
             mean = weights / K if self._strict else weights
             _write(wanted, rows, shared, mean)
             _write(wanted, rows, others, weights if self._strict else torch.ones_like(weights))
-            for parameter in everything if self._strict else ():
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+            if self._strict:
+                _grad.fill_with_zeros(everything)
 
     def _orders(self, num_tasks: int) -> list[list[int]]:
         """In which order each task's gradient meets the K, drawn by Python's generator."""
@@ -189,4 +186,4 @@ def _write(
     parameters: Sequence[Tensor], rows: Sequence[Sequence[Tensor | None]], chosen: Sequence[int], weights: Tensor
 ) -> None:
     if chosen:
-        write_combined([parameters[t] for t in chosen], _tensors(rows, chosen), weights, [False] * len(chosen))
+        _grad.add_weighted([parameters[t] for t in chosen], _tensors(rows, chosen), weights, [False] * len(chosen))

@@ -1,0 +1,107 @@
+"""What every way to have the Jacobian of the task losses can be asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtlfast.task_gradients import TaskGradients
+
+
+class Jacobian(ABC):
+    """The Jacobian J [K, P] of K task losses by the shared parameters, as an operator: nobody needs its elements.
+
+    A way to have J is a subclass in a file of its own. Making one looks at the autograd graph and computes nothing, so
+    that an aggregator can refuse what it cannot work with. `obtain` makes the backward passes. Then an aggregator asks
+    for `gram`, `norms` or `rows`, and one `write` or `put` ends the step.
+
+    Attributes:
+        plan: the name of this way, which `StepResult.plan` repeats.
+        holds_rows: can it give `rows()`, the task gradients themselves?
+        parameters: the shared parameters that want a gradient. They are the columns of J, in this order at every step,
+            whether the step reaches them or not.
+    """
+
+    plan: ClassVar[str]
+    holds_rows: ClassVar[bool] = False
+    parameters: tuple[Tensor, ...]
+
+    @property
+    @abstractmethod
+    def num_tasks(self) -> int:
+        """K."""
+
+    @abstractmethod
+    def obtain(self, loss_weights: Tensor | None = None) -> None:
+        """Makes the backward passes, of each loss times its weight; it is called once, before anything is asked.
+
+        Args:
+            loss_weights: [K]; None: 1 each.
+        """
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Of the shared parameters."""
+
+    @property
+    @abstractmethod
+    def rtol(self) -> float:
+        """The relative precision of the products, for decisions about ranks."""
+
+    @abstractmethod
+    def gram(self) -> Tensor:
+        """G = J J^T, [K, K] float64."""
+
+    @abstractmethod
+    def norms(self) -> Tensor:
+        """The length of each row, [K] float64."""
+
+    def rows(self) -> TaskGradients:
+        """The task gradients, for element-wise methods.
+
+        Raises:
+            TypeError: this way does not hold them.
+        """
+        raise TypeError(
+            f"{type(self).__name__}: it does not hold the task gradients, expected a method that needs their Gram "
+            "matrix alone"
+        )
+
+    @abstractmethod
+    def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
+        """Adds w J to `.grad` of the shared parameters, and every other reached leaf's plain gradient to its own.
+
+        An error leaves every `.grad` as it was.
+
+        Args:
+            weights: [K].
+            loss_weights: [K], what each task's part of a plain gradient is multiplied by; None: 1 each.
+
+        Raises:
+            ValueError: `weights` is not [K].
+        """
+
+    def put(self, direction: Sequence[Tensor | None], loss_weights: Tensor | None = None) -> None:
+        """As `write`, for a direction that an element-wise method made of `rows()`.
+
+        Args:
+            direction: one tensor for each shared parameter, None where no task reaches it. Nobody else holds their
+                memory: they may become `.grad`.
+            loss_weights: as in `write`.
+
+        Raises:
+            TypeError: this way has no `rows()`.
+        """
+        raise TypeError(f"{type(self).__name__}: it takes no direction, as it has no rows to make one of")
+
+    def check_weights(self, weights: Tensor) -> None:
+        """One sentence if these are not one weight for each task."""
+        if weights.shape != (self.num_tasks,):
+            raise ValueError(
+                f"write: weights has shape {list(weights.shape)}, expected [{self.num_tasks}], one weight for each task"
+            )
