@@ -1,0 +1,82 @@
+"""The one table of element-wise aggregators: how each is made and what it promises. Tests run over its rows.
+
+An element-wise aggregator looks at the task gradients themselves, so its direction is no w(G)^T J. The rows here are
+written in plain PyTorch, as a user would write one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtlfast import TaskGradients
+from mtlfast.aggregation import Aggregator, Step
+
+EQUIVARIANT = "the same direction for the tasks in another order"
+SCALE_FREE = "the direction is multiplied by what all gradients are multiplied by"
+STATEFUL = "state for each parameter, which stays with it whatever a step reaches"
+
+
+def stacked(grads: TaskGradients, t: int) -> Tensor:
+    """The K gradients of tensor t, zeros where a task does not reach it."""
+    example = grads.examples()[t]
+    assert example is not None
+    return torch.stack([torch.zeros_like(example) if g is None else g for g in grads.column(t)])
+
+
+class Median(Aggregator):
+    """The lower median of the K gradients, coordinate by coordinate."""
+
+    def aggregate(self, grads: TaskGradients, step: Step, out: list[Tensor | None]) -> None:
+        """Writes it."""
+        for t, target in enumerate(out):
+            if target is not None:
+                torch.median(stacked(grads, t), dim=0, out=(target, torch.empty_like(target, dtype=torch.int64)))
+
+
+class Agreeing(Aggregator):
+    """The sum of the K gradients where all have one sign, else zero; it returns its direction."""
+
+    def aggregate(self, grads: TaskGradients, **context: object) -> list[Tensor | None]:
+        """Returns it."""
+        columns = [None if shape is None else stacked(grads, t) for t, shape in enumerate(grads.shapes)]
+        return [None if x is None else x.sum(0) * (x.sign().sum(0).abs() == len(x)) for x in columns]
+
+
+class Momentum(Aggregator):
+    """The sum of the K gradients, averaged over the steps by parameter."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        super().__init__()
+        self.means: dict[Tensor, Tensor] = {}
+
+    def aggregate(self, grads: TaskGradients, step: Step, out: list[Tensor | None]) -> None:
+        """Writes it."""
+        assert grads.parameters is not None
+        for t, (parameter, target) in enumerate(zip(grads.parameters, out, strict=True)):
+            if target is None:
+                continue
+            total = stacked(grads, t).sum(0)
+            mean = self.means.setdefault(parameter, torch.zeros_like(total))
+            target.copy_(mean.mul_(0.5).add_(total, alpha=0.5))
+
+    def reset(self) -> None:
+        """Forgets the means."""
+        self.means.clear()
+
+
+@dataclass(frozen=True)
+class ElementWise:
+    """A row of the table."""
+
+    make: Callable[[], Aggregator]
+    promises: frozenset[str] = frozenset()
+
+
+METHODS = {
+    "Median": ElementWise(Median, frozenset({EQUIVARIANT, SCALE_FREE})),
+    "Agreeing": ElementWise(Agreeing, frozenset({EQUIVARIANT, SCALE_FREE})),
+    "Momentum": ElementWise(Momentum, frozenset({EQUIVARIANT, SCALE_FREE, STATEFUL})),
+}

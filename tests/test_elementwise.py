@@ -1,0 +1,170 @@
+"""Every element-wise aggregator: its promises, its memory, its state. The rows are in elementwise.py."""
+
+import pytest
+import torch
+from cases import draw_rows
+from elementwise import EQUIVARIANT, METHODS, SCALE_FREE, STATEFUL
+from torch import nn
+
+import mtlfast
+from mtlfast import TaskGradients
+from mtlfast.aggregation import Aggregator, Reads, Step
+from mtlfast.jacobian import Jacobian, StoredJacobian
+
+SHAPES = [(4, 5), (), (0,), (7,)]
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def promising(promise: str):
+    return pytest.mark.parametrize("name", [name for name, method in METHODS.items() if promise in method.promises])
+
+
+def direction(name: str, rows) -> list[torch.Tensor | None]:
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
+    return METHODS[name].make()(TaskGradients.from_rows(rows, parameters))
+
+
+@promising(EQUIVARIANT)
+def test_another_order_of_the_tasks_gives_the_same_direction(name):
+    rows = draw_rows(3, SHAPES, missing=0.2)
+    for a, b in zip(direction(name, rows), direction(name, rows[::-1]), strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.allclose(a, b, atol=1e-6)
+
+
+@promising(SCALE_FREE)
+def test_a_constant_factor_goes_through(name):
+    rows = draw_rows(3, SHAPES)
+    scaled = [[1024 * g for g in row] for row in rows]
+    for a, b in zip(direction(name, rows), direction(name, scaled), strict=True):
+        assert torch.equal(1024 * a, b)
+
+
+@every_method
+def test_no_gradient_is_a_gradient_of_zeros(name):
+    rows = draw_rows(3, SHAPES, missing=0.4)
+    full = [[torch.zeros(s) if g is None else g for g, s in zip(row, SHAPES, strict=True)] for row in rows]
+    for a, b in zip(direction(name, rows), direction(name, full), strict=True):
+        assert torch.equal(torch.zeros_like(b) if a is None else a, b)
+
+
+class Net(nn.Module):
+    """Two trunk parameters, one of which a step may leave out, and two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.randn(3)) for _ in range(2))
+        self.heads = nn.ParameterList(torch.randn(3) for _ in range(2))
+
+    def losses(self, first: bool = True) -> list[torch.Tensor]:
+        features = self.second * (self.first if first else 1)
+        return [(head * features).square().sum() for head in self.heads]
+
+
+@every_method
+def test_backward_writes_the_direction_and_plain_gradients(name):
+    net = Net()
+    shared = [net.first, net.second]
+    losses = net.losses()
+    rows = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in losses]
+    plain = torch.autograd.grad(sum(losses), list(net.heads), retain_graph=True)
+    wanted = METHODS[name].make()(TaskGradients.from_rows(rows, shared))
+    result = mtlfast.backward(losses, METHODS[name].make(), shared=shared)
+    assert result.weights is None
+    assert result.gram is None
+    assert all(torch.allclose(p.grad, w) for p, w in zip([*shared, *net.heads], [*wanted, *plain], strict=True))
+
+
+@promising(STATEFUL)
+def test_state_stays_with_its_parameter_when_a_step_reaches_others(name):
+    net, aggregator = Net(), METHODS[name].make()
+    shared = [net.first, net.second]
+    whole = mtlfast.backward(net.losses(), aggregator, shared=shared)
+    assert whole.weights is None
+    kept = aggregator.means[net.first].clone()
+    # `second` alone is reached: it must meet its own mean, which is another than first's, and leave first's alone.
+    before = aggregator.means[net.second].clone()
+    net.zero_grad()
+    losses = net.losses(first=False)
+    total = torch.autograd.grad(sum(losses), net.second, retain_graph=True)[0]
+    mtlfast.backward(losses, aggregator, shared=shared)
+    assert net.first.grad is None
+    assert torch.equal(aggregator.means[net.first], kept)
+    assert torch.allclose(net.second.grad, (before + total) / 2)
+
+
+def test_the_columns_are_all_shared_parameters_reached_or_not():
+    seen = []
+
+    class Looks(Aggregator):
+        def aggregate(self, grads, step, out):
+            seen.append((grads.parameters, grads.shapes))
+            for target in out:
+                if target is not None:
+                    target.zero_()
+
+    net = Net()
+    shared = [net.first, net.second]
+    for first in (True, False):
+        mtlfast.backward(net.losses(first), Looks(), shared=shared)
+    (whole, shapes), (some, some_shapes) = seen
+    assert [id(p) for p in whole] == [id(p) for p in some] == [id(p) for p in shared]
+    assert shapes == ((3,), (3,))
+    assert some_shapes == (None, (3,))
+
+
+def test_the_direction_becomes_grad_without_a_copy():
+    addresses = []
+
+    class Fills(Aggregator):
+        def aggregate(self, grads, step, out):
+            addresses.extend(target.data_ptr() for target in out)
+            for target in out:
+                target.fill_(1)
+
+    net = Net()
+    mtlfast.backward(net.losses(), Fills(), shared=[net.first, net.second])
+    assert [p.grad.data_ptr() for p in (net.first, net.second)] == addresses
+    mtlfast.backward(net.losses(), Fills(), shared=[net.first, net.second])
+    assert net.first.grad.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([torch.ones(3)], "Returns: aggregate returned 1 tensors, expected 2"),
+        ([torch.ones(3), torch.ones(2)], r"Returns: aggregate returned shape \[2\] for tensor 1, expected \[3\]"),
+        ([None, torch.ones(3)], r"Returns: aggregate returned None for tensor 0, expected \[3\]"),
+    ],
+)
+def test_what_is_no_direction_is_refused_and_nothing_written(returned, message):
+    class Returns(Aggregator):
+        def aggregate(self, grads, **context):
+            return returned
+
+    net = Net()
+    with pytest.raises(ValueError, match=message):
+        mtlfast.backward(net.losses(), Returns(), shared=[net.first, net.second])
+    assert all(p.grad is None for p in net.parameters())
+
+
+class WithoutRows(StoredJacobian):
+    """It answers with products alone, as one that never holds the task gradients."""
+
+    holds_rows = False
+    rows = Jacobian.rows
+    put = Jacobian.put
+
+
+@every_method
+def test_a_jacobian_without_rows_is_refused_before_it_computes_anything(name):
+    net = Net()
+    jacobian = WithoutRows(net.losses(), [net.first, net.second])
+    aggregator = METHODS[name].make()
+    assert aggregator.reads is Reads.ROWS
+    with pytest.raises(TypeError, match="got a WithoutRows, expected one that holds the task gradients"):
+        aggregator.check(Step(2), jacobian)
+    with pytest.raises(TypeError, match="WithoutRows: it does not hold the task gradients"):
+        jacobian.rows()
+    with pytest.raises(TypeError, match="WithoutRows: it takes no direction"):
+        jacobian.put([None, None])
