@@ -95,7 +95,7 @@ def state_of(*modules: nn.Module) -> list[dict]:
 def same(before: list[dict], after: list[dict]) -> bool:
     for a, b in zip(before, after, strict=True):
         if a.keys() != b.keys() or not all(
-            x is None and y is None or torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0))
+            (x is None and y is None) or torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0))
             for x, y in zip(a.values(), b.values(), strict=True)
         ):
             return False

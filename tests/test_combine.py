@@ -195,3 +195,40 @@ def test_bitwise_equal_over_repeats_schedules_and_addresses(dtype, device, sched
             results[-1] += [x for to in DTYPES for x in ops.combine(grads, weights[:2], dtype=to)]
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("num_groups", [1, 2, 3])
+def test_weights_of_groups_make_one_sum(num_groups, accumulate, dtype, device):
+    grads = draw(4, [(5, 7), (0,), (65,), (), (300,), (9,)], dtype, missing=0.2, device=device)
+    weights, groups = weights_of(grads, num_groups), [t % num_groups for t in (2, 0, 1, 0, 2, 1)]
+    exact = reference.combine(wide(grads), weights.cpu(), groups=groups)
+    if accumulate:
+        out = [None if x is None else torch.ones_like(x) for x in grads.examples()]
+        result = ops.combine(grads, weights, out, accumulate=True, groups=groups)
+        exact = [None if x is None else x + 1 for x in exact]
+    else:
+        result = ops.combine(grads, weights, groups=groups)
+    for x, want, shape in zip(result, exact, grads.shapes, strict=True):
+        assert (x is None) == (shape is None)
+        if x is not None:
+            assert x.shape == shape
+            # Each sum's own grid of roundings is `assert_close`'s part: here the right row must have been taken.
+            assert torch.allclose(x.cpu().double(), want, rtol=1e-2 if dtype in DTYPES[2:] else 1e-5, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("weights", "groups", "message"),
+    [
+        (torch.ones(2), [0, 0], r"combine: weights has shape \[2\], expected \[G, 2\] as groups are given"),
+        (torch.ones(2, 2), [0], "combine: groups has 1 entries, expected 2, one for each tensor"),
+        (torch.ones(2, 2), [0, 2], "combine: tensor 1 is in group 2, expected 0 to 1 as weights has rows"),
+        (torch.ones(2, 2), [-1, 0], "combine: tensor 0 is in group -1, expected 0 to 1"),
+    ],
+)
+def test_groups_that_do_not_fit(weights, groups, message):
+    grads = draw(2, [(3,), (4,)])
+    with pytest.raises(ValueError, match=message):
+        ops.combine(grads, weights, groups=groups)
+    assert ops.combine(grads, torch.ones(2, 2))[0].shape == (2, 3)  # without groups: two sums of everything

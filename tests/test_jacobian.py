@@ -113,7 +113,9 @@ def test_weights_of_groups_are_no_weights_of_tasks(x):
     # weights [groups, K] would be R sums to `combine`; a Jacobian takes one weight for each task or says what it got.
     net = Net()
     jacobian = stored(net, x)
-    with pytest.raises(ValueError, match=r"write: weights has shape \[2, 3\], expected \[3\], one weight for each task"):
+    with pytest.raises(
+        ValueError, match=r"write: weights has shape \[2, 3\], expected \[3\], one weight for each task"
+    ):
         jacobian.write(torch.ones(2, 3, dtype=torch.float64))
     assert all(p.grad is None for p in net.parameters())
 
@@ -171,6 +173,10 @@ def test_one_file_touches_grad():
     touching = set()
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and node.attr == "grad" and getattr(node.value, "attr", "") != "autograd":
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr == "grad"
+                and getattr(node.value, "attr", "") != "autograd"
+            ):
                 touching.add(path.relative_to(PACKAGE).as_posix())
     assert {path for path in touching if not path.startswith("bench/")} == {"_grad.py"}

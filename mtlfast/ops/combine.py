@@ -18,18 +18,22 @@ def combine(
     accumulate: bool = False,
     scale: float = 1.0,
     dtype: torch.dtype | None = None,
+    groups: Sequence[int] | None = None,
 ) -> list[Tensor | None]:
     """Weighted sums of the task gradients, scale * w J, one tensor at a time as they lie.
 
     Args:
         grads: K tasks x T tensors, P elements a task.
-        weights: [K] for one sum, [R, K] for R; any real dtype, on the gradients' device. A weight of 0 still reads its
-            task: inf and NaN reach the result.
+        weights: [K] for one sum, or coefficients [R, K] for R sums; any real dtype, on the gradients' device. With
+            `groups` they are [G, K], a row for each group, and make one sum. A weight of 0 still reads its task: inf
+            and NaN reach the result.
         out: T tensors to write, [*shape] or [R, *shape], of the gradients' device and strides and of one dtype; with
             weights [K] and in the gradients' dtype they may be a task's own gradients. None: new tensors.
         accumulate: add to `out` instead of overwriting it.
         scale: a factor for all weights.
         dtype: of the result: float32, float64, bfloat16 or float16. None: that of `out`, or the gradients'.
+        groups: T indices, which group each tensor belongs to, where each group has weights of its own. A tensor [G, K]
+            of weights without `groups` would be G sums of everything.
 
     Returns:
         T tensors [*shape] (or [R, *shape]), `out` itself if given; None for a tensor that no task reaches.
@@ -43,13 +47,40 @@ def combine(
     """
     check_grads("combine", grads)
     check_vector("combine", "weights", weights, grads, matrix=True)
+    if groups is not None:
+        _check_groups(groups, weights, grads)
     if dtype is not None:
         check_dtype("combine", dtype)
     if out is not None:
-        check_out("combine", out, grads, tuple(weights.shape[:-1]), dtype)
+        check_out("combine", out, grads, () if groups is not None else tuple(weights.shape[:-1]), dtype)
     elif accumulate:
         raise ValueError("combine: accumulate is set, expected tensors to add to in out")
-    return write(grads, weights, out, accumulate, scale, dtype)
+    if groups is None:
+        return write(grads, weights, out, accumulate, scale, dtype)
+    result: list[Tensor | None] = [None] * len(groups)
+    for group, of_group in enumerate(weights):
+        columns = [t for t, its in enumerate(groups) if its == group]
+        some = TaskGradients.from_rows([[row[t] for t in columns] for row in grads.rows])
+        targets = None if out is None else [out[t] for t in columns]
+        for t, x in zip(columns, write(some, of_group, targets, accumulate, scale, dtype), strict=True):
+            result[t] = x
+    return result
+
+
+def _check_groups(groups: Sequence[int], weights: Tensor, grads: TaskGradients) -> None:
+    if weights.dim() != 2:
+        raise ValueError(
+            f"combine: weights has shape {list(weights.shape)}, expected [G, {grads.num_tasks}] as groups are given"
+        )
+    if len(groups) != len(grads.shapes):
+        raise ValueError(
+            f"combine: groups has {len(groups)} entries, expected {len(grads.shapes)}, one for each tensor"
+        )
+    for t, group in enumerate(groups):
+        if not 0 <= group < len(weights):
+            raise ValueError(
+                f"combine: tensor {t} is in group {group}, expected 0 to {len(weights) - 1} as weights has rows"
+            )
 
 
 def write(

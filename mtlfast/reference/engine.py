@@ -36,18 +36,23 @@ def combine(
     accumulate: bool = False,
     scale: float = 1.0,
     dtype: torch.dtype | None = None,
+    groups: Sequence[int] | None = None,
 ) -> list[Tensor | None]:
-    """scale * w J: weights [K] -> T tensors [*shape]; weights [R, K] -> T tensors [R, *shape]; new ones of `dtype`."""
+    """scale * w J: weights [K] -> T tensors [*shape]; weights [R, K] -> T tensors [R, *shape]; new ones of `dtype`.
+
+    With `groups`, tensor t takes the row groups[t] of weights [G, K] -> T tensors [*shape].
+    """
     result: list[Tensor | None] = []
     with torch.no_grad():
         for t, shape in enumerate(grads.shapes):
             if shape is None:
                 result.append(None)
                 continue
-            total = (scale * weights.double() @ _column(grads, t)).reshape((*weights.shape[:-1], *shape))
+            own = weights if groups is None else weights[groups[t]]
+            total = (scale * own.double() @ _column(grads, t)).reshape((*own.shape[:-1], *shape))
             target = None if out is None else out[t]
             if target is None:
-                target = _empty_out(grads, t, weights, dtype or grads.dtype).copy_(total)
+                target = _empty_out(grads, t, own, dtype or grads.dtype).copy_(total)
             else:
                 target.copy_(target.double() + total if accumulate else total)
             result.append(target)
