@@ -57,6 +57,14 @@ bool accepts(const mtlfast::TaskTable& table, const py::handle& out, std::option
   return table.accepts(tensors, leading, dtype);
 }
 
+// Does nobody else hold this tensor's memory? It is alone in its storage; or it is a view, as the gradient of a
+// Linear's weight is, whose base nobody has but the view itself.
+bool owns_its_memory(const at::Tensor& tensor) {
+  if (tensor.use_count() != 1 || !tensor.has_storage()) return false;
+  const size_t owners = tensor.storage().use_count();
+  return owners == 1 || (owners == 2 && tensor.is_view() && tensor._base().use_count() == 1);
+}
+
 // For each tensor t: does nobody but this list of rows hold the gradients of any task? Then they may be written to.
 std::vector<bool> exclusive(const py::handle& rows) {
   const Items tasks(rows);
@@ -67,8 +75,7 @@ std::vector<bool> exclusive(const py::handle& rows) {
     for (Py_ssize_t t = 0; t < row.size(); ++t) {
       if (row[t] == Py_None) continue;
       const at::Tensor& tensor = THPVariable_Unpack(row[t]);
-      alone[t] = alone[t] && Py_REFCNT(row[t]) == 1 && tensor.use_count() == 1 && tensor.has_storage() &&
-                 tensor.storage().use_count() == 1;
+      alone[t] = alone[t] && Py_REFCNT(row[t]) == 1 && owns_its_memory(tensor);
     }
   }
   return alone;

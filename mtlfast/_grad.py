@@ -52,7 +52,7 @@ def add(pending: Pending) -> None:
     """Adds prepared gradients to `.grad`; where that is None, the gradient becomes it."""
     for parameter, gradient in pending:
         if parameter.grad is None:
-            parameter.grad = gradient
+            parameter.grad = gradient.detach() if gradient._is_view() else gradient  # it needs no base any more
         else:
             parameter.grad.add_(gradient)
 
