@@ -3,12 +3,12 @@
 import pytest
 from conftest import TASKS, WAYS, workload
 
-from mtlfast.bench.contests import contests_on
+from mtlfast.bench.contests import PASSES, contests_on
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("num_tasks", TASKS)
-@pytest.mark.parametrize("op", ["gram", "norms", "combine", "flatten", "scale_", "PCGrad"])
+@pytest.mark.parametrize("op", PASSES)
 def bench_op(benchmark, op, num_tasks, way):
     benchmark.group = f"{op}, K = {num_tasks}"
     contest = contests_on(workload(num_tasks))[op]

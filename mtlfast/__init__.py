@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from mtlfast import aggregation, ops, reference, weighting
+from mtlfast import aggregation, ops, reference, training, weighting
 from mtlfast._backward import backward
 from mtlfast._step_result import StepResult
 from mtlfast.task_gradients import TaskGradients
@@ -12,4 +12,4 @@ try:
 except PackageNotFoundError:  # a checkout on sys.path that was never installed
     __version__ = "unknown"
 
-__all__ = ["StepResult", "TaskGradients", "aggregation", "backward", "ops", "reference", "weighting"]
+__all__ = ["StepResult", "TaskGradients", "aggregation", "backward", "ops", "reference", "training", "weighting"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtlfast.weighting import parameter_groups
+from mtlfast.training import parameter_groups
 
 
 class Model(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
-from mtlfast.weighting import TaskSampler
+from mtlfast.training import TaskSampler
 
 SIZES = [900, 90, 10]
 

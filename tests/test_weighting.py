@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from weightings import WEIGHTINGS, feed, losses_at
 
 import mtlfast
-from mtlfast import weighting
+from mtlfast import training, weighting
 from mtlfast.aggregation import PCGrad, Sum
 from mtlfast.weighting import _base
 
@@ -311,3 +311,9 @@ def test_the_table_has_every_weighting_and_says_what_it_keeps():
         assert bool(method.keeps) == bool(kept), (method, kept)
     for alias in ("Equal", "RandomLossWeighting", "DynamicWeightAverage", "UncertaintyWeighting", "SmoothTchebycheff"):
         assert getattr(weighting, alias) in listed
+
+
+@pytest.mark.parametrize("name", training.__all__)
+def test_what_moved_to_training_can_still_be_imported_from_here(name):
+    assert getattr(weighting, name) is getattr(training, name)
+    assert name not in weighting.__all__

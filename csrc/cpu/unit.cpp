@@ -16,8 +16,17 @@ uint32_t read(const TaskView&, int64_t, int64_t, int64_t);
 void scale(const TaskView&, int64_t, int64_t, const double*);
 
 extern const CpuKernels kernels;
+// Each kernel by the name of its field: one that is left out or out of order does not compile.
 const CpuKernels kernels = {
-    MTLFAST_TEXT(MTLFAST_ISA), gram, square_sums, gram_scratch, combine, combine_scratch, flatten, scale, read,
+    .isa = MTLFAST_TEXT(MTLFAST_ISA),
+    .gram = gram,
+    .square_sums = square_sums,
+    .gram_scratch = gram_scratch,
+    .combine = combine,
+    .combine_scratch = combine_scratch,
+    .flatten = flatten,
+    .scale = scale,
+    .read = read,
 };
 
 }  // namespace mtlfast::MTLFAST_ISA

@@ -1,21 +1,23 @@
-"""The names of torchjd.aggregation that mtlfast has, with TorchJD's constructors."""
+"""The names of torchjd.aggregation that mtlfast has, with TorchJD's constructors.
+
+They are written out, not made from a list, so that type checkers and editors know them.
+tests/peers/test_torchjd_names.py compares them and their arguments with an installed TorchJD's.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from mtlfast import aggregation
 from mtlfast.aggregation import (
-    CRMOGM,
     IMTLG,
     PCD,
     AlignedMTL,
-    CAGrad,
     ConFIG,
     Constant,
-    GradVac,
     Krum,
     Mean,
     PCGrad,
@@ -45,6 +47,28 @@ class DualProj(aggregation.DualProj):
     def __init__(self, pref_vector: Tensor | None = None, projector: Any = None) -> None:
         """TorchJD's arguments."""
         super().__init__(pref_vector, _regularisation(projector))
+
+
+class CAGrad(aggregation.CAGrad):
+    """mtlfast's CAGrad."""
+
+    def __init__(self, c: float, norm_eps: float = 1e-4, rescale: Literal[0, 1, 2] = 0) -> None:
+        """TorchJD's arguments, then mtlfast's own."""
+        super().__init__(c, rescale, norm_eps)
+
+
+class GradVac(aggregation.GradVac):
+    """mtlfast's GradVac, which divides by no norm of zero and needs no `eps`."""
+
+    def __init__(
+        self,
+        beta: float = 0.5,
+        eps: float = 1e-8,
+        order: Literal["random", "fixed"] = "random",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """TorchJD's arguments, then mtlfast's own."""
+        super().__init__(beta, order, generator)
 
 
 class MGDA(aggregation.MGDA):
@@ -91,14 +115,28 @@ class _Weighting(nn.Module):
         self.aggregator.reset()
 
 
+class _CRMOGM(aggregation.CRMOGM):
+    """mtlfast's CRMOGM of a weighting's aggregator, or of an aggregator."""
+
+    def __init__(
+        self,
+        weighting: _Weighting | aggregation.GramAggregator,
+        alpha: float = 0.9,
+        initial_weights: Tensor | None = None,
+    ) -> None:
+        """TorchJD's arguments."""
+        aggregator = weighting.aggregator if isinstance(weighting, _Weighting) else weighting
+        super().__init__(aggregator, alpha, initial_weights)
+
+
 def _weighting(of: type[aggregation.GramAggregator]) -> type[_Weighting]:
-    return type(f"{of.__name__}Weighting", (_Weighting,), {"of": of, "__doc__": _Weighting.__doc__})
+    return type(f"{of.__name__.lstrip('_')}Weighting", (_Weighting,), {"of": of, "__doc__": _Weighting.__doc__})
 
 
 AlignedMTLWeighting = _weighting(AlignedMTL)
 CAGradWeighting = _weighting(CAGrad)
 ConstantWeighting = _weighting(Constant)
-CRMOGMWeighting = _weighting(CRMOGM)
+CRMOGMWeighting = _weighting(_CRMOGM)
 DualProjWeighting = _weighting(DualProj)
 FairGradWeighting = _weighting(FairGrad)
 GradVacWeighting = _weighting(GradVac)

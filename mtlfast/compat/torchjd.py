@@ -31,10 +31,9 @@ class accelerate:
     `jac_to_grad` no longer concatenates: the `.jac` fields are read where they are, twice, with
     `optimize_gramian_computation` and without.
 
-    What has no engine here passes through untouched: NashMTL (TorchJD's own search ends elsewhere than at its
-    equations' solution too often to be reproduced), PCD, MoDo, SDMGrad, GradDrop, TrimmedMean, ExcessMTL, weightings
-    and projectors of the user's own, aggregators with forward hooks on the Jacobian, differentiable calls, more than
-    128 rows, and what is not of a dtype that mtlfast has kernels for.
+    What has no engine here passes through untouched: methods that are not in `_torchjd_engines.ENGINES`
+    (docs/migrate.md names them), weightings and projectors of the user's own, aggregators with forward hooks on the
+    Jacobian, differentiable calls, more than 128 rows, and what is not of a dtype that mtlfast has kernels for.
 
     Otherwise than in TorchJD: Gram matrices are summed in float64 before they are rounded to the Jacobian's dtype;
     CAGrad and FairGrad are solved to the optimum, and where FairGrad's equations have no solution its weights are

@@ -3,6 +3,9 @@
 Names are those of torchjd.scalarization where it has the method; the long names of the literature are there as well.
 """
 
+# They weigh no losses and are documented in mtlfast.training; code that imports them from here keeps working.
+from mtlfast.training import TaskSampler as TaskSampler
+from mtlfast.training import parameter_groups as parameter_groups
 from mtlfast.weighting._base import LossWeighting
 from mtlfast.weighting._famo import FAMO
 from mtlfast.weighting._fixed import ClassBalanced, Constant, InverseSampleSize, Mean, Sum
@@ -10,13 +13,11 @@ from mtlfast.weighting._freeze_converged import FreezeConverged
 from mtlfast.weighting._go4align import GO4Align
 from mtlfast.weighting._learned import IMTLL, UW
 from mtlfast.weighting._loss_rates import DWA, ReLoBRaLo, SoftAdapt
-from mtlfast.weighting._parameter_groups import parameter_groups
 from mtlfast.weighting._performance import DynamicTaskPrioritization, InversePerformance
 from mtlfast.weighting._random import Random
 from mtlfast.weighting._rescaling import LossRescaling
 from mtlfast.weighting._scalarizations import COSMOS, PBI, STCH, GeometricMean, Tchebycheff
 from mtlfast.weighting._schedules import AnnealingSchedule, CurriculumSchedule, PriorityTask
-from mtlfast.weighting._task_sampler import TaskSampler
 
 # The table of contents: family -> its weightings, and what each does.
 FAMILIES: dict[str, dict[type[LossWeighting], str]] = {
@@ -94,8 +95,6 @@ __all__ = [
     "SmoothTchebycheff",
     "SoftAdapt",
     "Sum",
-    "TaskSampler",
     "Tchebycheff",
     "UncertaintyWeighting",
-    "parameter_groups",
 ]
