@@ -1,14 +1,65 @@
-"""What `mtlfast.backward` is given, checked: each check raises one sentence before anything is computed."""
+"""What `mtlfast.backward` is given, brought to one form; each check raises one sentence before anything is computed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mtlfast.aggregation import Aggregator
+from mtlfast.weighting import LossWeighting
+
+Losses = Mapping[str, Tensor | None] | Iterable[Tensor | None] | Tensor
+Shared = nn.Module | Mapping[str, Tensor] | Iterable[Tensor | nn.Module | tuple[str, Tensor]]
+
+
+class Present(NamedTuple):
+    """The tasks of one step.
+
+    Attributes:
+        number: of all tasks, present or not.
+        tasks: the present tasks' indices.
+        losses: their losses, 0-dimensional.
+    """
+
+    number: int
+    tasks: tuple[int, ...]
+    losses: list[Tensor]
+
+
+class Columns(NamedTuple):
+    """The shared parameters.
+
+    Attributes:
+        names: what errors call them.
+        parameters: leaf tensors, each once.
+    """
+
+    names: list[str]
+    parameters: list[Tensor]
+
+
+def check_methods(aggregator: Aggregator, weighting: LossWeighting | None) -> None:
+    """Both are instances of what they must be."""
+    wanted = "mtlfast.aggregation.Aggregator"
+    if not isinstance(aggregator, Aggregator):
+        raise TypeError(f"backward: aggregator {_is_no_instance(aggregator, Aggregator, wanted)}")
+    wanted = "mtlfast.weighting.LossWeighting"
+    if weighting is not None and not isinstance(weighting, LossWeighting):
+        raise TypeError(f"backward: weighting {_is_no_instance(weighting, LossWeighting, wanted)}")
+
+
+def _is_no_instance(value: object, base: type, expected: str) -> str:
+    if inspect.isclass(value) and issubclass(value, base):
+        return f"is the class {value.__name__}, expected an instance, as {value.__name__}() makes one"
+    return f"is a {type(value).__name__}, expected a {expected}"
 
 
 def refuse_ranks(allow_local: bool) -> None:
+    """There is one rank, or the user asked for local surgery."""
     distributed = torch.distributed
     if allow_local or not (distributed.is_available() and distributed.is_initialized()):
         return
@@ -19,47 +70,83 @@ def refuse_ranks(allow_local: bool) -> None:
         )
 
 
-def present_losses(losses: Sequence[Tensor | None] | Tensor) -> dict[int, Tensor]:
-    """Task index -> loss, for the tasks that are there."""
+def present_losses(losses: Losses) -> Present:
+    """The tasks that are there, from any form that losses may have."""
     if isinstance(losses, Tensor) and losses.dim() != 1:
         raise ValueError(
             f"backward: losses is a tensor of shape {list(losses.shape)}, expected [K] or a list of scalars"
         )
+    try:
+        named = dict(losses) if isinstance(losses, Mapping) else dict(enumerate(losses))
+    except TypeError:
+        raise TypeError(f"backward: losses is a {type(losses).__name__}, expected a list of scalars") from None
     present: dict[int, Tensor] = {}
-    for k, loss in enumerate(losses):
+    for k, (name, loss) in enumerate(named.items()):
         if loss is None:
             continue
         if not isinstance(loss, Tensor):
-            raise TypeError(f"backward: loss {k} is a {type(loss).__name__}, expected a scalar Tensor or None")
+            raise TypeError(f"backward: loss {name} is a {type(loss).__name__}, expected a scalar Tensor or None")
         if loss.numel() != 1:
-            raise ValueError(f"backward: loss {k} has shape {list(loss.shape)}, expected a scalar")
+            raise ValueError(f"backward: loss {name} has shape {list(loss.shape)}, expected a scalar")
+        if loss.is_complex():
+            raise TypeError(f"backward: loss {name} has dtype {loss.dtype}, expected a real one")
         if not loss.requires_grad:
-            raise ValueError(f"backward: loss {k} does not require grad, expected one that depends on parameters")
+            raise ValueError(
+                f"backward: loss {name} does not require grad, expected one that depends on parameters, or None for a "
+                "task that is absent"
+            )
         present[k] = loss.reshape(()) if loss.dim() else loss
     if not present:
-        raise ValueError(f"backward: got {len(losses)} losses, none of them present, expected at least one")
-    return present
+        raise ValueError(f"backward: got {len(named)} losses, none of them present, expected at least one")
+    return Present(len(named), tuple(present), list(present.values()))
 
 
-def shared_parameters(shared: Iterable[Tensor]) -> list[Tensor]:
-    """The shared parameters that want a gradient."""
+def shared_parameters(shared: Shared) -> Columns:
+    """The shared parameters that want a gradient, from any form that `shared` may have."""
+    if shared is None:
+        raise TypeError("backward: shared is None, expected the parameters that tasks share, as trunk.parameters()")
     if isinstance(shared, Tensor):
         raise TypeError("backward: shared is a Tensor, expected a list of parameters")
-    everything = list(shared)
-    seen: dict[int, int] = {}
-    for i, parameter in enumerate(everything):
+    everything = list(_named(shared))
+    seen: dict[int, str] = {}
+    for name, parameter in everything:
         if not isinstance(parameter, Tensor):
-            raise TypeError(f"backward: shared {i} is a {type(parameter).__name__}, expected a parameter")
+            raise TypeError(f"backward: {name} is a {type(parameter).__name__}, expected a parameter")
         if not parameter.is_leaf:
-            raise ValueError(
-                f"backward: shared {i} is the result of an operation, expected a parameter (a leaf tensor)"
-            )
-        if (earlier := seen.setdefault(id(parameter), i)) != i:
-            raise ValueError(f"backward: shared {i} is shared {earlier} again, expected each parameter once")
-    wanted = [parameter for parameter in everything if parameter.requires_grad]
+            raise ValueError(f"backward: {name} is the result of an operation, expected a parameter (a leaf tensor)")
+        if id(parameter) in seen:
+            raise ValueError(f"backward: {name} is {seen[id(parameter)]} again, expected each parameter once")
+        seen[id(parameter)] = name
+    wanted = [(name, parameter) for name, parameter in everything if parameter.requires_grad]
     if not wanted:
         raise ValueError(
             f"backward: shared has {len(everything)} parameters, none that requires grad, expected at least one "
             "(a generator is empty after its first use)"
         )
-    return wanted
+    return Columns([name for name, _ in wanted], [parameter for _, parameter in wanted])
+
+
+def _named(shared: Shared) -> Iterable[tuple[str, Tensor]]:
+    """Each entry with its name: a module's own for its parameters, else its place."""
+    if isinstance(shared, nn.Module):
+        yield from shared.named_parameters()
+        return
+    if isinstance(shared, Mapping):
+        yield from ((str(name), parameter) for name, parameter in shared.items())
+        return
+    try:
+        entries: Sequence[object] = list(shared)
+    except TypeError:
+        raise TypeError(
+            f"backward: shared is a {type(shared).__name__}, expected a list of parameters or a module"
+        ) from None
+    owners: dict[int, str] = {}
+    for i, entry in enumerate(entries):
+        if isinstance(entry, nn.Module):
+            for name, parameter in entry.named_parameters():
+                if owners.setdefault(id(parameter), f"{i}.{name}") == f"{i}.{name}":  # modules may share one
+                    yield f"{i}.{name}", parameter
+        elif isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):  # of named_parameters()
+            yield entry
+        else:
+            yield f"shared {i}", entry  # type: ignore[misc]  # the caller says what is none

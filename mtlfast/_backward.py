@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import torch
 from torch import Tensor
 
 from mtlfast import _grad
-from mtlfast._arguments import present_losses, refuse_ranks, shared_parameters
+from mtlfast._arguments import Losses, Shared, check_methods, present_losses, refuse_ranks, shared_parameters
 from mtlfast._step_result import StepResult
 from mtlfast.aggregation import Aggregator, GramAggregator, Step
 from mtlfast.jacobian import StoredJacobian
@@ -16,10 +14,10 @@ from mtlfast.weighting import LossWeighting
 
 
 def backward(
-    losses: Sequence[Tensor | None] | Tensor,
+    losses: Losses,
     aggregator: Aggregator,
     *,
-    shared: Iterable[Tensor],
+    shared: Shared,
     weighting: LossWeighting | None = None,
     loss_scale: float | Tensor | None = None,
     retain_graph: bool = False,
@@ -56,21 +54,12 @@ def backward(
     Memory: the K gradients of the shared parameters, and nothing of their size beside them where `.grad` is None and
     autograd's own tensors can become it. Cost: K backward passes, then the aggregator's.
     """
-    if not isinstance(aggregator, Aggregator):
-        raise TypeError(
-            f"backward: aggregator is a {type(aggregator).__name__}, expected a mtlfast.aggregation.Aggregator"
-        )
-    if weighting is not None and not isinstance(weighting, LossWeighting):
-        raise TypeError(
-            f"backward: weighting is a {type(weighting).__name__}, expected a mtlfast.weighting.LossWeighting"
-        )
+    check_methods(aggregator, weighting)
     refuse_ranks(allow_local)
-    present = present_losses(losses)
-    tasks, values = tuple(present), list(present.values())
-    everyone = len(tasks) == len(losses)
+    number, tasks, values = present_losses(losses)
     jacobian = StoredJacobian(values, shared_parameters(shared), retain_graph)
     stacked = torch.stack([loss.detach() for loss in values])
-    step = Step(len(values), stacked, loss_scale, None if everyone else tasks)
+    step = Step(len(values), stacked, loss_scale, None if len(tasks) == number else tasks)
     aggregator.check(step, jacobian)
 
     loss_weights: Tensor | None = None
@@ -85,7 +74,7 @@ def backward(
         else:
             weights, gram = None, jacobian.gram() if diagnostics else None
             jacobian.put(aggregator.direction(jacobian.rows(), step))
-        _grad.add(learned)
+        _grad.commit(learned)
     return StepResult(
         losses=stacked, tasks=tasks, weights=weights, gram=gram, loss_weights=loss_weights, plan=jacobian.plan
     )
@@ -100,5 +89,6 @@ def _weigh_losses(weighting: LossWeighting, step: Step) -> tuple[Tensor, _grad.P
         total = weighting(values, tasks=step.tasks)
         parameters: list[Tensor] = [p for p in weighting.parameters() if p.requires_grad]
         weights, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
-    learned = [(p, scale * g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+    scaled = [None if g is None else scale * g for g in gradients]
+    learned = _grad.prepared(parameters, scaled, [True] * len(scaled))
     return (torch.zeros_like(step.losses) if weights is None else weights), learned

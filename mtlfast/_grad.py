@@ -6,7 +6,8 @@ an error leaves every `.grad` as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from mtlfast.ops._check import fits_out
 from mtlfast.ops.combine import write
 from mtlfast.task_gradients import TaskGradients
 
-Pending = list[tuple[Tensor, Tensor]]  # parameters, each with the gradient that is to be added to its `.grad`
+Pending = list[Callable[[], object]]  # writes to `.grad` that cannot fail any more
 
 
 def exclusive(rows: Sequence[Sequence[Tensor | None]]) -> list[bool]:
@@ -29,36 +30,60 @@ def exclusive(rows: Sequence[Sequence[Tensor | None]]) -> list[bool]:
     return alone
 
 
+def dtype_of(parameter: Tensor) -> torch.dtype:
+    """The dtype of the parameter's gradients."""
+    dtype: torch.dtype | None = getattr(parameter, "grad_dtype", None)
+    return parameter.dtype if dtype is None else dtype
+
+
 def prepared(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], ours: Sequence[bool]) -> Pending:
-    """The parameters that get a gradient, each with one that may become its `.grad`.
+    """What adds gradients to `.grad`, where there are any.
 
     Args:
         parameters: T leaf tensors.
-        gradients: T gradients, None where there is none.
+        gradients: T gradients, None where there is none; sparse ones stay sparse, as `.backward()` leaves them.
         ours: for each, does nobody else hold its memory? Where `.grad` is None, a gradient of ours that lies in memory
             as its parameter does becomes `.grad` itself; any other is copied.
     """
-    pending = []
+    pending: Pending = []
     for parameter, gradient, own in zip(parameters, gradients, ours, strict=True):
         if gradient is None:
             continue
-        if parameter.grad is None and not (own and _may_be_grad(gradient, parameter)):
-            gradient = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
-        pending.append((parameter, gradient))
+        if parameter.grad is None:
+            pending.append(partial(_set, parameter, _as_grad(gradient, parameter, own)))
+        elif parameter.grad.is_sparse:
+            pending.append(partial(_set, parameter, _plus(parameter.grad, gradient)))
+        else:
+            pending.append(partial(parameter.grad.add_, gradient))
     return pending
 
 
-def add(pending: Pending) -> None:
-    """Adds prepared gradients to `.grad`; where that is None, the gradient becomes it."""
-    for parameter, gradient in pending:
-        if parameter.grad is None:
-            parameter.grad = gradient.detach() if gradient._is_view() else gradient  # it needs no base any more
-        else:
-            parameter.grad.add_(gradient)
+def _as_grad(gradient: Tensor, parameter: Tensor, own: bool) -> Tensor:
+    """The gradient itself, or a copy that is nobody else's and lies as its parameter does."""
+    if gradient.is_sparse:
+        return gradient.clone()
+    if own and gradient.dtype == dtype_of(parameter) and same_layout(gradient, parameter.stride()):
+        return gradient
+    return torch.empty_like(parameter, dtype=dtype_of(parameter), requires_grad=False).copy_(gradient)
 
 
-def add_weighted(parameters: Sequence[Tensor], grads: TaskGradients, weights: Tensor, ours: Sequence[bool]) -> None:
-    """Adds w J to `.grad` of the parameters.
+def _set(parameter: Tensor, gradient: Tensor) -> None:
+    parameter.grad = gradient.detach() if gradient._is_view() else gradient  # it needs no base any more
+
+
+def _plus(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of two gradients, of which one or both may be sparse."""
+    return b + a if a.is_sparse and not b.is_sparse else a + b
+
+
+def commit(pending: Pending) -> None:
+    """Makes all prepared writes."""
+    for write_one in pending:
+        write_one()
+
+
+def weighted(parameters: Sequence[Tensor], grads: TaskGradients, weights: Tensor, ours: Sequence[bool]) -> Pending:
+    """What adds w J to `.grad` of the parameters.
 
     One pass adds in place where every `.grad` is there and lies as the gradients do. Where none is there, a task's own
     tensors take the result and become `.grad`, if nobody else holds them.
@@ -74,14 +99,13 @@ def add_weighted(parameters: Sequence[Tensor], grads: TaskGradients, weights: Te
     current = [None if examples[t] is None else parameter.grad for t, parameter in enumerate(parameters)]
     there = sum(current[t] is not None for t in reached)
     if there == len(reached) and fits_out(current, grads, grads.dtype):
-        write(grads, weights, current, accumulate=True)
-        return
+        return [partial(write, grads, weights, current, accumulate=True)]
     if there:
         directions = ops.combine(grads, weights)
     else:
         out = [None if x is None else x if own else torch.empty_like(x) for x, own in zip(examples, ours, strict=True)]
         directions = write(grads, weights, out)
-    add(prepared(parameters, directions, [True] * len(parameters)))
+    return prepared(parameters, directions, [True] * len(parameters))
 
 
 def forget(parameters: Iterable[Tensor]) -> None:
@@ -95,10 +119,6 @@ def fill_with_zeros(parameters: Iterable[Tensor]) -> None:
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-
-
-def _may_be_grad(gradient: Tensor, parameter: Tensor) -> bool:
-    return gradient.dtype == parameter.dtype and same_layout(gradient, parameter.stride())
 
 
 class PlainGradients:
@@ -122,7 +142,7 @@ class PlainGradients:
             if gradient is None:
                 continue
             if found and not self._apart:
-                found[0] = (0, found[0][1] + gradient)
+                found[0] = (0, _plus(found[0][1], gradient))
             else:
                 found.append((task, gradient))
 
@@ -143,5 +163,5 @@ def _sum(found: Sequence[tuple[int, Tensor]], loss_weights: Tensor | None) -> Te
     total: Tensor | None = None
     for task, gradient in found:
         part = gradient if loss_weights is None else gradient * loss_weights[task].to(gradient.dtype)
-        total = part if total is None else total + part
+        total = part if total is None else _plus(total, part)
     return total

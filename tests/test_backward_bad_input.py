@@ -57,7 +57,8 @@ BAD = [
     (
         call(losses=[p0.sum(), torch.ones(())]),
         ValueError,
-        "backward: loss 1 does not require grad, expected one that depends on parameters",
+        "backward: loss 1 does not require grad, expected one that depends on parameters, or None for a task that is "
+        "absent",
     ),
     (call(shared=p0), TypeError, "backward: shared is a Tensor, expected a list of parameters"),
     (call(shared=[p0, "p"]), TypeError, "backward: shared 1 is a str, expected a parameter"),

@@ -8,6 +8,7 @@ from torch import nn
 
 import mtlfast
 from mtlfast import TaskGradients
+from mtlfast._arguments import shared_parameters
 from mtlfast.aggregation import Aggregator, Reads, Step
 from mtlfast.jacobian import Jacobian, StoredJacobian
 
@@ -151,7 +152,7 @@ def test_what_is_no_direction_is_refused_and_nothing_written(returned, message):
 class WithoutRows(StoredJacobian):
     """It answers with products alone, as one that never holds the task gradients."""
 
-    holds_rows = False
+    no_rows = Jacobian.no_rows
     rows = Jacobian.rows
     put = Jacobian.put
 
@@ -159,12 +160,16 @@ class WithoutRows(StoredJacobian):
 @every_method
 def test_a_jacobian_without_rows_is_refused_before_it_computes_anything(name):
     net = Net()
-    jacobian = WithoutRows(net.losses(), [net.first, net.second])
+    jacobian = WithoutRows(net.losses(), shared_parameters([net.first, net.second]))
     aggregator = METHODS[name].make()
     assert aggregator.reads is Reads.ROWS
-    with pytest.raises(TypeError, match="got a WithoutRows, expected one that holds the task gradients"):
+    with pytest.raises(
+        TypeError, match="looks at the task gradients themselves, but a WithoutRows does not"
+    ):
         aggregator.check(Step(2), jacobian)
-    with pytest.raises(TypeError, match="WithoutRows: it does not hold the task gradients"):
+    with pytest.raises(
+        TypeError, match="rows: expected task gradients that are held, but a WithoutRows"
+    ):
         jacobian.rows()
-    with pytest.raises(TypeError, match="WithoutRows: it takes no direction"):
+    with pytest.raises(TypeError, match="put: expected a direction made of task gradients, but a WithoutRows"):
         jacobian.put([None, None])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import mtlfast
 from mtlfast import ops
+from mtlfast._arguments import shared_parameters
 from mtlfast.aggregation import Step
 from mtlfast.jacobian import Jacobian, StoredJacobian
 
@@ -36,7 +37,7 @@ def x() -> Tensor:
 
 
 def stored(net: Net, x: Tensor, loss_weights: Tensor | None = None, **settings: bool) -> StoredJacobian:
-    jacobian = StoredJacobian(net.losses(x), list(net.trunk.parameters()), **settings)
+    jacobian = StoredJacobian(net.losses(x), shared_parameters(net.trunk), **settings)
     jacobian.obtain(loss_weights)
     return jacobian
 
@@ -64,7 +65,7 @@ def test_making_one_computes_nothing(x):
             return g
 
     net = Net()
-    jacobian = StoredJacobian([Once.apply(loss) for loss in net.losses(x)], list(net.trunk.parameters()))
+    jacobian = StoredJacobian([Once.apply(loss) for loss in net.losses(x)], shared_parameters(net.trunk))
     assert (jacobian.num_tasks, Once.passes) == (3, 0)
     jacobian.obtain()
     assert Once.passes == 3

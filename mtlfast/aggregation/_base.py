@@ -14,7 +14,7 @@ from mtlfast._by_task import take
 from mtlfast._exact_state import ExactState
 from mtlfast.aggregation._jacobian import AsksJacobian, RowsJacobian
 from mtlfast.aggregation._reads import Reads
-from mtlfast.aggregation._step import Step
+from mtlfast.aggregation._step import Step, check_loss_scale, check_tasks, task_indices
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -48,8 +48,13 @@ class Aggregator(ExactState, ABC):
         tasks: Sequence[int] | None = None,
     ) -> list[Tensor | None] | Tensor:
         """Aggregates; see the class."""
+        if not isinstance(grads, TaskGradients | Tensor):
+            raise TypeError(
+                f"{type(self).__name__}: got a {type(grads).__name__}, expected TaskGradients "
+                "(TaskGradients.from_rows makes them of lists of gradients) or a Jacobian matrix [K, P]"
+            )
         rows = TaskGradients.from_matrix(grads) if isinstance(grads, Tensor) else grads
-        step = Step(rows.num_tasks, losses, loss_scale, None if tasks is None else tuple(tasks))
+        step = Step(rows.num_tasks, losses, loss_scale, task_indices(tasks))
         self.check(step, RowsJacobian(rows))
         directions = self.direction(rows, step)
         if not isinstance(grads, Tensor):
@@ -69,6 +74,10 @@ class Aggregator(ExactState, ABC):
         Raises:
             ValueError, TypeError: the method cannot work with them.
         """
+        if step.tasks is not None:
+            check_tasks(type(self).__name__, step.tasks, step.num_tasks)
+        if step.loss_scale is not None:
+            check_loss_scale(type(self).__name__, step.loss_scale)
         if jacobian is None:
             return
         if self.reads is Reads.CROSS_GRAM:
@@ -76,10 +85,8 @@ class Aggregator(ExactState, ABC):
                 f"{type(self).__name__}: got one batch's gradients, expected a call of weights(J_1 J_2^T) with two "
                 "batches'"
             )
-        if self.reads is Reads.ROWS and not jacobian.holds_rows:
-            raise TypeError(
-                f"{type(self).__name__}: got a {type(jacobian).__name__}, expected one that holds the task gradients"
-            )
+        if self.reads is Reads.ROWS and jacobian.no_rows is not None:
+            raise TypeError(f"{type(self).__name__}: it looks at the task gradients themselves, but {jacobian.no_rows}")
 
     @abstractmethod
     def aggregate(self, grads: TaskGradients, step: Step, out: list[Tensor | None]) -> Sequence[Tensor | None] | None:
@@ -159,7 +166,7 @@ class GramAggregator(Aggregator):
         Raises:
             ValueError, TypeError: the method cannot work with these.
         """
-        step = Step(gram.shape[-1], losses, loss_scale, None if tasks is None else tuple(tasks), rtol)
+        step = Step(gram.shape[-1], losses, loss_scale, task_indices(tasks), rtol)
         self.check(step)
         return self.solve(gram, step)
 

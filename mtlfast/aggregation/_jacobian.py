@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ class AsksJacobian(Protocol):
         """K."""
 
     @property
-    def holds_rows(self) -> bool:
-        """Can it give `rows()`?"""
+    def no_rows(self) -> str | None:
+        """Why it cannot give `rows()`, as the end of a sentence; None: it can."""
 
     @property
     def device(self) -> torch.device:
@@ -40,6 +41,13 @@ class AsksJacobian(Protocol):
         """The task gradients."""
 
 
+class Part(NamedTuple):
+    """The columns of one dtype: which of all they are, and their gradients."""
+
+    columns: tuple[int, ...]
+    grads: TaskGradients
+
+
 class RowsJacobian:
     """Task gradients that are held: the kernels answer.
 
@@ -47,38 +55,50 @@ class RowsJacobian:
         rows: K tasks x T tensors.
     """
 
-    holds_rows: ClassVar[bool] = True
-    _num_tasks: int
-    _rows: TaskGradients
+    _parts: list[Part]  # one for each dtype; their products add up
 
     def __init__(self, rows: TaskGradients) -> None:
         """See the class."""
-        self._rows, self._num_tasks = rows, rows.num_tasks
+        self._parts = [Part(tuple(range(len(rows.shapes))), rows)]
 
     @property
     def num_tasks(self) -> int:
         """K."""
-        return self._num_tasks
+        return self._parts[0].grads.num_tasks
+
+    @property
+    def no_rows(self) -> str | None:
+        """It can."""
+        return None
 
     @property
     def device(self) -> torch.device:
         """The gradients'."""
-        return self._rows.device
+        return self._parts[0].grads.device
 
     @property
     def rtol(self) -> float:
-        """K times the relative precision of a product of such gradients."""
-        exact = self._rows.dtype == torch.float64
+        """K times the relative precision of a product of such gradients, of the coarsest dtype where there are two."""
+        exact = all(part.grads.dtype == torch.float64 for part in self._parts)
         return self.num_tasks * (torch.finfo(torch.float64).eps if exact else 1e-6)
 
     def gram(self) -> Tensor:
         """One read of K * P."""
-        return ops.gram(self._rows)
+        return _sum([ops.gram(part.grads) for part in self._parts])
 
     def norms(self) -> Tensor:
         """One read of K * P."""
-        return ops.norms(self._rows)
+        norms = [ops.norms(part.grads) for part in self._parts]
+        return norms[0] if len(norms) == 1 else _sum([x.square() for x in norms]).sqrt()
 
     def rows(self) -> TaskGradients:
         """The task gradients."""
-        return self._rows
+        (part,) = self._parts
+        return part.grads
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

@@ -5,20 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._solved import SolvedAggregator
 from mtlfast.aggregation._step import Step
 
 
 class Unscaled(SolvedAggregator):
     """A method that is not scale-free, and is given by what the losses were multiplied."""
-
-    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
-        """Refuses a `loss_scale` of several numbers."""
-        super().check(step, jacobian)
-        if isinstance(step.loss_scale, Tensor) and step.loss_scale.numel() != 1:
-            shape = list(step.loss_scale.shape)
-            raise ValueError(f"{type(self).__name__}: loss_scale has shape {shape}, expected a number")
 
     def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
         """`loss_scale`, one number a group, if there is one."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -34,3 +36,34 @@ class Step(NamedTuple):
     def present(self) -> Sequence[int]:
         """The present tasks' indices."""
         return range(self.num_tasks) if self.tasks is None else self.tasks
+
+
+def task_indices(tasks: Iterable[int] | None) -> tuple[int, ...] | None:
+    """Tasks in any form of integers."""
+    return None if tasks is None else tuple(map(operator.index, tasks))
+
+
+def check_tasks(caller: str, tasks: Sequence[int], num_tasks: int) -> None:
+    """One sentence unless `tasks` are `num_tasks` different indices."""
+    if len(tasks) != num_tasks:
+        raise ValueError(f"{caller}: got {num_tasks} task gradients and {len(tasks)} tasks, expected as many")
+    for k, task in enumerate(tasks):
+        if task < 0:
+            raise ValueError(f"{caller}: task {task}, expected an index")
+        if task in tasks[:k]:
+            raise ValueError(f"{caller}: task {task} is there twice, expected each once")
+
+
+def check_loss_scale(caller: str, loss_scale: float | Tensor) -> None:
+    """One sentence unless it is one number above 0, as far as that can be seen without waiting for a GPU."""
+    if isinstance(loss_scale, Tensor):
+        if loss_scale.numel() != 1:
+            raise ValueError(f"{caller}: loss_scale has shape {list(loss_scale.shape)}, expected a number")
+        if loss_scale.device.type != "cpu":
+            return
+    try:
+        value = math.nan if isinstance(loss_scale, str | bool) else float(loss_scale)  # host: a CPU tensor at most
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"{caller}: loss_scale is {loss_scale!r}, expected a number above 0")

@@ -186,4 +186,5 @@ def _write(
     parameters: Sequence[Tensor], rows: Sequence[Sequence[Tensor | None]], chosen: Sequence[int], weights: Tensor
 ) -> None:
     if chosen:
-        _grad.add_weighted([parameters[t] for t in chosen], _tensors(rows, chosen), weights, [False] * len(chosen))
+        some = [parameters[t] for t in chosen]
+        _grad.commit(_grad.weighted(some, _tensors(rows, chosen), weights, [False] * len(chosen)))

@@ -21,13 +21,11 @@ class Jacobian(ABC):
 
     Attributes:
         plan: the name of this way, which `StepResult.plan` repeats.
-        holds_rows: can it give `rows()`, the task gradients themselves?
         parameters: the shared parameters that want a gradient. They are the columns of J, in this order at every step,
             whether the step reaches them or not.
     """
 
     plan: ClassVar[str]
-    holds_rows: ClassVar[bool] = False
     parameters: tuple[Tensor, ...]
 
     @property
@@ -42,6 +40,11 @@ class Jacobian(ABC):
         Args:
             loss_weights: [K]; None: 1 each.
         """
+
+    @property
+    def no_rows(self) -> str | None:
+        """Why it cannot give `rows()`, as the end of a sentence; None: it can."""
+        return f"a {type(self).__name__} does not hold them"
 
     @property
     @abstractmethod
@@ -67,10 +70,7 @@ class Jacobian(ABC):
         Raises:
             TypeError: this way does not hold them.
         """
-        raise TypeError(
-            f"{type(self).__name__}: it does not hold the task gradients, expected a method that needs their Gram "
-            "matrix alone"
-        )
+        raise TypeError(f"rows: expected task gradients that are held, but {self.no_rows}")
 
     @abstractmethod
     def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
@@ -97,7 +97,7 @@ class Jacobian(ABC):
         Raises:
             TypeError: this way has no `rows()`.
         """
-        raise TypeError(f"{type(self).__name__}: it takes no direction, as it has no rows to make one of")
+        raise TypeError(f"put: expected a direction made of task gradients, but {self.no_rows}")
 
     def check_weights(self, weights: Tensor) -> None:
         """One sentence if these are not one weight for each task."""

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from mtlfast import _grad
-from mtlfast.aggregation import RowsJacobian
+from mtlfast._arguments import Columns
+from mtlfast._sharded import refuse_sharded
+from mtlfast.aggregation import Part, RowsJacobian
 from mtlfast.jacobian._base import Jacobian
-from mtlfast.jacobian._graph import reached_leaves
-from mtlfast.task_gradients import TaskGradients
+from mtlfast.jacobian._graph import reached_by
+from mtlfast.task_gradients import Rows, TaskGradients
 
 
 class StoredJacobian(RowsJacobian, Jacobian):
@@ -19,12 +21,12 @@ class StoredJacobian(RowsJacobian, Jacobian):
 
     Args:
         losses: the K present tasks' scalar losses.
-        parameters: the shared parameters that want a gradient.
+        shared: the shared parameters that want a gradient. They may be of several dtypes: each gradient keeps its own.
         retain_graph: keep the graph; else the last task's pass frees it.
         loss_weights_later: `write` will be given loss weights, so that the plain gradients are kept apart by task.
 
     Raises:
-        ValueError: the losses reach none of the parameters.
+        ValueError: the losses reach none of the parameters, or a parameter is sharded, or hidden from autograd.
 
     Memory: the K gradients of the shared parameters; one sum for every other leaf. Cost: K backward passes.
     """
@@ -34,22 +36,37 @@ class StoredJacobian(RowsJacobian, Jacobian):
     def __init__(
         self,
         losses: Sequence[Tensor],
-        parameters: Sequence[Tensor],
+        shared: Columns,
         retain_graph: bool = False,
         loss_weights_later: bool = False,
     ) -> None:
         """See the class."""
-        leaves = reached_leaves(losses)
-        shared, reached = {id(p) for p in parameters}, {id(leaf) for leaf in leaves}
-        if not shared & reached:
+        leaves, hiding = reached_by(losses)
+        own, reached = {id(p) for p in shared.parameters}, {id(leaf) for leaf in leaves}
+        others = [leaf for leaf in leaves if id(leaf) not in own]
+        refuse_sharded("backward", shared.names, shared.parameters, others)
+        if hiding is not None:
+            raise ValueError(f"backward: {hiding}")
+        if not own & reached:
             raise ValueError(
-                f"backward: the losses reach none of the {len(parameters)} shared parameters, expected at least one"
+                f"backward: the losses reach none of the {len(own)} shared parameters, expected at least one"
             )
-        self.parameters = tuple(parameters)
+        self.parameters = tuple(shared.parameters)
+        self._names = shared.names
         self._losses, self._retain_graph = losses, retain_graph
-        self._others = _grad.PlainGradients([leaf for leaf in leaves if id(leaf) not in shared], loss_weights_later)
-        self._num_tasks = len(losses)
+        self._others = _grad.PlainGradients(others, loss_weights_later)
         self._ours: list[bool] = []
+
+    @property
+    def num_tasks(self) -> int:
+        """K."""
+        return len(self._losses)
+
+    @property
+    def no_rows(self) -> str | None:
+        """Task gradients are of one dtype."""
+        dtypes = sorted({str(_grad.dtype_of(parameter)) for parameter in self.parameters})
+        return None if len(dtypes) == 1 else f"the shared parameters are of {' and '.join(dtypes)}, expected one dtype"
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
         """K backward passes; see `Jacobian.obtain`."""
@@ -64,20 +81,47 @@ class StoredJacobian(RowsJacobian, Jacobian):
             del gradients  # what is held twice cannot become a `.grad`
         held = tuple(rows)
         del rows
+        self._refuse_sparse(held)
         self._ours = _grad.exclusive(held)
-        self._rows = TaskGradients.from_rows(held, self.parameters)
+        self._parts = self._split(held)
+
+    def _refuse_sparse(self, rows: Rows) -> None:
+        for row in rows:
+            for name, gradient in zip(self._names, row, strict=True):
+                if gradient is not None and gradient.layout != torch.strided:
+                    raise ValueError(
+                        f"backward: the gradient of {name} has layout {gradient.layout}, expected a dense one; pass "
+                        "sparse=False to the embedding, or leave it out of shared"
+                    )
+
+    def _split(self, rows: Rows) -> list[Part]:
+        """The rows by dtype. Where there is one, a column that no task reaches keeps its place in it."""
+        of_dtype: dict[torch.dtype, list[int]] = {}
+        for t in range(len(self.parameters)):
+            gradient = next((row[t] for row in rows if row[t] is not None), None)
+            if gradient is not None:
+                of_dtype.setdefault(gradient.dtype, []).append(t)
+        if len(of_dtype) <= 1:
+            of_dtype = {torch.float32: list(range(len(self.parameters)))}
+        parts = []
+        for columns in of_dtype.values():
+            some = rows if len(of_dtype) == 1 else [tuple(row[t] for t in columns) for row in rows]
+            parts.append(Part(tuple(columns), TaskGradients.from_rows(some, [self.parameters[t] for t in columns])))
+        return parts
 
     def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
         """See `Jacobian.write`."""
         self.check_weights(weights)
         with torch.no_grad():
-            plain = self._others.prepared(loss_weights)
-            _grad.add_weighted(self.parameters, self._rows, weights, self._ours)
-            _grad.add(plain)
+            pending = self._others.prepared(loss_weights)
+            for columns, grads in self._parts:
+                parameters, ours = [self.parameters[t] for t in columns], [self._ours[t] for t in columns]
+                pending += _grad.weighted(parameters, grads, weights, ours)
+            _grad.commit(pending)
 
     def put(self, direction: Sequence[Tensor | None], loss_weights: Tensor | None = None) -> None:
         """See `Jacobian.put`."""
         with torch.no_grad():
-            plain = self._others.prepared(loss_weights)
-            shared = _grad.prepared(self.parameters, direction, [True] * len(self.parameters))
-            _grad.add([*shared, *plain])
+            pending = self._others.prepared(loss_weights)
+            pending += _grad.prepared(self.parameters, direction, [True] * len(self.parameters))
+            _grad.commit(pending)

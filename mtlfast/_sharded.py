@@ -1,0 +1,47 @@
+"""Parameters that are spread over processes: what autograd makes for them is no gradient of the whole parameter."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def refuse_sharded(
+    caller: str, names: Sequence[str], parameters: Sequence[Tensor], leaves: Iterable[Tensor] = ()
+) -> None:
+    """Refuses parameters that are a DTensor, or that a module under `fully_shard` holds.
+
+    Args:
+        caller: what the sentence begins with.
+        names: what the sentence calls each parameter.
+        parameters: leaf tensors.
+        leaves: other leaf tensors that get a gradient, which have no names.
+
+    Raises:
+        ValueError: one is sharded.
+    """
+    if not torch.distributed.is_available() or "torch.distributed.tensor" not in sys.modules:
+        return  # nobody can have made one
+    from torch.distributed.tensor import DTensor
+
+    gathered = _gathered()
+    named = [*zip(names, parameters, strict=True), *(("a parameter that the losses reach", leaf) for leaf in leaves)]
+    for name, parameter in named:
+        if isinstance(parameter, DTensor) or id(parameter) in gathered:
+            raise ValueError(
+                f"{caller}: {name} is sharded over processes (a DTensor, as fully_shard makes them), expected whole "
+                "parameters"
+            )
+
+
+def _gathered() -> set[int]:
+    """The parameters that modules under `fully_shard` (FSDP2) hold while they are gathered, as plain tensors."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    states = getattr(sys.modules.get("torch.distributed._composable_state"), "_module_state_mapping", {})
+    if fsdp is None:
+        return set()
+    modules = [module for module in list(states) if isinstance(module, fsdp.FSDPModule)]
+    return {id(parameter) for module in modules for parameter in module.parameters()}
