@@ -28,3 +28,29 @@ def worker(rank: int, ranks: int, file: str) -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_each_rank_alone_must_be_asked_for(ranks, tmp_path):
     mp.spawn(worker, args=(ranks, str(tmp_path / "rendezvous")), nprocs=ranks)
+
+
+def sharded(rank: int, ranks: int, file: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=ranks)
+    torch.manual_seed(0)
+    for which in ("whole trunk", "first layer", "last layer", "head"):
+        trunk = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+        heads = nn.ModuleList(nn.Linear(3, 1) for _ in range(2))
+        fully_shard({"whole trunk": trunk, "first layer": trunk[0], "last layer": trunk[2], "head": heads[0]}[which])
+        before = list(trunk.parameters())  # DTensors, as an optimizer was given them
+        features = trunk(torch.randn(5, 4))
+        losses = [head(features).square().mean() for head in heads]
+        for shared in (before, list(trunk.parameters())):  # gathered ones, after the forward pass
+            with pytest.raises(ValueError, match=r"sharded over processes|under fully_shard"):
+                mtlfast.backward(losses, Sum(), shared=shared, allow_local=True)
+        assert all(p.grad is None for p in [*trunk.parameters(), *heads.parameters()])
+    trunk, head = nn.Linear(4, 3), nn.Linear(3, 1)  # beside sharded modules, whole ones train
+    mtlfast.backward([head(trunk(torch.ones(2, 4))).mean()], Sum(), shared=trunk)
+    assert trunk.weight.grad is not None
+    distributed.destroy_process_group()
+
+
+def test_sharded_parameters_are_refused(tmp_path):
+    mp.spawn(sharded, args=(1, str(tmp_path / "rendezvous")), nprocs=1)
