@@ -174,6 +174,10 @@ class TaskGradients:
             return on_table(native, self._table)
         return on_rows(torch.ops.mtlfast)
 
+    def __reduce__(self) -> tuple[type[TaskGradients], tuple[Rows, tuple[Tensor, ...] | None]]:
+        """For copies and pickles: the marshalled table is made anew."""
+        return type(self), (self.rows, self.parameters)
+
     def __repr__(self) -> str:
         """K, T, P, dtype and device."""
         return (

@@ -1,8 +1,11 @@
 """TaskGradients: what it takes, what it copies, and what it says of what it cannot take."""
 
+import copy
+import pickle
+
 import pytest
 import torch
-from cases import laid_out
+from cases import draw, laid_out
 
 from mtlfast import TaskGradients, ops
 
@@ -156,3 +159,20 @@ def test_bad_stacks_and_matrices(make, argument, message):
     with pytest.raises(ValueError) as raised:
         make(argument)
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda grads: pickle.loads(pickle.dumps(grads))],
+    ids=["copy", "deep", "pickle"],
+)
+def test_copies(copied, device):
+    grads = draw(3, [(4, 5), (), (0,), (7,)], missing=0.2, device=device)
+    again = copied(grads)
+    assert torch.equal(ops.gram(again), ops.gram(grads))
+    assert again.shapes == grads.shapes
+    shares = any(a is b for a, b in zip(again.flat(), grads.flat(), strict=True) if a is not None)
+    assert shares == (copied is copy.copy)
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    known = copied(TaskGradients.from_rows([[torch.ones(2)]], parameters))
+    assert torch.equal(known.parameters[0], parameters[0])

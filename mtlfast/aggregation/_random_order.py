@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,19 +14,40 @@ from mtlfast.aggregation._base import GramAggregator
 class Drawing(GramAggregator):
     """A method with a generator of its own, or torch's global one; `state_dict()` holds the generator's state."""
 
+    generator: torch.Generator | None
+
     def __init__(self, generator: torch.Generator | None) -> None:
         """Draws from `generator`, on the gradients' device; None: torch's global one."""
         super().__init__()
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"{type(self).__name__}: generator is a {type(generator).__name__}, expected a torch.Generator or None"
+            )
         self.generator = generator
 
-    def get_extra_state(self) -> Tensor | None:
-        """The generator's state, for `state_dict()`."""
-        return None if self.generator is None else self.generator.get_state()
+    def get_extra_state(self) -> Tensor:
+        """The generator's state, for `state_dict()`, which holds tensors alone: an empty one without a generator."""
+        return torch.empty(0, dtype=torch.uint8) if self.generator is None else self.generator.get_state()
 
     def set_extra_state(self, state: Tensor | None) -> None:
         """Restores the generator, from `load_state_dict()`."""
-        if self.generator is not None and state is not None:
-            self.generator.set_state(state)
+        if self.generator is not None and state is not None and state.numel() > 0:
+            self.generator.set_state(state.cpu())  # host: where a generator's state lives
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which a generator itself does not allow: its device and its state."""
+        state = self.__dict__.copy()
+        if self.generator is not None:
+            state["generator"] = (self.generator.device, self.generator.get_state())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """For copies and pickles: a generator of its own that goes on where the copied one was."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.generator is not None:
+            device, numbers = state["generator"]
+            self.generator = torch.Generator(device)
+            self.generator.set_state(numbers)
 
 
 class RandomOrder(Drawing):
