@@ -40,9 +40,10 @@ class ConFIG(Preferring):
         super().__init__(pref_vector)
         self.length = length
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """The length, and which eigenvalues count as zero."""
-        return [*typical_norm(self, self.length, step), step.rtol]
+        length, task = typical_norm(self, self.length, step)
+        return {"length": length, "task": task, "rtol": step.rtol}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -34,7 +34,7 @@ class Krum(SolvedAggregator):
         self.n_byzantine = n_byzantine
         self.n_selected = n_selected
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """The constructor's arguments.
 
         Raises:
@@ -46,7 +46,7 @@ class Krum(SolvedAggregator):
                 f"Krum: got {step.gram.shape[-1]} tasks, expected at least {least} for n_byzantine={self.n_byzantine} "
                 f"and n_selected={self.n_selected}"
             )
-        return [self.n_byzantine, self.n_selected]
+        return {"n_byzantine": self.n_byzantine, "n_selected": self.n_selected}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

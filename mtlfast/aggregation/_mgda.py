@@ -50,17 +50,17 @@ class MGDA(SolvedAggregator):
         self.max_iters = max_iters
         self.norms = norms
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """Frank-Wolfe's end, and the norms as bits."""
-        return [self.epsilon or 0.0, self.max_iters, NORMS.index(self.norms)]
+        return {"epsilon": self.epsilon or 0.0, "max_iters": self.max_iters, "norms": NORMS.index(self.norms)}
 
-    def inputs(self, step: Step) -> list[Tensor]:
+    def inputs(self, step: Step) -> dict[str, Tensor]:
         """The losses, where they are read."""
         if self.norms in ("none", "l2"):
-            return []
+            return {}
         if step.losses is None:
             raise ValueError(f"MGDA: norms is {self.norms!r} and losses is None, expected the tasks' losses")
-        return [step.losses.detach().expand(step.gram.shape[:-1])]
+        return {"losses": step.losses.detach().expand(step.gram.shape[:-1])}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

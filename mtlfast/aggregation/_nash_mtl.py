@@ -43,9 +43,9 @@ class NashMTL(Unscaled):
         self.max_norm = max_norm
         self.update_weights_every = update_weights_every
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """The norm, the steps, and what counts as zero."""
-        return [self.max_norm, self.update_weights_every, step.rtol]
+        return {"max_norm": self.max_norm, "update_weights_every": self.update_weights_every, "rtol": step.rtol}
 
     def state_shape(self, known: int) -> tuple[int, ...]:
         """Steps without a solution, steps, then each task's last weight.

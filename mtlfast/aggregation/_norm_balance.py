@@ -31,9 +31,10 @@ class NormBalance(SolvedAggregator):
         super().__init__()
         self.target = target
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """Which norm."""
-        return typical_norm(self, self.target, step)
+        target, task = typical_norm(self, self.target, step)
+        return {"target": target, "task": task}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
@@ -62,9 +63,9 @@ class ClipNorm(Unscaled):
         super().__init__()
         self.max_norm = max_norm
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """The length."""
-        return [-1.0 if isinstance(self.max_norm, str) else self.max_norm]
+        return {"max_norm": -1.0 if isinstance(self.max_norm, str) else self.max_norm}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
@@ -86,7 +87,7 @@ class CrossNorm(SolvedAggregator):
     method = "cross_norm"
     reads = Reads.NORMS
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """None.
 
         Raises:
@@ -94,7 +95,7 @@ class CrossNorm(SolvedAggregator):
         """
         if step.gram.shape[-1] > 2:
             raise ValueError(f"CrossNorm: got {step.gram.shape[-1]} tasks, expected at most 2")
-        return []
+        return {}
 
 
 class InverseNorm(SolvedAggregator):
@@ -108,6 +109,6 @@ class InverseNorm(SolvedAggregator):
     method = "inverse_norm"
     reads = Reads.NORMS
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """None."""
-        return []
+        return {}

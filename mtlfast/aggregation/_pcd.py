@@ -65,13 +65,15 @@ class PCD(SolvedAggregator):
         if self.shares is not None and shares is not None:
             self.shares[1:] = shares
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """Constants of the running mean, the share, and the gradients' precision."""
-        return [self.beta, self.eps, self._share, step.rtol]
+        return {"beta": self.beta, "eps": self.eps, "tau": self._share, "rtol": step.rtol}
 
-    def inputs(self, step: Step) -> list[Tensor]:
+    def inputs(self, step: Step) -> dict[str, Tensor]:
         """The shares, if each task has its own."""
-        return [] if self.shares is None else [self.of_tasks("shares", "shares", step.gram, step.tasks)]
+        if self.shares is None:
+            return {}
+        return {"shares": self.of_tasks("shares", "shares", step.gram, step.tasks)}
 
     def state_shape(self, known: int) -> tuple[int, ...]:
         """A row for the count of failures, then each task's running mean and number of steps."""

@@ -29,8 +29,9 @@ class Preferring(SolvedAggregator):
             raise ValueError(f"{type(self).__name__}: pref_vector has shape {list(value.shape)}, expected [K]")
         self.preferences = None if value is None else value.detach().double().clone()
 
-    def inputs(self, step: Step) -> list[Tensor]:
+    def inputs(self, step: Step) -> dict[str, Tensor]:
         """The present tasks' preferences, if there are any."""
+        others = super().inputs(step)
         if self.preferences is None:
-            return []
-        return [self.of_tasks("preferences", "preferences", step.gram, step.tasks)]
+            return others
+        return {**others, "preferences": self.of_tasks("preferences", "preferences", step.gram, step.tasks)}

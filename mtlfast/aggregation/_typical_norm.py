@@ -25,7 +25,7 @@ class TypicalNorm(Setting["str | int"]):
         return value in self.names
 
 
-def typical_norm(owner: object, name: str | int, step: Step) -> list[float]:
+def typical_norm(owner: object, name: str | int, step: Step) -> tuple[float, float]:
     """The solver's two constants for a name: which norm, and of which of the present tasks.
 
     An absent task's place is taken by the first that is present.
@@ -34,9 +34,9 @@ def typical_norm(owner: object, name: str | int, step: Step) -> list[float]:
         ValueError: there is no such task.
     """
     if not isinstance(name, int):
-        return [float(NAMES.index(name)) if name in NAMES else -1.0, 0.0]
+        return float(NAMES.index(name)) if name in NAMES else -1.0, 0.0
     K = step.gram.shape[-1]
     if step.tasks is None and name >= K:
         raise ValueError(f"{type(owner).__name__}: got {K} tasks, expected task {name} among them")
     place = name if step.tasks is None else step.tasks.index(name) if name in step.tasks else 0
-    return [float(len(NAMES)), float(place)]
+    return float(len(NAMES)), float(place)
