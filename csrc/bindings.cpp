@@ -93,6 +93,15 @@ py::dict cuda_facts() {
   return facts;
 }
 
+// Method -> (names of params, names of inputs, sizes of inputs, size of the state, does it give coefficients?).
+py::dict solver_facts(int64_t num_tasks) {
+  py::dict facts;
+  for (const mtlfast::SolverFacts& solver : mtlfast::solver_facts(num_tasks))
+    facts[py::str(solver.name)] =
+        py::make_tuple(solver.params, solver.inputs, solver.input_sizes, solver.state_size, solver.square);
+  return facts;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -117,4 +126,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("read", &mtlfast::read, NoGil());
   m.def("isa", [] { return std::string(mtlfast::kernels().isa); });
   m.def("cuda_facts", &cuda_facts);
+  m.def("solver_facts", &solver_facts);
 }

@@ -25,9 +25,21 @@ void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::Tensor
 at::Tensor flatten(const TaskTable& grads, at::ScalarType dtype);  // [K, P]
 void scale_(const TaskTable& grads, const at::Tensor& factors);    // factors: [K]
 
-// gram: [..., K, K] -> [..., K], or [..., K, K] for a method of coefficients. See solve/solvers.h for the methods.
-at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<double> params, at::TensorList inputs,
-                 const std::optional<at::Tensor>& state, at::OptionalIntArrayRef tasks);
+// gram: [..., K, K] -> [..., K], or [..., K, K] for a method of coefficients. See solve/solvers.h for the methods:
+// params and inputs come in the order in which the method names them, an absent input as nullopt or, at the end, not at
+// all.
+at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<double> params,
+                 const c10::List<std::optional<at::Tensor>>& inputs, const std::optional<at::Tensor>& state,
+                 at::OptionalIntArrayRef tasks);
+
+// What a solver says about itself, for Python, whose own table is tested against it.
+struct SolverFacts {
+  std::string name, params, inputs;  // params and inputs: names, comma-separated
+  std::vector<int64_t> input_sizes;  // for that number of tasks, likewise state_size
+  int64_t state_size;
+  bool square;
+};
+std::vector<SolverFacts> solver_facts(int64_t num_tasks);
 
 // Reads all gradients and keeps nothing, `streams` (1 or 4) rows side by side: what the benchmark calls 100 %.
 uint32_t read(const TaskTable& grads, int64_t streams);

@@ -19,10 +19,9 @@ namespace {
 struct Call {
   int64_t K, groups;
   at::Tensor gram, out;
-  std::vector<at::Tensor> inputs;
-  std::vector<const double*> input_data;
-  std::vector<int64_t> input_sizes;  // of one group
   at::ArrayRef<double> params;
+  std::vector<at::Tensor> inputs;         // undefined: absent
+  std::vector<const double*> input_data;  // nullptr: absent
   double* state;
   int64_t state_size;
   const int64_t* tasks;
@@ -32,19 +31,31 @@ bool all_finite(const double* values, int64_t count) {
   return std::all_of(values, values + count, [](double v) { return std::isfinite(v); });
 }
 
-// What a solver takes for granted, or it would read or write beyond its arguments.
+// A slot for each input that the method names; what is not float64 and contiguous is copied.
 template <class Method>
-void check_arguments(const Call& call, std::string_view method) {
-  TORCH_CHECK_VALUE(call.params.size() == Method::num_params, "solve: ", method, " got ", call.params.size(),
-                    " params, expected ", Method::num_params);
-  const int64_t size = Method::input_size(static_cast<int>(call.K));
-  TORCH_CHECK_VALUE(call.inputs.size() <= (size > 0 ? 1u : 0u), "solve: ", method, " got ", call.inputs.size(),
-                    " inputs, expected ", size > 0 ? "one" : "none");
-  TORCH_CHECK_VALUE(!call.inputs.empty() || !Method::needs_input(call.params.data()), "solve: ", method,
-                    " got no input, expected one");
-  for (int64_t of_group : call.input_sizes)
-    TORCH_CHECK_VALUE(call.groups == 0 || of_group == size, "solve: ", method, " got an input of ", of_group,
-                      " elements a group, expected ", size);
+void take_inputs(Call& call, const c10::List<std::optional<at::Tensor>>& inputs) {
+  TORCH_CHECK_VALUE(inputs.size() <= Method::Input::count, "solve: ", Method::name, " got ", inputs.size(),
+                    " inputs, expected at most ", static_cast<int>(Method::Input::count));
+  call.inputs.resize(Method::Input::count);
+  call.input_data.resize(Method::Input::count);
+  for (int i = 0; i < Method::Input::count; ++i) {
+    const std::optional<at::Tensor> input = i < static_cast<int>(inputs.size()) ? inputs.get(i) : std::nullopt;
+    TORCH_CHECK_VALUE(input || !Method::needs_input(i, call.params.data()), "solve: ", Method::name, " got no input ",
+                      i, ", expected one");
+    if (!input) continue;
+    const int64_t size = Method::input_size(i, static_cast<int>(call.K));
+    TORCH_CHECK_VALUE(call.groups == 0 || input->numel() == call.groups * size, "solve: ", Method::name, " got input ",
+                      i, " of ", input->numel(), " elements, expected ", size, " for each of ", call.groups, " groups");
+    TORCH_CHECK_VALUE(input->device() == call.gram.device(), "solve: an input is on ", input->device(), ", expected ",
+                      call.gram.device(), " as gram");
+    call.inputs[i] = input->to(at::kDouble).contiguous();
+    call.input_data[i] = call.inputs[i].const_data_ptr<double>();
+  }
+}
+
+// What a solver takes for granted of tasks and state, or it would read or write beyond them.
+template <class Method>
+void check_state(const Call& call) {
   int64_t known = call.K;
   for (int64_t k = 0; call.tasks && k < call.K; ++k) {
     TORCH_CHECK_VALUE(call.tasks[k] >= 0, "solve: task ", call.tasks[k], ", expected an index");
@@ -53,7 +64,7 @@ void check_arguments(const Call& call, std::string_view method) {
     known = std::max(known, call.tasks[k] + 1);
   }
   const int64_t least = Method::state_size(static_cast<int>(known));
-  TORCH_CHECK_VALUE(call.groups == 0 || call.state_size >= least, "solve: ", method, " got a state of ",
+  TORCH_CHECK_VALUE(call.groups == 0 || call.state_size >= least, "solve: ", Method::name, " got a state of ",
                     call.state_size, " elements a group, expected at least ", least);
 }
 
@@ -62,21 +73,22 @@ void solve_on_cpu(const Call& call) {
   const int64_t K = call.K, each = Method::square ? K * K : K;
   at::parallel_for(0, call.groups, 1, [&](int64_t first, int64_t last) {
     std::vector<double> scratch(Method::scratch_size(K));
-    std::vector<const double*> inputs(call.inputs.size());
+    std::vector<const double*> inputs(Method::Input::count);
     for (int64_t group = first; group < last; ++group) {
       const double* matrix = call.gram.const_data_ptr<double>() + group * K * K;
       double* result = call.out.mutable_data_ptr<double>() + group * each;
       bool finite = all_finite(matrix, K * K);
-      for (size_t i = 0; i < inputs.size(); ++i) {
-        inputs[i] = call.input_data[i] + group * call.input_sizes[i];
-        finite = finite && all_finite(inputs[i], call.input_sizes[i]);
+      for (int i = 0; i < Method::Input::count; ++i) {
+        if (!call.input_data[i]) continue;
+        const int64_t size = Method::input_size(i, static_cast<int>(K));
+        inputs[i] = call.input_data[i] + group * size;
+        finite = finite && all_finite(inputs[i], size);
       }
       if (!finite) {
         std::fill_n(result, each, std::numeric_limits<double>::quiet_NaN());
         continue;  // the state stays as it was
       }
-      solvers::Problem problem{static_cast<int>(K), matrix, call.params.data(), inputs.data(),
-                               static_cast<int>(inputs.size())};
+      solvers::Problem problem{static_cast<int>(K), matrix, call.params.data(), inputs.data()};
       problem.state = call.state ? call.state + group * call.state_size : nullptr;
       problem.state_size = static_cast<int>(call.state_size);
       problem.tasks = call.tasks;
@@ -92,8 +104,7 @@ void solve_on_gpu(const Call& call) {
   const at::Tensor scratch = at::empty({call.groups * Method::scratch_size(call.K)}, call.gram.options());
   on_gpu("solve", call.gram.device(), [&](void* stream) {
     return cuda::solve({Method::name, call.groups, call.K, call.gram.const_data_ptr<double>(), call.params.data(),
-                        static_cast<int64_t>(call.params.size()), call.input_data.data(), call.input_sizes.data(),
-                        static_cast<int64_t>(call.inputs.size()), call.state, call.state_size, call.tasks,
+                        call.input_data.data(), call.state, call.state_size, call.tasks,
                         scratch.mutable_data_ptr<double>(), call.out.mutable_data_ptr<double>()},
                        stream);
   });
@@ -101,8 +112,9 @@ void solve_on_gpu(const Call& call) {
 
 }  // namespace
 
-at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<double> params, at::TensorList inputs,
-                 const std::optional<at::Tensor>& state, at::OptionalIntArrayRef tasks) {
+at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<double> params,
+                 const c10::List<std::optional<at::Tensor>>& inputs, const std::optional<at::Tensor>& state,
+                 at::OptionalIntArrayRef tasks) {
   TORCH_CHECK_VALUE(gram.dim() >= 2 && gram.size(-1) == gram.size(-2) && gram.scalar_type() == at::kDouble,
                     "solve: gram has shape ", gram.sizes(), " and dtype ", gram.scalar_type(),
                     ", expected [..., K, K] float64");
@@ -112,22 +124,18 @@ at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<d
       !state || (state->scalar_type() == at::kDouble && state->is_contiguous() && state->device() == gram.device()),
       "solve: state must be contiguous float64 on gram's device");
   const int64_t K = gram.size(-1), groups = K == 0 ? 0 : gram.numel() / (K * K);
-  Call call{K, groups, gram.contiguous(), {}, {}, {}, {}, params, nullptr, 0, tasks ? tasks->data() : nullptr};
-  for (const at::Tensor& input : inputs) {
-    TORCH_CHECK_VALUE(groups == 0 || input.numel() % groups == 0, "solve: input of ", input.numel(), " elements for ",
-                      groups, " groups");
-    TORCH_CHECK_VALUE(input.device() == gram.device(), "solve: an input is on ", input.device(), ", expected ",
-                      gram.device(), " as gram");
-    call.inputs.push_back(input.to(at::kDouble).contiguous());
-    call.input_data.push_back(call.inputs.back().const_data_ptr<double>());
-    call.input_sizes.push_back(groups ? input.numel() / groups : 0);
-  }
+  Call call{K, groups, gram.contiguous(), {}, params, {}, {}, nullptr, 0, tasks ? tasks->data() : nullptr};
   if (state) call.state = state->mutable_data_ptr<double>();
   if (state && groups) call.state_size = state->numel() / groups;
+  TORCH_CHECK_VALUE(!state || call.state_size * groups == state->numel() || groups == 0, "solve: got a state of ",
+                    state ? state->numel() : 0, " elements, expected as many for each of ", groups, " groups");
   TORCH_CHECK_VALUE(!tasks || static_cast<int64_t>(tasks->size()) == K, "solve: got ", tasks ? tasks->size() : 0,
                     " tasks, expected ", K, " as gram has");
-  const bool found = solvers::visit_solver(std::string(method).c_str(), [&]<class Method>(Method) {
-    check_arguments<Method>(call, method);
+  const bool found = solvers::Solvers::visit(std::string(method).c_str(), [&]<class Method>(Method) {
+    TORCH_CHECK_VALUE(params.size() == Method::Param::count, "solve: ", method, " got ", params.size(),
+                      " params, expected ", static_cast<int>(Method::Param::count));
+    take_inputs<Method>(call, inputs);
+    check_state<Method>(call);
     std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - (Method::square ? 0 : 1));
     call.out = at::empty(shape, gram.options());
     if (gram.is_cpu())
@@ -139,8 +147,20 @@ at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<d
   return call.out;
 }
 
+std::vector<SolverFacts> solver_facts(int64_t num_tasks) {
+  const int K = static_cast<int>(num_tasks);
+  std::vector<SolverFacts> facts;
+  solvers::Solvers::for_each([&]<class Method>(Method) {
+    std::vector<int64_t> sizes;
+    for (int i = 0; i < Method::Input::count; ++i) sizes.push_back(Method::input_size(i, K));
+    facts.push_back(
+        {Method::name, Method::Param::names, Method::Input::names, sizes, Method::state_size(K), Method::square});
+  });
+  return facts;
+}
+
 TORCH_LIBRARY_FRAGMENT(mtlfast, m) {
-  m.def("solve(Tensor gram, str method, float[] params, Tensor[] inputs, Tensor(a!)? state, int[]? tasks) -> Tensor");
+  m.def("solve(Tensor gram, str method, float[] params, Tensor?[] inputs, Tensor(a!)? state, int[]? tasks) -> Tensor");
 }
 MTLFAST_IMPL(m) { m.impl("solve", solve); }
 

@@ -48,7 +48,8 @@ def both_ways(aggregator: SolvedAggregator, gram: Tensor, J: Tensor, **context) 
     _, solver, params, inputs, state, tasks = arguments
     twin_state = None if state is None else state.cpu().clone().view(-1)
     weights = ops.solve(*arguments).cpu()
-    group = reference.Group(J, params, [x.cpu().double() for x in inputs], twin_state, tasks, gram.cpu())
+    wide = {name: x.cpu().double() for name, x in inputs.items()}
+    group = reference.Group(J, params, wide, twin_state, tasks, gram.cpu())
     twin = reference.SOLVERS[solver].run(group)
     if state is not None and not aggregator.counts_failures:
         assert torch.allclose(state.cpu().view(-1), twin_state, rtol=1e-7, atol=1e-9, equal_nan=True)

@@ -31,13 +31,10 @@ const char* scale(const TaskView& grads, const double* factors, void* stream);
 struct SolveArguments {
   const char* method;
   int64_t groups, num_tasks;
-  const double* gram;    // [groups, K, K]
-  const double* params;  // host memory
-  int64_t num_params;
-  const double* const* inputs;  // host array of device pointers
-  const int64_t* input_sizes;   // of one group
-  int64_t num_inputs;
-  double* state;  // or nullptr
+  const double* gram;           // [groups, K, K]
+  const double* params;         // host memory, as many as the method names
+  const double* const* inputs;  // likewise: device pointers, nullptr for an absent one
+  double* state;                // or nullptr
   int64_t state_size;
   const int64_t* tasks;  // host memory, or nullptr
   double* scratch;

@@ -28,9 +28,9 @@ __device__ inline solvers::Part<WarpTeam> part_of(const BlockTeam& team) {
 
 // Every array but params and tasks lies in global memory, one part for each group.
 struct Groups {
-  int num_tasks, out_size, num_inputs, state_size, scratch_size;
-  const double* gram;  // [groups, K, K]
-  const double* inputs[kMostInputs];
+  int num_tasks, out_size, state_size, scratch_size;
+  const double* gram;                 // [groups, K, K]
+  const double* inputs[kMostInputs];  // nullptr: absent
   int input_sizes[kMostInputs];
   double* state;  // [groups, state_size], or nullptr
   double* scratch;
@@ -39,6 +39,12 @@ struct Groups {
   int64_t tasks[solvers::kMostTasks];
   int has_tasks;
 };
+
+// The group's part of an input; nullptr where that is absent.
+__device__ inline const double* input_of(const Groups& groups, int n) {
+  const long long group = blockIdx.x;
+  return groups.inputs[n] ? groups.inputs[n] + group * groups.input_sizes[n] : nullptr;
+}
 
 // Grid: groups; block: kSolveThreads, one on a processor: a quadratic program takes all the registers it can get.
 template <class Method>
@@ -49,23 +55,23 @@ __global__ void __launch_bounds__(kSolveThreads, 1) solve_kernel(const Groups __
   double* out = groups.out + group * groups.out_size;
   bool finite = true;
   for (int i = thread(); i < K * K; i += kSolveThreads) finite = finite && isfinite(gram[i]);
-  for (int n = 0; n < groups.num_inputs; ++n) {
-    const double* input = groups.inputs[n] + group * groups.input_sizes[n];
-    for (int i = thread(); i < groups.input_sizes[n]; i += kSolveThreads) finite = finite && isfinite(input[i]);
+  for (int n = 0; n < Method::Input::count; ++n) {
+    const double* input = input_of(groups, n);
+    for (int i = thread(); input && i < groups.input_sizes[n]; i += kSolveThreads)
+      finite = finite && isfinite(input[i]);
   }
   if (__syncthreads_or(!finite)) {
     for (int i = thread(); i < groups.out_size; i += kSolveThreads) out[i] = __longlong_as_double(0x7ff8000000000000);
     return;
   }
   __shared__ const double* inputs[kMostInputs];
-  // All of them: a pointer that is not there may still be loaded, before it is known that nobody wants it.
-  if (thread() < kMostInputs) inputs[thread()] = groups.inputs[thread()] + group * groups.input_sizes[thread()];
+  // All of them: a pointer that the method does not name may still be loaded, before it is known that nobody wants it.
+  if (thread() < kMostInputs) inputs[thread()] = input_of(groups, thread());
   __syncthreads();
   const solvers::Problem problem{K,
                                  gram,
                                  groups.params,
                                  inputs,
-                                 groups.num_inputs,
                                  groups.state ? groups.state + group * groups.state_size : nullptr,
                                  groups.state_size,
                                  groups.has_tasks ? groups.tasks : nullptr,

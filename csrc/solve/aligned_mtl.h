@@ -7,12 +7,12 @@
 
 namespace mtlfast::solvers {
 
-// params: scale mode (0: min, 1: median, 2: rmse), rtol. inputs: preferences [K], or none for 1 / K each. state: [1],
-// spectra that were not found.
+// scale_mode: 0 min, 1 median, 2 rmse. preferences: [K], 1 / K each without them. state: [1], spectra that were not
+// found.
 struct AlignedMTL : Method {
   static constexpr const char* name = "aligned_mtl";
-  static constexpr int num_params = 2;
-  static int input_size(int K) { return K; }
+  MTLFAST_NAMES(Param, scale_mode, rtol);
+  MTLFAST_NAMES(Input, preferences);
   static int64_t scratch_size(int K) { return K * K + K + Spectrum::scratch_size(K); }
 
   template <class Team>
@@ -22,12 +22,13 @@ struct AlignedMTL : Method {
     const double size = trace(p.gram, K), scale = size > 0 ? 1 / size : 0;
     for (int i = team.rank; i < K; i += team.size) {
       for (int j = 0; j < K; ++j) G[i * K + j] = p.gram[i * K + j] * scale;
-      preferences[i] = p.preference(i);
+      preferences[i] = p.preference(Input::preferences, i);
     }
     team.sync();
     const Spectrum spectrum{K, G, preferences + K};
     const bool solved = spectrum.solve(team);
-    const double least = p.params[1] * spectrum.largest(), s = typical_value(spectrum, least, p.params[0]);
+    const double least = p.params[Param::rtol] * spectrum.largest(),
+                 s = typical_value(spectrum, least, p.params[Param::scale_mode]);
     spectrum.apply(team, -0.5, least, preferences, p.out);
     for (int k = team.rank; k < K; k += team.size) p.out[k] = size > 0 ? std::sqrt(s) * p.out[k] : preferences[k];
     if (!solved && team.rank == 0 && p.state) p.state[0] += 1;

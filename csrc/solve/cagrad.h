@@ -26,11 +26,11 @@ struct Bracket {
   MTLFAST_HD double next() const { return (low * at_high - high * at_low) / (at_high - at_low); }
 };
 
-// params: c, rescale (0: none, 1: / (1 + c^2), 2: / (1 + c)), norm_eps: up to norm_eps * sqrt(trace G), |g_w| counts as
-// zero (a Pareto-stationary point) and so do the weights. state: [1], solves that gave up.
+// rescale: 0 none, 1 over 1 + c^2, 2 over 1 + c. norm_eps: up to norm_eps * sqrt(trace G), |g_w| counts as zero (a
+// Pareto-stationary point) and so do the weights. state: [1], solves that gave up.
 struct CAGrad : Method {
   static constexpr const char* name = "cagrad";
-  static constexpr int num_params = 3;
+  MTLFAST_NAMES(Param, c, rescale, norm_eps);
   static int64_t scratch_size(int K) { return 2 + 3 * K + K * K + MinNorm::scratch_size(K); }
 
   template <class Team>
@@ -41,8 +41,8 @@ struct CAGrad : Method {
     for (int i = team.rank; i < K; i += team.size) with_mean[i] = sum_of(p.gram + i * K, K) / K;  // g_i g_0
     team.sync();
     if (team.rank == 0) {
-      constants[0] = larger(sum_of(with_mean, K) / K, 0);    // |g_0|^2
-      constants[1] = p.params[0] * std::sqrt(constants[0]);  // s
+      constants[0] = larger(sum_of(with_mean, K) / K, 0);           // |g_0|^2
+      constants[1] = p.params[Param::c] * std::sqrt(constants[0]);  // s
     }
     team.sync();
 
@@ -79,9 +79,10 @@ struct CAGrad : Method {
       }
       h = bracket.next();
     }
-    if (norm <= p.params[2] * longest) norm = 0;
-    const double c = p.params[0], s = constants[1];
-    const double rescale = p.params[1] == 1 ? 1 / (1 + c * c) : p.params[1] == 2 ? 1 / (1 + c) : 1;
+    if (norm <= p.params[Param::norm_eps] * longest) norm = 0;
+    const double c = p.params[Param::c], s = constants[1];
+    const int mode = static_cast<int>(p.params[Param::rescale]);
+    const double rescale = mode == 1 ? 1 / (1 + c * c) : mode == 2 ? 1 / (1 + c) : 1;
     for (int k = team.rank; k < K; k += team.size)
       p.out[k] = norm > 0 || c == 0 ? rescale * (1.0 / K + (s > 0 ? s / norm * w[k] : 0)) : 0;
     if (!(solved && found) && team.rank == 0 && p.state) p.state[0] += 1;

@@ -9,21 +9,21 @@
 
 namespace mtlfast::solvers {
 
-// params: length (-1: the gradients' own, else a TypicalNorm), whose norm that is, rtol. inputs: preferences [K], or
-// none for 1 / K each. state: [1], spectra that were not found.
+// length: -1 the gradients' own, else a TypicalNorm. task: whose norm that is. preferences: [K], 1 / K each without
+// them. state: [1], spectra that were not found.
 struct ConFIG : Method {
   static constexpr const char* name = "config";
-  static constexpr int num_params = 3;
-  static int input_size(int K) { return K; }
+  MTLFAST_NAMES(Param, length, task, rtol);
+  MTLFAST_NAMES(Input, preferences);
   static int64_t scratch_size(int K) { return K * K + 4 * K + PseudoInverse::scratch_size(K); }
 
   template <class Team>
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     const int K = p.num_tasks;
-    const double rtol = p.params[2];
+    const double rtol = p.params[Param::rtol];
     double *S = p.scratch, *norms = S + K * K, *preferences = norms + K, *x = preferences + K, *cosines = x + K;
     unit_products(team, p, norms, S);
-    for (int k = team.rank; k < K; k += team.size) preferences[k] = p.preference(k);
+    for (int k = team.rank; k < K; k += team.size) preferences[k] = p.preference(Input::preferences, k);
     team.sync();
     bool solved = true;
     const double c = K == 2 ? S[1] : 1;
@@ -35,8 +35,8 @@ struct ConFIG : Method {
     }
     multiply(team, K, S, x, cosines);  // times |U^T x|, of which the square is x S x
     team.sync();
-    const int length = static_cast<int>(p.params[0]);
-    const double typical = length < 0 ? 0 : typical_norm(length, static_cast<int>(p.params[1]), norms, K);
+    const int length = static_cast<int>(p.params[Param::length]);
+    const double typical = length < 0 ? 0 : typical_norm(length, static_cast<int>(p.params[Param::task]), norms, K);
     double projections = 0;
     for (int k = 0; k < K; ++k) projections += cosines[k] * (length < 0 ? norms[k] : typical);
     const double squared = dot(x, cosines, K), factor = squared > 0 ? projections / squared : 0;

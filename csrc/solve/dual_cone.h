@@ -10,11 +10,11 @@
 
 namespace mtlfast::solvers {
 
-// params: reg_eps. inputs: preferences [K], or none for 1 / K each. state: [1], solves that gave up.
+// preferences: [K], 1 / K each without them. state: [1], solves that gave up.
 template <bool Each>
 struct DualCone : Method {
-  static constexpr int num_params = 1;
-  static int input_size(int K) { return K; }
+  MTLFAST_NAMES(Param, reg_eps);
+  MTLFAST_NAMES(Input, preferences);
 
   // Of one part of the team: c, x and the solver's memory.
   MTLFAST_HD static int part_size(int K) { return 2 * K + NonnegativeQP::scratch_size(K); }
@@ -26,18 +26,19 @@ struct DualCone : Method {
     double *G = p.scratch, *projections = G + K * K, *failed = projections + K * K, *rest = failed + K;
     const double size = trace(p.gram, K), scale = size > 0 ? 1 / size : 0;
     for (int i = team.rank; i < K; i += team.size)
-      for (int j = 0; j < K; ++j) G[i * K + j] = p.gram[i * K + j] * scale + (i == j ? p.params[0] : 0);
+      for (int j = 0; j < K; ++j) G[i * K + j] = p.gram[i * K + j] * scale + (i == j ? p.params[Param::reg_eps] : 0);
     team.sync();
     if constexpr (Each) {
       const auto part = part_of(team);
       double* memory = rest + part.index * part_size(K);
       for (int i = part.index; i < K; i += part.count) {
-        const auto own = [&](int k) { return k == i ? p.preference(k) : 0; };
+        const auto own = [&](int k) { return k == i ? p.preference(Input::preferences, k) : 0; };
         const bool solved = project(part.team, K, G, own, projections + i * K, memory);
         if (part.team.rank == 0) failed[i] = !solved;
       }
     } else {
-      const bool solved = project(team, K, G, [&](int k) { return p.preference(k); }, projections, rest);
+      const bool solved =
+          project(team, K, G, [&](int k) { return p.preference(Input::preferences, k); }, projections, rest);
       if (team.rank == 0) failed[0] = !solved;
     }
     team.sync();

@@ -11,18 +11,19 @@
 
 namespace mtlfast::solvers {
 
-// params: a (0: 1 / K each), rtol. inputs: what the gradients were multiplied by [1], or none. state: [1], solves
+// alpha: a, 0 for 1 / K each. loss_scale: [1], what the gradients were multiplied by, 1 without it. state: [1], solves
 // without a solution.
 struct FairGrad : Method {
   static constexpr const char* name = "fairgrad";
-  static constexpr int num_params = 2;
-  static int input_size(int) { return 1; }
+  MTLFAST_NAMES(Param, alpha, rtol);
+  MTLFAST_NAMES(Input, loss_scale);
+  static int input_size(int, int) { return 1; }
   static int64_t scratch_size(int K) { return K * K + 2 * K + FairPoint::scratch_size(K) + MinNorm::scratch_size(K); }
 
   template <class Team>
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     const int K = p.num_tasks;
-    const double a = p.params[0], power = 1 / a, size = trace(p.gram, K);
+    const double a = p.params[Param::alpha], power = 1 / a, size = trace(p.gram, K);
     double *norms = p.scratch, *log_c = norms + K, *S = log_c + K, *rest = S + K * K;
     if (!(a > 0 && size > 0)) {
       for (int k = team.rank; k < K; k += team.size) p.out[k] = a > 0 ? 0 : 1 / static_cast<double>(K);
@@ -35,14 +36,14 @@ struct FairGrad : Method {
       log_c[k] = norms[k] > 0 ? (power - 1) * std::log(norms[k]) : 0;
     }
     team.sync();
-    const bool solved = FairPoint{K, S, log_c, power, p.params[1], rest}.solve(team, p.out);
+    const bool solved = FairPoint{K, S, log_c, power, p.params[Param::rtol], rest}.solve(team, p.out);
     if (!solved) {
       MinNorm{K, p.gram, rest}.solve(team, p.out);
       if (team.rank == 0 && p.state) p.state[0] += 1;
       team.sync();
       return;
     }
-    const double unscaled = std::sqrt(size) / p.loss_scale();
+    const double unscaled = std::sqrt(size) / p.input_or(Input::loss_scale, 0, 1);
     const double scale = std::pow(unscaled, -2 / (1 + power));
     for (int k = team.rank; k < K; k += team.size) p.out[k] = norms[k] > 0 ? scale * p.out[k] / norms[k] : 0;
     team.sync();

@@ -9,13 +9,14 @@
 
 namespace mtlfast::solvers {
 
-// params: beta; eps, an absolute number that TorchJD adds to denominators, or 0. inputs: keys [K, K], or none. state: f
+// eps: an absolute number that TorchJD adds to denominators, or 0. keys: [K, K], ascending order without them. state: f
 // [n, n], of all tasks that the user has. Worker r takes gradients r, r + size, ... and their rows of the state; zero
 // gradients have no cosine.
 struct GradVac : Method {
   static constexpr const char* name = "gradvac";
-  static constexpr int num_params = 2;
-  static int input_size(int K) { return K * K; }
+  MTLFAST_NAMES(Param, beta, eps);
+  MTLFAST_NAMES(Input, keys);
+  static int input_size(int, int K) { return K * K; }
   static int64_t state_size(int known) { return known * known; }
   static constexpr double kLeast = 1e-8;  // added to sqrt(1 - f^2), which is 0 for gradients that were always parallel
   static int64_t scratch_size(int K) { return 2 * K * K; }
@@ -24,15 +25,15 @@ struct GradVac : Method {
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     const int K = p.num_tasks;
     int known = 0;
-    while (known * known < p.state_size) ++known;
-    const double beta = p.params[0], eps = p.params[1], least = eps > 0 ? 0 : kLeast;
+    while ((known + 1) * (known + 1) <= p.state_size) ++known;
+    const double beta = p.params[Param::beta], eps = p.params[Param::eps], least = eps > 0 ? 0 : kLeast;
     for (int i = team.rank; i < K; i += team.size) {
       double *c = p.scratch + i * K, *products = p.scratch + (K + i) * K;  // products: of c J with each gradient
       for (int k = 0; k < K; ++k) {
         c[k] = k == i;
         products[k] = p.gram[i * K + k];
       }
-      const Order order = Order::of(p, i);
+      const Order order = Order::of(p.inputs[Input::keys], K, i);
       for (int j = order.next(-1); j >= 0; j = order.next(j)) {
         const double norm = std::sqrt(larger(dot(products, c, K), 0)), norm_j = std::sqrt(p.gram[j * K + j]);
         if (!(norm > 0 && norm_j > 0)) continue;

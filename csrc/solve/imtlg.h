@@ -10,16 +10,16 @@
 
 namespace mtlfast::solvers {
 
-// params: rtol; where |sum v| is at most that part of sum |v|, the weights are zero. state: [1], spectra not found.
+// rtol: where |sum v| is at most that part of sum |v| too, the weights are zero. state: [1], spectra not found.
 struct IMTLG : Method {
   static constexpr const char* name = "imtlg";
-  static constexpr int num_params = 1;
+  MTLFAST_NAMES(Param, rtol);
   static int64_t scratch_size(int K) { return K * K + 3 * K + PseudoInverse::scratch_size(K); }
 
   template <class Team>
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     const int K = p.num_tasks;
-    const double rtol = p.params[0];
+    const double rtol = p.params[Param::rtol];
     double *S = p.scratch, *norms = S + K * K, *ones = norms + K, *v = ones + K, *rest = v + K;
     unit_products(team, p, norms, S);
     for (int k = team.rank; k < K; k += team.size) ones[k] = 1;

@@ -5,16 +5,16 @@
 
 namespace mtlfast::solvers {
 
-// params: n_byzantine (f), n_selected. Worker r takes gradients r, r + size, ...; ties go to the lower index.
+// n_byzantine: f. Worker r takes gradients r, r + size, ...; ties go to the lower index.
 struct Krum : Method {
   static constexpr const char* name = "krum";
-  static constexpr int num_params = 2;
+  MTLFAST_NAMES(Param, n_byzantine, n_selected);
   static int64_t scratch_size(int K) { return K * K + K; }
 
   template <class Team>
   MTLFAST_HD static void solve(Team team, const Problem& p) {
-    const int K = p.num_tasks, f = static_cast<int>(p.params[0]), nearest = f < 0 ? 0 : K - f - 2;
-    const double selected = p.params[1];
+    const int K = p.num_tasks, f = static_cast<int>(p.params[Param::n_byzantine]), nearest = f < 0 ? 0 : K - f - 2;
+    const double selected = p.params[Param::n_selected];
     double* scores = p.scratch + K * K;
     for (int i = team.rank; i < K; i += team.size) {
       double* distances = p.scratch + i * K;  // to the others, ascending, behind its own

@@ -5,31 +5,31 @@
 
 namespace mtlfast::solvers {
 
-// params: epsilon, max_iters, norms. epsilon = 0: to the optimum; else Frank-Wolfe, until a step is below epsilon.
-// norms: what each gradient is divided by first: 0 nothing, 1 its norm, 2 its loss, 3 both. inputs: losses [K] for
-// 2, 3. state: [1], solves that gave up.
+// epsilon: 0 to the optimum, else Frank-Wolfe until a step is below it, max_iters steps at most. norms: what each
+// gradient is divided by first, 0 nothing, 1 its norm, 2 its loss, 3 both. losses: [K], for 2 and 3. state: [1], solves
+// that gave up.
 struct MGDA : Method {
   static constexpr const char* name = "mgda";
-  static constexpr int num_params = 3;
-  static int input_size(int K) { return K; }
-  static bool needs_input(const double* params) { return params[2] >= 2; }
+  MTLFAST_NAMES(Param, epsilon, max_iters, norms);
+  MTLFAST_NAMES(Input, losses);
+  static bool needs_input(int, const double* params) { return params[Param::norms] >= 2; }
   static int64_t scratch_size(int K) { return K * K + 2 * K + MinNorm::scratch_size(K); }
 
   template <class Team>
   MTLFAST_HD static void solve(Team team, const Problem& p) {
-    const int K = p.num_tasks, norms = static_cast<int>(p.params[2]);
+    const int K = p.num_tasks, norms = static_cast<int>(p.params[Param::norms]);
     double *scale = p.scratch, *scaled = scale + K, *rest = scaled + K * K;
     for (int i = team.rank; i < K; i += team.size) {
       const double norm = (norms & 1) != 0 ? std::sqrt(p.gram[i * K + i]) : 1;
-      const double divisor = (norms & 2) != 0 ? norm * p.inputs[0][i] : norm;
+      const double divisor = (norms & 2) != 0 ? norm * p.inputs[Input::losses][i] : norm;
       scale[i] = divisor != 0 ? 1 / divisor : 0;
     }
     team.sync();
     for (int i = team.rank; i < K; i += team.size)
       for (int j = 0; j < K; ++j) scaled[i * K + j] = p.gram[i * K + j] * (scale[i] * scale[j]);
     team.sync();
-    if (p.params[0] > 0) {
-      frank_wolfe(team, K, scaled, p.params[0], static_cast<int>(p.params[1]), p.out, rest);
+    if (p.params[Param::epsilon] > 0) {
+      frank_wolfe(team, K, scaled, p.params[Param::epsilon], static_cast<int>(p.params[Param::max_iters]), p.out, rest);
       return;
     }
     if (!MinNorm{K, scaled, rest}.solve(team, p.out) && team.rank == 0 && p.state) p.state[0] += 1;

@@ -21,10 +21,10 @@ MTLFAST_HD void keep_weights(Team team, const Problem& p, const double* w) {
   team.sync();
 }
 
-// params: gamma, rho. gram: A. state: w [n].
+// gram: A. state: w [n].
 struct MoDo : Method {
   static constexpr const char* name = "modo";
-  static constexpr int num_params = 2;
+  MTLFAST_NAMES(Param, gamma, rho);
   static int64_t state_size(int known) { return known; }
   static int64_t scratch_size(int K) { return 2 * K; }
 
@@ -35,7 +35,8 @@ struct MoDo : Method {
     load_weights(team, p, w);
     multiply(team, K, p.gram, w, gradient);
     team.sync();
-    for (int k = team.rank; k < K; k += team.size) w[k] -= p.params[0] * (gradient[k] + p.params[1] * w[k]);
+    const double gamma = p.params[Param::gamma], rho = p.params[Param::rho];
+    for (int k = team.rank; k < K; k += team.size) w[k] -= gamma * (gradient[k] + rho * w[k]);
     team.sync();
     project_onto_simplex(team, K, w, p.out);
     keep_weights(team, p, p.out);

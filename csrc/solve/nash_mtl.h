@@ -11,12 +11,13 @@
 
 namespace mtlfast::solvers {
 
-// params: max_norm (0: none), update_weights_every, rtol. inputs: the losses' factor [1], or none. state:
-// [2 + n]: solves without a solution, steps; then each task's last weight, 0 if it has none.
+// max_norm: 0 for none. loss_scale: [1], what the losses were multiplied by, 1 without it. state: [2 + n]: solves
+// without a solution, steps; then each task's last weight, 0 if it has none.
 struct NashMTL : Method {
   static constexpr const char* name = "nash_mtl";
-  static constexpr int num_params = 3;
-  static int input_size(int) { return 1; }
+  MTLFAST_NAMES(Param, max_norm, update_weights_every, rtol);
+  MTLFAST_NAMES(Input, loss_scale);
+  static int input_size(int, int) { return 1; }
   static int64_t state_size(int known) { return 2 + known; }
   static int64_t scratch_size(int K) { return K * K + 3 * K + FairPoint::scratch_size(K) + MinNorm::scratch_size(K); }
 
@@ -24,7 +25,7 @@ struct NashMTL : Method {
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     const int K = p.num_tasks;
     double *w = p.scratch, *kept = p.state + 2;
-    bool due = std::fmod(p.state[1], p.params[1]) == 0;
+    bool due = std::fmod(p.state[1], p.params[Param::update_weights_every]) == 0;
     for (int k = 0; k < K; ++k) due = due || !(kept[p.task(k)] > 0);
     team.sync();  // before the state changes
     bool solved = true;
@@ -43,7 +44,8 @@ struct NashMTL : Method {
     double* products = w + K;
     multiply(team, K, p.gram, w, products);
     team.sync();
-    const double length = std::sqrt(larger(dot(w, products, K), 0)), most = p.params[0] * p.loss_scale();
+    const double length = std::sqrt(larger(dot(w, products, K), 0)),
+                 most = p.params[Param::max_norm] * p.input_or(Input::loss_scale, 0, 1);
     for (int k = team.rank; k < K; k += team.size) p.out[k] = most > 0 && length > most ? w[k] * (most / length) : w[k];
     team.sync();
   }
@@ -61,12 +63,13 @@ struct NashMTL : Method {
       team.sync();
       return true;
     }
-    const bool solved = FairPoint{K, S, zeros, 1, p.params[2], rest}.solve(team, w);
+    const bool solved = FairPoint{K, S, zeros, 1, p.params[Param::rtol], rest}.solve(team, w);
     if (!solved) {
       MinNorm{K, p.gram, rest}.solve(team, w);
       return false;
     }
-    for (int k = team.rank; k < K; k += team.size) w[k] = norms[k] > 0 ? p.loss_scale() * w[k] / norms[k] : 0;
+    for (int k = team.rank; k < K; k += team.size)
+      w[k] = norms[k] > 0 ? p.input_or(Input::loss_scale, 0, 1) * w[k] / norms[k] : 0;
     team.sync();
     return true;
   }

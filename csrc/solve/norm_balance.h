@@ -9,33 +9,36 @@ struct OfNorms : Method {
   static int64_t scratch_size(int K) { return K; }
 };
 
-// t / d_k: every gradient gets the length t. params: which TypicalNorm t is, and whose.
+// t / d_k: every gradient gets the length t. target: which TypicalNorm t is. task: whose.
 struct NormBalance : OfNorms {
   static constexpr const char* name = "norm_balance";
-  static constexpr int num_params = 2;
+  MTLFAST_NAMES(Param, target, task);
 
   template <class Team>
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     double* d = p.scratch;
     find_norms(team, p, d);
-    const double t = typical_norm(static_cast<int>(p.params[0]), static_cast<int>(p.params[1]), d, p.num_tasks);
+    const double t = typical_norm(static_cast<int>(p.params[Param::target]), static_cast<int>(p.params[Param::task]), d,
+                                  p.num_tasks);
     for (int k = team.rank; k < p.num_tasks; k += team.size) p.out[k] = d[k] > 0 ? t / d[k] : 0;
     team.sync();
   }
 };
 
-// min(1, t / d_k): no gradient is longer than t. params: t, or -1 for the mean norm. inputs: what t is multiplied by
-// [1], or none.
+// min(1, t / d_k): no gradient is longer than t. max_norm: t, or -1 for the mean norm. loss_scale: [1], what t is
+// multiplied by, 1 without it.
 struct ClipNorm : OfNorms {
   static constexpr const char* name = "clip_norm";
-  static constexpr int num_params = 1;
-  static int input_size(int) { return 1; }
+  MTLFAST_NAMES(Param, max_norm);
+  MTLFAST_NAMES(Input, loss_scale);
+  static int input_size(int, int) { return 1; }
 
   template <class Team>
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     double* d = p.scratch;
     find_norms(team, p, d);
-    const double t = p.params[0] < 0 ? typical_norm(kMean, 0, d, p.num_tasks) : p.params[0] * p.loss_scale();
+    const double most = p.params[Param::max_norm];
+    const double t = most < 0 ? typical_norm(kMean, 0, d, p.num_tasks) : most * p.input_or(Input::loss_scale, 0, 1);
     for (int k = team.rank; k < p.num_tasks; k += team.size) p.out[k] = d[k] > 0 ? (t < d[k] ? t / d[k] : 1) : 0;
     team.sync();
   }

@@ -1,6 +1,6 @@
 // The order in which one gradient meets the others: PCGrad's and GradVac's.
 #pragma once
-#include "team.h"
+#include "algebra.h"
 
 namespace mtlfast::solvers {
 
@@ -9,9 +9,9 @@ struct Order {
   const double* keys;  // [K], or nullptr
   int K, left_out;     // the task that never comes, or -1
 
-  // Of the gradient `self` of a problem whose first input, if any, is keys [K, K]; `itself`: does it meet itself too?
-  MTLFAST_HD static Order of(const Problem& p, int self, bool itself = false) {
-    return {p.num_inputs > 0 ? p.inputs[0] + self * p.num_tasks : nullptr, p.num_tasks, itself ? -1 : self};
+  // Of the gradient `self` by keys [K, K], or nullptr; `itself`: does it meet itself too?
+  MTLFAST_HD static Order of(const double* keys, int K, int self, bool itself = false) {
+    return {keys ? keys + self * K : nullptr, K, itself ? -1 : self};
   }
 
   // The task that comes after j, or -1; j = -1 asks for the first. Keys that are not numbers come never.
@@ -20,11 +20,15 @@ struct Order {
       j += j + 1 == left_out ? 2 : 1;
       return j < K ? j : -1;
     }
+    // Chosen by minima, without branches: random keys make a processor guess those wrong.
+    const double last = j < 0 ? -HUGE_VAL : keys[j];
+    double least = HUGE_VAL;
     int best = -1;
     for (int m = 0; m < K; ++m) {
-      if (m == left_out) continue;
-      const bool after = j < 0 || keys[m] > keys[j] || (keys[m] == keys[j] && m > j);
-      if (after && (best < 0 || keys[m] < keys[best])) best = m;
+      const double key = m == left_out ? HUGE_VAL : keys[m];
+      const double seen = (key > last) | ((key == last) & (m > j)) ? key : HUGE_VAL;
+      best = seen < least ? m : best;
+      least = seen < least ? seen : least;
     }
     return best;
   }

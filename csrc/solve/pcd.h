@@ -9,12 +9,12 @@
 
 namespace mtlfast::solvers {
 
-// params: beta, eps (of the mean v, added to each), tau, rtol. inputs: tau of each task
-// [K], or none. state: [n + 1, 2]: solves that gave up, unused; then of each task v and its number of steps.
+// eps: of the mean v, added to each. shares: [K], tau of each task; `tau` for all without them. state: [n + 1, 2]:
+// solves that gave up, unused; then of each task v and its number of steps.
 struct PCD : Method {
   static constexpr const char* name = "pcd";
-  static constexpr int num_params = 4;
-  static int input_size(int K) { return K; }
+  MTLFAST_NAMES(Param, beta, eps, tau, rtol);
+  MTLFAST_NAMES(Input, shares);
   static int64_t state_size(int known) { return 2 * (known + 1); }
   static constexpr double kFeasible = 1e-9;  // of the largest N_jj: a violation that counts as none
   static int64_t scratch_size(int K) { return K * K + 4 * K + NonnegativeQP::scratch_size(K); }
@@ -27,7 +27,7 @@ struct PCD : Method {
     // N of the others, with each other; the first task's stand in c and are computed where they are needed.
     for (int j = team.rank; j < others; j += team.size) {
       for (int l = 0; l < others; ++l) N[j * others + l] = normalised(p, scale, j + 1, l + 1);
-      const double tau = p.num_inputs > 0 ? p.inputs[0][j + 1] : p.params[2];
+      const double tau = p.input_or(Input::shares, j + 1, p.params[Param::tau]);
       c[j] = tau * normalised(p, scale, j + 1, j + 1) - normalised(p, scale, j + 1, 0);
     }
     team.sync();
@@ -49,7 +49,7 @@ struct PCD : Method {
       for (int j = 0; j < K; ++j) squared += w[i] * w[j] * normalised(p, scale, i, j);
       magnitude += std::fabs(w[i]) * std::sqrt(normalised(p, scale, i, i));
     }
-    const bool zero = !(p.gram[0] > 0 && squared > p.params[3] * magnitude * magnitude);
+    const bool zero = !(p.gram[0] > 0 && squared > p.params[Param::rtol] * magnitude * magnitude);
     const double length = zero ? 0 : std::sqrt(p.gram[0] / squared);
     for (int k = team.rank; k < K; k += team.size) p.out[k] = zero ? 0 : length * w[k] * scale[k];
     team.sync();
@@ -64,7 +64,7 @@ struct PCD : Method {
   template <class Team>
   MTLFAST_HD static void update_scales(Team team, const Problem& p, double* scale) {
     const int K = p.num_tasks;
-    const double beta = p.params[0];
+    const double beta = p.params[Param::beta];
     for (int k = team.rank; k < K; k += team.size) {
       double* of_task = p.state + 2 * (1 + p.task(k));
       of_task[0] = beta * of_task[0] + (1 - beta) * p.gram[k * K + k];
@@ -76,7 +76,7 @@ struct PCD : Method {
     for (int k = 0; k < K; ++k) mean += scale[k] / static_cast<double>(K);
     team.sync();
     for (int k = team.rank; k < K; k += team.size) {
-      const double v = scale[k] + p.params[1] * mean;
+      const double v = scale[k] + p.params[Param::eps] * mean;
       scale[k] = v > 0 ? 1 / std::sqrt(v) : 0;
     }
     team.sync();

@@ -10,10 +10,11 @@
 namespace mtlfast::solvers {
 
 // C [K, K]: projected gradient i is sum_k C[i, k] g_k. Worker r takes gradients r, r + size, ...
-// inputs: keys [K, K], or none for ascending order.
+// keys: [K, K], ascending order without them.
 struct PCGradCoefficients : Method {
   static constexpr const char* name = "pcgrad_coefficients";
-  static int input_size(int K) { return K * K; }
+  MTLFAST_NAMES(Input, keys);
+  static int input_size(int, int K) { return K * K; }
   static constexpr bool square = true;
 
   // `itself`: each gradient meets itself too, as it was, as public code has it; with three tasks or more that can
@@ -24,7 +25,7 @@ struct PCGradCoefficients : Method {
     for (int i = team.rank; i < K; i += team.size) {
       double* c = coefficients + i * K;
       for (int k = 0; k < K; ++k) c[k] = k == i;
-      const Order order = Order::of(p, i, itself);
+      const Order order = Order::of(p.inputs[Input::keys], K, i, itself);
       for (int j = order.next(-1); j >= 0; j = order.next(j)) {
         const double product = dot(p.gram + j * K, c, K);
         if (product < 0) c[j] -= product / p.gram[j * K + j];
@@ -39,19 +40,20 @@ struct PCGradCoefficients : Method {
   }
 };
 
-// w [K] = column sums of C. params: divide by K? does each gradient meet itself too?
+// w [K] = column sums of C. mean: are they divided by K? itself: does each gradient meet itself too? keys: as above.
 struct PCGrad : Method {
   static constexpr const char* name = "pcgrad";
-  static constexpr int num_params = 2;
-  static int input_size(int K) { return K * K; }
+  MTLFAST_NAMES(Param, mean, itself);
+  using Input = PCGradCoefficients::Input;
+  static int input_size(int, int K) { return K * K; }
   static int64_t scratch_size(int K) { return K * K; }
 
   template <class Team>
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     const int K = p.num_tasks;
-    PCGradCoefficients::project(team, p, p.scratch, p.params[1] != 0);
+    PCGradCoefficients::project(team, p, p.scratch, p.params[Param::itself] != 0);
     sum_columns(team, K, K, p.scratch, p.out);
-    if (p.params[0] != 0)
+    if (p.params[Param::mean] != 0)
       for (int k = team.rank; k < K; k += team.size) p.out[k] /= static_cast<double>(K);  // each its own
     team.sync();
   }

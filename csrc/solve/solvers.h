@@ -18,40 +18,44 @@
 
 namespace mtlfast::solvers {
 
-// Calls use(Method{}) with the solver of that name, or returns false.
-template <class Use, class... Methods>
-bool visit_methods(const char* name, Use use) {
-  const auto same = [](const char* a, const char* b) {
-    while (*a && *a == *b) ++a, ++b;
-    return *a == *b;
-  };
-  return ((same(Methods::name, name) && (use(Methods{}), true)) || ...);
-}
+template <class... Methods>
+struct SolverList {
+  // Calls use(Method{}) with each of them.
+  template <class Use>
+  static void for_each(Use use) {
+    (use(Methods{}), ...);
+  }
 
-template <class Use>
-bool visit_solver(const char* name, Use use) {
-  return visit_methods<Use,
-                       PCGrad,              //
-                       PCGradCoefficients,  //
-                       GradVac,             //
-                       MGDA,                //
-                       CAGrad,              //
-                       UPGrad,              //
-                       DualProj,            //
-                       PCD,                 //
-                       Krum,                //
-                       AlignedMTL,          //
-                       IMTLG,               //
-                       ConFIG,              //
-                       NashMTL,             //
-                       FairGrad,            //
-                       NormBalance,         //
-                       ClipNorm,            //
-                       CrossNorm,           //
-                       InverseNorm,         //
-                       MoDo,                //
-                       SDMGrad>             //
-      (name, use);
-}
+  // Calls use(Method{}) with the one of that name, or returns false.
+  template <class Use>
+  static bool visit(const char* name, Use use) {
+    const auto same = [](const char* a, const char* b) {
+      while (*a && *a == *b) ++a, ++b;
+      return *a == *b;
+    };
+    return ((same(Methods::name, name) && (use(Methods{}), true)) || ...);
+  }
+};
+
+using Solvers = SolverList<PCGrad,              //
+                           PCGradCoefficients,  //
+                           GradVac,             //
+                           MGDA,                //
+                           CAGrad,              //
+                           UPGrad,              //
+                           DualProj,            //
+                           PCD,                 //
+                           Krum,                //
+                           AlignedMTL,          //
+                           IMTLG,               //
+                           ConFIG,              //
+                           NashMTL,             //
+                           FairGrad,            //
+                           NormBalance,         //
+                           ClipNorm,            //
+                           CrossNorm,           //
+                           InverseNorm,         //
+                           MoDo,                //
+                           SDMGrad>;
 
 }  // namespace mtlfast::solvers

@@ -26,10 +26,9 @@ MTLFAST_HD inline Part<SerialTeam> part_of(const SerialTeam& team) { return {tea
 struct Problem {
   int num_tasks;                // K
   const double* gram;           // [K, K], finite (the launcher answers a non-finite Gram matrix with NaN)
-  const double* params;         // the method's host constants
-  const double* const* inputs;  // the method's device inputs, in float64
-  int num_inputs;
-  double* state;  // [state_size], or nullptr where the method keeps none
+  const double* params;         // the method's host constants: params[Param::rtol]
+  const double* const* inputs;  // its device inputs in float64, nullptr for an absent one: inputs[Input::keys]
+  double* state;                // [state_size], or nullptr where the method keeps none
   int state_size;
   const int64_t* tasks;  // [K] which of the user's tasks are present, or nullptr: all
   double* scratch;       // scratch_size(K) doubles
@@ -37,23 +36,39 @@ struct Problem {
 
   MTLFAST_HD int task(int k) const { return tasks ? static_cast<int>(tasks[k]) : k; }
 
-  // Of methods whose input is the tasks' preferences: task k's, or 1 / K.
-  MTLFAST_HD double preference(int k) const {
-    return num_inputs > 0 ? inputs[0][k] : 1 / static_cast<double>(num_tasks);
+  // Number i of an input, or `otherwise` where that input is absent.
+  MTLFAST_HD double input_or(int input, int i, double otherwise) const {
+    return inputs[input] ? inputs[input][i] : otherwise;
   }
 
-  // Of methods whose input is what the losses were multiplied by: that, or 1.
-  MTLFAST_HD double loss_scale() const { return num_inputs > 0 ? inputs[0][0] : 1; }
+  // Task k's entry of an input that holds the tasks' preferences, 1 / K where it is absent.
+  MTLFAST_HD double preference(int input, int k) const {
+    return input_or(input, k, 1 / static_cast<double>(num_tasks));
+  }
+};
+
+// What a method takes, by name, in the order in which the op takes it: Kind::rtol is an index, Kind::count tells how many
+// there are, and Kind::names is their text, against which Python's table is tested.
+#define MTLFAST_NAMES(Kind, ...)                       \
+  struct Kind {                                        \
+    enum : int { __VA_ARGS__, count };                 \
+    static constexpr const char* names = #__VA_ARGS__; \
+  }
+
+struct NoNames {
+  enum : int { count };
+  static constexpr const char* names = "";
 };
 
 // What a method says about itself; each inherits this and hides what differs.
 struct Method {
-  static constexpr bool square = false;  // coefficients [K, K] instead of weights [K]
-  static constexpr int num_params = 0;
-  static int input_size(int) { return 0; }                  // for K tasks; 0: it takes no input, else one at most
-  static bool needs_input(const double*) { return false; }  // with these params?
-  static int64_t state_size(int) { return 0; }              // at least, for tasks up to that number
-  static int64_t scratch_size(int) { return 0; }            // for K tasks
+  using Param = NoNames;                                         // host constants, by MTLFAST_NAMES
+  using Input = NoNames;                                         // device inputs, likewise
+  static constexpr bool square = false;                          // coefficients [K, K] instead of weights [K]
+  static int input_size(int /*input*/, int K) { return K; }      // elements of an input for K tasks
+  static bool needs_input(int, const double*) { return false; }  // with these params?
+  static int64_t state_size(int) { return 0; }                   // at least, for tasks up to that number
+  static int64_t scratch_size(int) { return 0; }                 // for K tasks
 };
 
 }  // namespace mtlfast::solvers

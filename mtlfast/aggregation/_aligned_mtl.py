@@ -50,9 +50,9 @@ class AlignedMTL(Preferring):
         super().__init__(pref_vector)
         self.scale_mode = scale_mode
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """Which eigenvalue, and which ones count."""
-        return [SCALE_MODES.index(self.scale_mode), step.precision]
+        return {"scale_mode": SCALE_MODES.index(self.scale_mode), "rtol": step.precision}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -42,9 +42,9 @@ class CAGrad(SolvedAggregator):
         self.rescale = rescale
         self.norm_eps = norm_eps
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """The constructor's arguments."""
-        return [self.c, self.rescale, self.norm_eps]
+        return {"c": self.c, "rescale": self.rescale, "norm_eps": self.norm_eps}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -46,9 +46,10 @@ class ConFIG(Preferring):
         super().check(step, jacobian)
         check_typical_norm(self, self.length, step)
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """The length, and which eigenvalues count as zero."""
-        return [*typical_norm(self.length, step), step.precision]
+        length, task = typical_norm(self.length, step)
+        return {"length": length, "task": task, "rtol": step.precision}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

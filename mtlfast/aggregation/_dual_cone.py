@@ -18,9 +18,9 @@ class _DualCone(Preferring):
         super().__init__(pref_vector)
         self.reg_eps = reg_eps
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """The regularisation."""
-        return [self.reg_eps]
+        return {"reg_eps": self.reg_eps}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -39,9 +39,9 @@ class FairGrad(Unscaled):
         super().__init__()
         self.alpha = alpha
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """The power, and what counts as zero."""
-        return [self.alpha, step.precision]
+        return {"alpha": self.alpha, "rtol": step.precision}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -46,11 +46,11 @@ class GradVac(RandomOrder, SolvedAggregator):
         super().__init__(order, generator)
         self.beta = beta
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """Beta, and no absolute epsilon."""
-        return [self.beta, 0.0]
+        return {"beta": self.beta, "eps": 0.0}
 
-    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
+    def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The order's keys."""
         return self.keys(gram)
 

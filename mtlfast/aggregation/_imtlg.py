@@ -33,6 +33,6 @@ class IMTLG(SolvedAggregator):
     method = "imtlg"
     counts_failures = True
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """Which eigenvalues count as zero."""
-        return [step.precision]
+        return {"rtol": step.precision}

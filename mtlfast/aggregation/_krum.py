@@ -46,9 +46,9 @@ class Krum(SolvedAggregator):
                 f"and n_selected={self.n_selected}"
             )
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """The constructor's arguments."""
-        return [self.n_byzantine, self.n_selected]
+        return {"n_byzantine": self.n_byzantine, "n_selected": self.n_selected}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -12,11 +12,12 @@ from mtlfast.aggregation._step import Step
 class Unscaled(SolvedAggregator):
     """A method that is not scale-free, and is given by what the losses were multiplied."""
 
-    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
+    def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """`loss_scale`, one number a group, if there is one."""
-        scale, groups = step.loss_scale, gram.shape[:-2]
+        scale, others = step.loss_scale, super().inputs(gram, step)
         if scale is None:
-            return []
+            return others
+        groups = gram.shape[:-2]
         if not isinstance(scale, Tensor):
-            return [gram.new_full((*groups, 1), scale)]
-        return [scale.detach().to(gram.device, torch.float64).reshape(1).expand(*groups, 1)]
+            return {**others, "loss_scale": gram.new_full(groups, scale)}
+        return {**others, "loss_scale": scale.detach().to(gram.device, torch.float64).reshape(()).expand(groups)}

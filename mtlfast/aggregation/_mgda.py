@@ -52,16 +52,16 @@ class MGDA(SolvedAggregator):
         self.max_iters = max_iters
         self.norms = norms
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """Frank-Wolfe's end, and the norms as bits."""
-        return [self.epsilon or 0.0, self.max_iters, NORMS.index(self.norms)]
+        return {"epsilon": self.epsilon or 0.0, "max_iters": self.max_iters, "norms": NORMS.index(self.norms)}
 
-    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
+    def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The losses, where they are read."""
         if self.norms in ("none", "l2"):
-            return []
+            return {}
         assert step.losses is not None
-        return [step.losses.detach().expand(gram.shape[:-1])]
+        return {"losses": step.losses.detach().expand(gram.shape[:-1])}
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Refuses a step without losses where they are read."""

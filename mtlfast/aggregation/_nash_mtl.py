@@ -51,9 +51,10 @@ class NashMTL(Unscaled):
         if self.n_tasks is not None and known > self.n_tasks:
             raise ValueError(f"NashMTL: got {known} tasks, expected at most {self.n_tasks} as n_tasks says")
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """The norm, the steps, and what counts as zero."""
-        return [self.max_norm, self.update_weights_every, step.precision]
+        every = self.update_weights_every
+        return {"max_norm": self.max_norm, "update_weights_every": every, "rtol": step.precision}
 
     def state_shape(self, known: int) -> tuple[int, ...]:
         """Steps without a solution, steps, then each task's last weight."""

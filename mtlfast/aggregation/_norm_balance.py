@@ -33,9 +33,10 @@ class NormBalance(SolvedAggregator):
         super().__init__()
         self.target = target
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """Which norm."""
-        return typical_norm(self.target, step)
+        target, task = typical_norm(self.target, step)
+        return {"target": target, "task": task}
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Refuses a target that is no task of the step's."""
@@ -69,9 +70,9 @@ class ClipNorm(Unscaled):
         super().__init__()
         self.max_norm = max_norm
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """The length."""
-        return [-1.0 if isinstance(self.max_norm, str) else self.max_norm]
+        return {"max_norm": -1.0 if isinstance(self.max_norm, str) else self.max_norm}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
@@ -99,9 +100,9 @@ class CrossNorm(SolvedAggregator):
         if step.num_tasks > 2:
             raise ValueError(f"CrossNorm: got {step.num_tasks} tasks, expected at most 2")
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """None."""
-        return []
+        return {}
 
 
 class InverseNorm(SolvedAggregator):
@@ -115,6 +116,6 @@ class InverseNorm(SolvedAggregator):
     method = "inverse_norm"
     reads = Reads.NORMS
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """None."""
-        return []
+        return {}

@@ -73,13 +73,13 @@ class PCD(SolvedAggregator):
         if self.shares is not None:
             self.check_entries("shares", "shares", step)
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """Constants of the running mean, the share, and the gradients' precision."""
-        return [self.beta, self.eps, self._share, step.precision]
+        return {"beta": self.beta, "eps": self.eps, "tau": self._share, "rtol": step.precision}
 
-    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
+    def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The shares, if each task has its own."""
-        return [] if self.shares is None else [self.entries("shares", gram, step)]
+        return {} if self.shares is None else {"shares": self.entries("shares", gram, step)}
 
     def state_shape(self, known: int) -> tuple[int, ...]:
         """A row for the count of failures, then each task's running mean and number of steps."""

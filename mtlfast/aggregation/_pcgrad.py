@@ -45,11 +45,11 @@ class PCGrad(RandomOrder, SolvedAggregator):
         super().__init__(order, generator)
         self.reduction = reduction
 
-    def params(self, step: Step) -> list[float]:
-        """Divide by K? And no gradient meets itself."""
-        return [float(self.reduction == "mean"), 0.0]
+    def params(self, step: Step) -> dict[str, float]:
+        """The reduction; as in the paper, no gradient meets itself."""
+        return {"mean": self.reduction == "mean", "itself": False}
 
-    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
+    def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The order's keys."""
         return self.keys(gram)
 

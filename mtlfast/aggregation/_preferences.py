@@ -31,11 +31,12 @@ class Preferring(SolvedAggregator):
             raise ValueError(f"{type(self).__name__}: pref_vector has shape {list(value.shape)}, expected [K]")
         self.preferences = None if value is None else value.detach().double().clone()
 
-    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
+    def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The present tasks' preferences, if there are any."""
+        others = super().inputs(gram, step)
         if self.preferences is None:
-            return []
-        return [self.entries("preferences", gram, step)]
+            return others
+        return {**others, "preferences": self.entries("preferences", gram, step)}
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Refuses another number of tasks than there are preferences."""

@@ -60,8 +60,8 @@ class RandomOrder(Drawing):
         super().__init__(generator)
         self.order = order
 
-    def keys(self, gram: Tensor) -> list[Tensor]:
-        """The solver's input: gradient i meets the others by ascending key [i, j]; none for ascending order."""
+    def keys(self, gram: Tensor) -> dict[str, Tensor]:
+        """The solver's inputs: gradient i meets the others by ascending key [i, j]; none for ascending order."""
         if self.order == "fixed":
-            return []
-        return [torch.rand(gram.shape, generator=self.generator, dtype=gram.dtype, device=gram.device)]
+            return {}
+        return {"keys": torch.rand(gram.shape, generator=self.generator, dtype=gram.dtype, device=gram.device)}

@@ -56,12 +56,12 @@ class SolvedAggregator(GramAggregator):
         self._fits: tuple[object, ...] = (None,)  # a state, and the shapes of a call that it is known to fit
 
     @abstractmethod
-    def params(self, step: Step) -> list[float]:
-        """The solver's host constants."""
+    def params(self, step: Step) -> dict[str, float]:
+        """The solver's host constants, by the names in its header."""
 
-    def inputs(self, gram: Tensor, step: Step) -> list[Tensor]:
-        """The solver's device inputs, with gram's leading dimensions."""
-        return []
+    def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
+        """The solver's device inputs that there are, likewise, with gram's leading dimensions."""
+        return {}
 
     def state_shape(self, known: int) -> tuple[int, ...]:
         """The state's shape behind the groups for so many tasks; (): the method keeps none."""
@@ -73,7 +73,7 @@ class SolvedAggregator(GramAggregator):
 
     def solve_arguments(
         self, gram: Tensor, step: Step
-    ) -> tuple[Tensor, str, list[float], list[Tensor], Tensor | None, tuple[int, ...] | None]:
+    ) -> tuple[Tensor, str, dict[str, float], dict[str, Tensor], Tensor | None, tuple[int, ...] | None]:
         """What `ops.solve` is called with: the state large enough, random numbers drawn."""
         # Read past nn.Module's attribute search: for a few tasks it takes as long as the solve.
         call = (self._buffers["state"], gram.shape, gram.device, step.tasks)

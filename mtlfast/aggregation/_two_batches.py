@@ -53,9 +53,9 @@ class MoDo(_TwoBatches):
         self.gamma = gamma
         self.rho = rho
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """The constructor's arguments."""
-        return [self.gamma, self.rho]
+        return {"gamma": self.gamma, "rho": self.rho}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
@@ -105,9 +105,9 @@ class SDMGrad(_TwoBatches, Preferring):
         self.n_iter = n_iter
         self.lambda_ = lambda_
 
-    def params(self, step: Step) -> list[float]:
+    def params(self, step: Step) -> dict[str, float]:
         """The constructor's arguments."""
-        return [self.lr, self.momentum, self.n_iter, self.lambda_]
+        return {"lr": self.lr, "momentum": self.momentum, "n_iter": self.n_iter, "lambda_": self.lambda_}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -39,7 +39,7 @@ def _keys(orders: list[Tensor], others: bool, device: torch.device) -> Tensor:
 def pcgrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
     """One torch.randperm a gradient, as there."""
     orders = [torch.randperm(len(gram)) for _ in range(len(gram))]
-    return ops.solve(gram, "pcgrad", [0.0, 0.0], [_keys(orders, False, gram.device)])
+    return ops.solve(gram, "pcgrad", {"mean": False, "itself": False}, {"keys": _keys(orders, False, gram.device)})
 
 
 def gradvac(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
@@ -47,21 +47,23 @@ def gradvac(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
     weighting._ensure_state(len(gram), given.dtype)
     orders = [torch.randperm(len(gram) - 1) for _ in range(len(gram))]
     state = weighting._phi_t.to(gram)
-    params = [float(weighting.beta), float(weighting.eps)]
-    weights = ops.solve(gram, "gradvac", params, [_keys(orders, True, gram.device)], state)
+    params = {"beta": float(weighting.beta), "eps": float(weighting.eps)}
+    weights = ops.solve(gram, "gradvac", params, {"keys": _keys(orders, True, gram.device)}, state)
     weighting._phi_t = state.to(weighting._phi_t)  # host: where TorchJD keeps it
     return weights
 
 
 def mgda(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
     """Frank and Wolfe's steps, as many as there."""
-    return ops.solve(gram, "mgda", [weighting.epsilon, weighting.max_iters, 0.0])
+    params = {"epsilon": weighting.epsilon, "max_iters": weighting.max_iters, "norms": 0}
+    return ops.solve(gram, "mgda", params)
 
 
 def cagrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
     """To the optimum, where TorchJD's convex solver stops some digits before."""
     eps = float(weighting.norm_eps)
-    return ops.solve(_zero_below(gram, eps), "cagrad", [float(weighting.c), 0.0, eps])
+    params = {"c": float(weighting.c), "rescale": 0, "norm_eps": eps}
+    return ops.solve(_zero_below(gram, eps), "cagrad", params)
 
 
 def _dual_cone(method: str) -> Engine:
@@ -71,8 +73,8 @@ def _dual_cone(method: str) -> Engine:
         projector = weighting.projector
         if type(projector) is not QuadprogProjector:  # someone's own
             return None
-        preferences = weighting.weighting(given)
-        return ops.solve(_zero_below(gram, projector.norm_eps), method, [float(projector.reg_eps)], [preferences])
+        params, inputs = {"reg_eps": float(projector.reg_eps)}, {"preferences": weighting.weighting(given)}
+        return ops.solve(_zero_below(gram, projector.norm_eps), method, params, inputs)
 
     return engine
 
@@ -81,26 +83,27 @@ def aligned_mtl(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
     """An unknown scale mode is left to TorchJD's own error."""
     if weighting.scale_mode not in ("min", "median", "rmse"):
         return None
-    mode = ("min", "median", "rmse").index(weighting.scale_mode)
-    return ops.solve(gram, "aligned_mtl", [mode, _rtol(given)], [weighting.weighting(given)])
+    params = {"scale_mode": ("min", "median", "rmse").index(weighting.scale_mode), "rtol": _rtol(given)}
+    return ops.solve(gram, "aligned_mtl", params, {"preferences": weighting.weighting(given)})
 
 
 def imtlg(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
     """The pseudo-inverse with torch's own cutoff."""
-    return ops.solve(gram, "imtlg", [_rtol(given)])
+    return ops.solve(gram, "imtlg", {"rtol": _rtol(given)})
 
 
 def krum(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
     """Too few gradients are TorchJD's own error."""
     weighting._check_matrix_shape(given)
-    return ops.solve(gram, "krum", [weighting.n_byzantine, weighting.n_selected])
+    params = {"n_byzantine": weighting.n_byzantine, "n_selected": weighting.n_selected}
+    return ops.solve(gram, "krum", params)
 
 
 def fairgrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
     """A bound on the iterations, which is another result, is left to TorchJD."""
     if weighting.max_iters is not None or not weighting.alpha >= 0:
         return None
-    return ops.solve(gram, "fairgrad", [float(weighting.alpha), _rtol(given)])
+    return ops.solve(gram, "fairgrad", {"alpha": float(weighting.alpha), "rtol": _rtol(given)})
 
 
 # The names of weightings in torchjd.aggregation.
@@ -121,4 +124,5 @@ ENGINES: dict[str, Engine] = {
 def config(aggregator: Any, gram: Tensor, jacobian: Tensor, columns: int) -> Tensor:
     """ConFIG's weights; its pseudo-inverse cuts singular values of a matrix that wide off by torch's own rule."""
     cutoff = max(len(gram), columns) * torch.finfo(jacobian.dtype).eps
-    return ops.solve(gram, "config", [-1.0, 0.0, cutoff**2], [aggregator.weighting(jacobian)])
+    params = {"length": -1, "task": 0, "rtol": cutoff**2}
+    return ops.solve(gram, "config", params, {"preferences": aggregator.weighting(jacobian)})

@@ -111,7 +111,7 @@ class PCGrad(Optimizer):
                 places = [[order.index(task) for task in range(K)] for order in orders]
                 # host: drawn there, by Python's generator as in the original
                 keys = torch.tensor(places, dtype=torch.float64, device=gram.device)
-                weights = ops.solve(gram, "pcgrad", [0.0, float(self._strict)], [keys])
+                weights = ops.solve(gram, "pcgrad", {"mean": False, "itself": self._strict}, {"keys": keys})
             _grad.forget(everything)
             mean = weights / K if self._strict else weights
             _write(wanted, rows, shared, mean)

@@ -31,7 +31,7 @@ def project(grads: TaskGradients, order: Tensor | None = None) -> TaskGradients:
     Cost: two reads of K * P, one write of K * P. Deterministic.
     """
     check_grads("project", grads)
-    keys = [] if order is None else [keys_of_order(order, grads)]
+    keys = {} if order is None else {"keys": keys_of_order(order, grads)}
     coefficients = solve(gram(grads), "pcgrad_coefficients", inputs=keys)
     stacked = combine(grads, coefficients)
     columns = [(None,) * grads.num_tasks if x is None else x.unbind(0) for x in stacked]

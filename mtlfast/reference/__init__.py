@@ -3,11 +3,13 @@
 from mtlfast.reference.engine import combine, flatten, gram, norms, project, scale_, unflatten
 from mtlfast.reference.group import Group
 from mtlfast.reference.pcgrad import pcgrad
-from mtlfast.reference.solve import SOLVERS, solve
+from mtlfast.reference.solve import DIMENSIONS, SOLVERS, Solver, solve
 
 __all__ = [
+    "DIMENSIONS",
     "SOLVERS",
     "Group",
+    "Solver",
     "combine",
     "flatten",
     "gram",

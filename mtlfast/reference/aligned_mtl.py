@@ -8,8 +8,8 @@ from mtlfast.reference.singular import eigen
 
 
 def aligned_mtl(group: Group) -> Tensor:
-    """Weights [K]; params: scale mode (0: min, 1: median, 2: rmse), rtol; inputs: preferences, or none."""
-    mode, rtol = group.params
+    """Weights [K]; scale_mode: 0 min, 1 median, 2 rmse."""
+    mode, rtol = group.params["scale_mode"], group.params["rtol"]
     if not group.matrix.any():
         return group.preferences()
     values, vectors = eigen(group.matrix, rtol)

@@ -8,12 +8,12 @@ from mtlfast.reference.nonnegative import shortest_in_hull
 
 
 def cagrad(group: Group) -> Tensor:
-    """Weights [K]; params: c, rescale, norm_eps.
+    """Weights [K]; rescale: 0 none, 1 over 1 + c^2, 2 over 1 + c.
 
     The dual problem, min over the simplex of g_w g_0 + c |g_0| |g_w|, by bisection on h = |g_w| / (c |g_0|): for a
     given h its minimiser is the shortest vector among g_i + h g_0.
     """
-    c, rescale, norm_eps = group.params
+    c, rescale, norm_eps = (group.params[name] for name in ("c", "rescale", "norm_eps"))
     matrix = group.matrix
     mean = matrix.mean(dim=0)
     radius, longest = c * float(mean.norm()), float(matrix.norm())

@@ -9,8 +9,8 @@ from mtlfast.reference.singular import pseudo_inverse_times, unit_rows
 
 
 def config(group: Group) -> Tensor:
-    """Weights [K]; params: length (-1: projection, else a typical norm), whose, rtol; inputs: preferences, or none."""
-    length, task, rtol = group.params
+    """Weights [K]; length: -1 projection, else a typical norm; task: whose."""
+    length, task, rtol = (group.params[name] for name in ("length", "task", "rtol"))
     units, norms = unit_rows(group.matrix)
     x, _ = pseudo_inverse_times(units, group.preferences(), rtol)
     direction = x @ units

@@ -8,14 +8,14 @@ from mtlfast.reference.nonnegative import nonnegative_least_squares
 
 
 def upgrad(group: Group) -> Tensor:
-    """Weights [K]: each task's part of the preferred combination, projected, added up. params: reg_eps."""
+    """Weights [K]: each task's part of the preferred combination, projected, added up."""
     matrix = _regularised(group)
     parts = [_onto_dual_cone(matrix, part) for part in group.preferences().diag()]
     return torch.stack(parts).sum(dim=0)
 
 
 def dualproj(group: Group) -> Tensor:
-    """Weights [K]: the preferred combination, projected. params: reg_eps."""
+    """Weights [K]: the preferred combination, projected."""
     return _onto_dual_cone(_regularised(group), group.preferences())
 
 
@@ -24,7 +24,7 @@ def _regularised(group: Group) -> Tensor:
     norm = group.matrix.norm()
     scaled = group.matrix / norm if norm > 0 else group.matrix
     eye = torch.eye(group.num_tasks, dtype=scaled.dtype, device=scaled.device)
-    return torch.cat([scaled, group.params[0] ** 0.5 * eye], dim=1)
+    return torch.cat([scaled, group.params["reg_eps"] ** 0.5 * eye], dim=1)
 
 
 def _onto_dual_cone(matrix: Tensor, u: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from mtlfast.reference.singular import unit_rows
 
 
 def nash_mtl(group: Group) -> Tensor:
-    """Weights [K]; params: max_norm, update_weights_every, rtol; inputs: loss_scale, or none; state: [2 + n]."""
-    max_norm, every, rtol = group.params
+    """Weights [K]; state: [2 + n], solves without a solution, steps, each task's last weight."""
+    max_norm, every, rtol = (group.params[name] for name in ("max_norm", "update_weights_every", "rtol"))
     assert group.state is not None
     kept = torch.stack([group.state[2 + task] for task in group.present])
     if float(group.state[1]) % every == 0 or not bool((kept > 0).all()):
@@ -33,8 +33,8 @@ def nash_mtl(group: Group) -> Tensor:
 
 
 def fairgrad(group: Group) -> Tensor:
-    """Weights [K]; params: alpha, rtol; inputs: loss_scale, or none; state: [1], solves without a solution."""
-    alpha, rtol = group.params
+    """Weights [K]; state: [1], solves without a solution."""
+    alpha, rtol = group.params["alpha"], group.params["rtol"]
     units, norms = unit_rows(group.matrix)
     if alpha == 0:
         return torch.full_like(norms, 1 / len(norms))

@@ -9,12 +9,12 @@ from mtlfast.reference.group import Group
 
 
 def gradvac(group: Group) -> Tensor:
-    """Weights [K]; params: beta, eps; state: the pairs' running cosines [n * n]."""
-    beta, eps = group.params
+    """Weights [K]; state: the pairs' running cosines [n * n]."""
+    beta, eps = group.params["beta"], group.params["eps"]
     least = 0.0 if eps > 0 else 1e-8
     assert group.state is not None
     known = math.isqrt(group.state.numel())
-    matrix, targets, tasks = group.matrix, group.state.view(known, known), group.present
+    matrix, targets, tasks = group.matrix, group.state[: known * known].view(known, known), group.present
     turned = matrix.clone()
     coefficients = torch.eye(len(matrix), dtype=matrix.dtype)
     for i, others in enumerate(group.orders()):

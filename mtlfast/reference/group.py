@@ -1,6 +1,7 @@
 """What a method's twin is given."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ class Group(NamedTuple):
     """One Gram matrix's problem: the K gradients themselves, or any rows with the same products."""
 
     matrix: Tensor  # [K, P] float64
-    params: Sequence[float] = ()
-    inputs: Sequence[Tensor] = ()
+    params: Mapping[str, float] = MappingProxyType({})
+    inputs: Mapping[str, Tensor] = MappingProxyType({})  # those that there are
     state: Tensor | None = None  # changed in place
     tasks: Sequence[int] | None = None
     cross: Tensor | None = None  # [K, K], the products of two batches, for the methods that read those
@@ -28,15 +29,16 @@ class Group(NamedTuple):
         return range(self.num_tasks) if self.tasks is None else self.tasks
 
     def preferences(self) -> Tensor:
-        """The first input, or 1/K each."""
-        return self.inputs[0] if self.inputs else torch.full_like(self.matrix[:, 0], 1 / self.num_tasks)
+        """The input of that name, or 1/K each."""
+        equal = torch.full_like(self.matrix[:, 0], 1 / self.num_tasks)
+        return self.inputs.get("preferences", equal)
 
     def loss_scale(self) -> float:
-        """The first input, one number, or 1."""
-        return float(self.inputs[0]) if self.inputs else 1.0
+        """The input of that name, one number, or 1."""
+        return float(self.inputs.get("loss_scale", 1.0))
 
     def orders(self, itself: bool = False) -> list[list[int]]:
-        """The other tasks of each, and with `itself` its own, by ascending key (the first input) and index."""
+        """The other tasks of each, and with `itself` its own, by ascending key, if there are keys, and index."""
         K = self.num_tasks
-        keys = self.inputs[0] if self.inputs else torch.zeros(K, K)
+        keys = self.inputs.get("keys", torch.zeros(K, K))
         return [[j for j in row.argsort(stable=True).tolist() if itself or j != i] for i, row in enumerate(keys)]

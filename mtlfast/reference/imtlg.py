@@ -8,8 +8,8 @@ from mtlfast.reference.singular import pseudo_inverse_times, unit_rows
 
 
 def imtlg(group: Group) -> Tensor:
-    """Weights [K]: v = G^+ d over its sum; params: rtol. The rank is that of the unit gradients."""
-    (rtol,) = group.params
+    """Weights [K]: v = G^+ d over its sum. The rank is that of the unit gradients."""
+    rtol = group.params["rtol"]
     units, norms = unit_rows(group.matrix)
     x, rank = pseudo_inverse_times(units, torch.ones_like(norms), rtol)
     if rank == int((norms > 0).sum()):

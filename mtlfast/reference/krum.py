@@ -7,9 +7,9 @@ from mtlfast.reference.group import Group
 
 
 def krum(group: Group) -> Tensor:
-    """Weights [K]; params: n_byzantine, n_selected. Distances are added, not their squares."""
+    """Weights [K]. Distances are added, not their squares."""
     matrix, K = group.matrix, group.num_tasks
-    nearest, selected = K - int(group.params[0]) - 2, int(group.params[1])
+    nearest, selected = K - int(group.params["n_byzantine"]) - 2, int(group.params["n_selected"])
     scores = []
     for i in range(K):
         others = torch.stack([(matrix[i] - matrix[j]).norm() for j in range(K) if j != i])

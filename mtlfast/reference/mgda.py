@@ -8,13 +8,13 @@ from mtlfast.reference.nonnegative import shortest_in_hull
 
 
 def mgda(group: Group) -> Tensor:
-    """Weights [K]; params: epsilon (0: the optimum), max_iters, norms (1: by norm, 2: by loss, 3: both)."""
-    epsilon, max_iters, norms = group.params
+    """Weights [K]; epsilon: 0 for the optimum; norms: 1 by norm, 2 by loss, 3 both."""
+    epsilon, max_iters, norms = (group.params[name] for name in ("epsilon", "max_iters", "norms"))
     divisors = torch.ones_like(group.matrix[:, 0])
     if int(norms) & 1:
         divisors = divisors * group.matrix.norm(dim=1)
     if int(norms) & 2:
-        divisors = divisors * group.inputs[0]
+        divisors = divisors * group.inputs["losses"]
     matrix = torch.where(divisors[:, None] != 0, group.matrix / divisors[:, None], 0.0)
     return frank_wolfe(matrix, epsilon, int(max_iters)) if epsilon > 0 else shortest_in_hull(matrix)
 

@@ -24,14 +24,14 @@ def typical_norm(norms: Tensor, kind: int, task: int) -> float:
 
 
 def norm_balance(group: Group) -> Tensor:
-    """Weights [K]; params: which norm all get, and whose."""
+    """Weights [K]; target: which norm all get; task: whose."""
     norms = group.matrix.norm(dim=1)
-    return _weights(norms, typical_norm(norms, int(group.params[0]), int(group.params[1])) / norms)
+    return _weights(norms, typical_norm(norms, int(group.params["target"]), int(group.params["task"])) / norms)
 
 
 def clip_norm(group: Group) -> Tensor:
-    """Weights [K]; params: the largest norm, or -1 for the mean; inputs: what it is multiplied by, or none."""
-    norms, (most,) = group.matrix.norm(dim=1), group.params
+    """Weights [K]; max_norm: -1 for the mean; loss_scale: what it is multiplied by."""
+    norms, most = group.matrix.norm(dim=1), group.params["max_norm"]
     limit = typical_norm(norms, 0, 0) if most < 0 else most * group.loss_scale()
     return _weights(norms, (limit / norms).clamp(max=1))
 

@@ -8,11 +8,11 @@ from mtlfast.reference.nonnegative import nonnegative_least_squares
 
 
 def pcd(group: Group) -> Tensor:
-    """Weights [K]; params: beta, eps, tau, rtol; inputs: tau of each task, or none; state: [2 * (n + 1)]."""
-    beta, eps, tau, rtol = group.params
+    """Weights [K]; shares: tau of each task; state: [2 * (n + 1)]."""
+    beta, eps, tau, rtol = (group.params[name] for name in ("beta", "eps", "tau", "rtol"))
     matrix = group.matrix
     assert group.state is not None
-    rows = group.state.view(-1, 2)[1:]
+    rows = group.state[: group.state.numel() // 2 * 2].view(-1, 2)[1:]
     means = []
     for k, task in enumerate(group.present):
         rows[task, 0] = beta * rows[task, 0] + (1 - beta) * matrix[k] @ matrix[k]
@@ -24,7 +24,7 @@ def pcd(group: Group) -> Tensor:
     if not matrix[0].any():
         return torch.zeros_like(scale)
     scaled = scale[:, None] * matrix
-    shares = group.inputs[0] if group.inputs else torch.full_like(scale, tau)
+    shares = group.inputs.get("shares", torch.full_like(scale, tau))
     wanted = shares[1:] * scaled[1:].square().sum(dim=1)
     w = torch.cat([torch.ones_like(scale[:1]), _multipliers(scaled[0], scaled[1:], wanted)])
     direction = w @ scaled

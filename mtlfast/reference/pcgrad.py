@@ -30,9 +30,9 @@ def coefficients_of(group: Group) -> Tensor:
 
 
 def weights_of(group: Group) -> Tensor:
-    """The solver's twin: C's columns, added up or averaged (params[0]); does each meet itself (params[1])?"""
-    coefficients = _walk(group.matrix, group.orders(itself=bool(group.params[1])))[1]
-    return coefficients.mean(dim=0) if group.params[0] else coefficients.sum(dim=0)
+    """The solver's twin: C's columns, added up or averaged (mean); does each meet itself (itself)?"""
+    coefficients = _walk(group.matrix, group.orders(itself=bool(group.params["itself"])))[1]
+    return coefficients.mean(dim=0) if group.params["mean"] else coefficients.sum(dim=0)
 
 
 def _walk(matrix: Tensor, orders: list[list[int]]) -> tuple[Tensor, Tensor]:

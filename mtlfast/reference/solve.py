@@ -21,11 +21,21 @@ from mtlfast.reference.pcd import pcd
 from mtlfast.reference.pcgrad import coefficients_of, weights_of
 from mtlfast.reference.two_batches import modo, sdmgrad
 
+# An input's dimensions in each group, all of them K: 2 is [K, K], 0 is one number.
+DIMENSIONS = {"keys": 2, "losses": 1, "loss_scale": 0, "preferences": 1, "shares": 1}
+
 
 class Solver(NamedTuple):
-    """A method: its function of one group, and what is special about it."""
+    """A method: its function of one group, what that takes, and what is special about it.
+
+    The op takes params and inputs in the order of their names here, which is that of the enums in the method's header.
+    """
 
     run: Callable[[Group], Tensor]
+    params: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    required: Callable[[dict[str, float]], tuple[str, ...]] | None = None  # the inputs that these params ask for
+    state: Callable[[int], int] | None = None  # elements at least, for so many tasks; None: it needs none
     square: bool = False  # coefficients [K, K] instead of weights [K]
     cross: bool = False  # reads the products of two batches
 
@@ -34,25 +44,34 @@ def solve(
     gram: Tensor,
     method: str,
     params: Sequence[float] = (),
-    inputs: Sequence[Tensor] = (),
+    inputs: Sequence[Tensor | None] = (),
     state: Tensor | None = None,
     tasks: Sequence[int] | None = None,
 ) -> Tensor:
-    """Runs one method on each group of Gram matrices [..., K, K]; NaN for a group that is not finite."""
+    """The registered op in plain PyTorch: one method on each group of Gram matrices [..., K, K].
+
+    Its arguments are as the op's, params and inputs in order (None: absent), and were checked; NaN for a group that is
+    not finite.
+    """
     solver, K, lead = SOLVERS[method], gram.shape[-1], gram.shape[:-2]
-    count = lead.numel()
-    flat_inputs = [x.double().reshape(count, *x.shape[len(lead) :]) for x in inputs]
-    flat_state = None if state is None else state.view(count, -1)
+    count = lead.numel() if K else 0
+    named = dict(zip(solver.params, params, strict=True))
+    flat_inputs = {
+        name: x.double().reshape(count, *[K] * DIMENSIONS[name])
+        for name, x in zip(solver.inputs, inputs, strict=False)
+        if x is not None
+    }
+    flat_state = None if state is None or state.numel() == 0 else state.view(count, -1)
     results = []
     for i, matrix in enumerate(gram.reshape(count, K, K)):
-        own = [x[i] for x in flat_inputs]
-        if not all(x.isfinite().all() for x in (matrix, *own)):
+        own = {name: x[i] for name, x in flat_inputs.items()}
+        if not all(x.isfinite().all() for x in (matrix, *own.values())):
             results.append(torch.full_like(matrix if solver.square else matrix[0], torch.nan))
             continue
         group_state = None if flat_state is None else flat_state[i]
         # Two batches' products have no factor: their methods read the matrix itself.
         rows = matrix if solver.cross else factor_of(matrix)
-        results.append(solver.run(Group(rows, params, own, group_state, tasks, matrix if solver.cross else None)))
+        results.append(solver.run(Group(rows, named, own, group_state, tasks, matrix if solver.cross else None)))
     shape = (*lead, K, K) if solver.square else (*lead, K)
     return torch.stack(results).reshape(shape) if results else gram.new_empty(shape)
 
@@ -68,24 +87,36 @@ def factor_of(gram: Tensor) -> Tensor:
 
 
 SOLVERS = {
-    "pcgrad": Solver(weights_of),
-    "pcgrad_coefficients": Solver(coefficients_of, square=True),
-    "gradvac": Solver(gradvac),
-    "mgda": Solver(mgda),
-    "cagrad": Solver(cagrad),
-    "upgrad": Solver(upgrad),
-    "dualproj": Solver(dualproj),
-    "pcd": Solver(pcd),
-    "krum": Solver(krum),
-    "aligned_mtl": Solver(aligned_mtl),
-    "imtlg": Solver(imtlg),
-    "config": Solver(config),
-    "nash_mtl": Solver(nash_mtl),
-    "fairgrad": Solver(fairgrad),
-    "norm_balance": Solver(norm_balance),
-    "clip_norm": Solver(clip_norm),
+    "pcgrad": Solver(weights_of, ("mean", "itself"), ("keys",)),
+    "pcgrad_coefficients": Solver(coefficients_of, (), ("keys",), square=True),
+    "gradvac": Solver(gradvac, ("beta", "eps"), ("keys",), state=lambda known: known * known),
+    "mgda": Solver(
+        mgda,
+        ("epsilon", "max_iters", "norms"),
+        ("losses",),
+        required=lambda params: ("losses",) if params["norms"] >= 2 else (),
+    ),
+    "cagrad": Solver(cagrad, ("c", "rescale", "norm_eps")),
+    "upgrad": Solver(upgrad, ("reg_eps",), ("preferences",)),
+    "dualproj": Solver(dualproj, ("reg_eps",), ("preferences",)),
+    "pcd": Solver(pcd, ("beta", "eps", "tau", "rtol"), ("shares",), state=lambda known: 2 * (known + 1)),
+    "krum": Solver(krum, ("n_byzantine", "n_selected")),
+    "aligned_mtl": Solver(aligned_mtl, ("scale_mode", "rtol"), ("preferences",)),
+    "imtlg": Solver(imtlg, ("rtol",)),
+    "config": Solver(config, ("length", "task", "rtol"), ("preferences",)),
+    "nash_mtl": Solver(
+        nash_mtl,
+        ("max_norm", "update_weights_every", "rtol"),
+        ("loss_scale",),
+        state=lambda known: 2 + known,
+    ),
+    "fairgrad": Solver(fairgrad, ("alpha", "rtol"), ("loss_scale",)),
+    "norm_balance": Solver(norm_balance, ("target", "task")),
+    "clip_norm": Solver(clip_norm, ("max_norm",), ("loss_scale",)),
     "cross_norm": Solver(cross_norm),
     "inverse_norm": Solver(inverse_norm),
-    "modo": Solver(modo, cross=True),
-    "sdmgrad": Solver(sdmgrad, cross=True),
+    "modo": Solver(modo, ("gamma", "rho"), state=lambda known: known, cross=True),
+    "sdmgrad": Solver(
+        sdmgrad, ("lr", "momentum", "n_iter", "lambda_"), ("preferences",), state=lambda known: known, cross=True
+    ),
 }

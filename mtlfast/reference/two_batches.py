@@ -8,8 +8,8 @@ from mtlfast.reference.nonnegative import project_onto_simplex
 
 
 def modo(group: Group) -> Tensor:
-    """Weights [K]; params: gamma, rho; state: each task's weight."""
-    gamma, rho = group.params
+    """Weights [K]; state: each task's weight."""
+    gamma, rho = group.params["gamma"], group.params["rho"]
     assert group.cross is not None
     w = _kept(group)
     w = project_onto_simplex(w - gamma * (group.cross @ w + rho * w))
@@ -17,8 +17,8 @@ def modo(group: Group) -> Tensor:
 
 
 def sdmgrad(group: Group) -> Tensor:
-    """Weights [K]; params: lr, momentum, n_iter, lambda; inputs: preferences, or none; state: each task's weight."""
-    lr, momentum, n_iter, lambda_ = group.params
+    """Weights [K]; state: each task's weight."""
+    lr, momentum, n_iter, lambda_ = (group.params[name] for name in ("lr", "momentum", "n_iter", "lambda_"))
     assert group.cross is not None
     norm = group.cross.diagonal().clamp(min=0).sqrt().mean()
     A = group.cross / norm**2 if norm > 0 else torch.zeros_like(group.cross)

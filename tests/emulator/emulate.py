@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtlfast import TaskGradients
+from mtlfast import TaskGradients, reference
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
@@ -80,10 +80,7 @@ class SolveArguments(ctypes.Structure):
         ("num_tasks", ctypes.c_int64),
         ("gram", ctypes.c_void_p),
         ("params", ctypes.POINTER(ctypes.c_double)),
-        ("num_params", ctypes.c_int64),
         ("inputs", ctypes.POINTER(ctypes.c_void_p)),
-        ("input_sizes", ctypes.POINTER(ctypes.c_int64)),
-        ("num_inputs", ctypes.c_int64),
         ("state", ctypes.c_void_p),
         ("state_size", ctypes.c_int64),
         ("tasks", ctypes.POINTER(ctypes.c_int64)),
@@ -228,33 +225,35 @@ class Emulator:
         self,
         gram: Tensor,
         method: str,
-        params: Sequence[float] = (),
-        inputs: Sequence[Tensor] = (),
+        params: dict[str, float] | Sequence[float] = (),
+        inputs: dict[str, Tensor] | Sequence[Tensor | None] = (),
         state: Tensor | None = None,
         tasks: Sequence[int] | None = None,
         **options: int,
     ) -> Tensor:
         """As ops.solve."""
-        memory, K = Guarded(), gram.shape[-1]
+        memory, K, solver = Guarded(), gram.shape[-1], reference.SOLVERS[method]
+        if not isinstance(params, dict):
+            params = dict(zip(solver.params, params, strict=True))
+        if not isinstance(inputs, dict):
+            inputs = dict(zip(solver.inputs, inputs, strict=False))
         groups = gram.shape[:-2].numel()
-        shape = gram.shape if method.endswith("coefficients") else gram.shape[:-1]
+        shape = gram.shape if solver.square else gram.shape[:-1]
         size = self.library.emulator_scratch_size(method.encode(), ctypes.c_int64(K))
         out, scratch = memory.new(shape, torch.float64), memory.new((groups, size), torch.float64)
         guarded_state = None
         if state is not None:
             guarded_state = memory.new(state.shape, torch.float64)
             guarded_state.copy_(state)
-        wide = [x.double().contiguous() for x in inputs]
+        wide = {name: x.double().contiguous() for name, x in inputs.items() if x is not None}
+        addresses = [wide[name].data_ptr() if name in wide else None for name in solver.inputs]
         arguments = SolveArguments(
             method=method.encode(),
             groups=groups,
             num_tasks=K,
             gram=gram.data_ptr(),
-            params=(ctypes.c_double * len(params))(*params),
-            num_params=len(params),
-            inputs=(ctypes.c_void_p * len(inputs))(*(x.data_ptr() for x in wide)),
-            input_sizes=(ctypes.c_int64 * len(inputs))(*(x.numel() // groups for x in wide)),
-            num_inputs=len(inputs),
+            params=(ctypes.c_double * len(params))(*(params[name] for name in solver.params)),
+            inputs=(ctypes.c_void_p * len(addresses))(*addresses),
             state=None if guarded_state is None else guarded_state.data_ptr(),
             state_size=0 if guarded_state is None else guarded_state.numel() // groups,
             tasks=None if tasks is None else (ctypes.c_int64 * len(tasks))(*tasks),

@@ -62,8 +62,8 @@ const char* emulate_scale(const TaskView* grads, const double* factors) {
 }
 int64_t emulator_scratch_size(const char* method, int64_t num_tasks) {
   int64_t size = -1;
-  solvers::visit_solver(method,
-                        [&]<class Method>(Method) { size = Method::scratch_size(static_cast<int>(num_tasks)); });
+  solvers::Solvers::visit(method,
+                          [&]<class Method>(Method) { size = Method::scratch_size(static_cast<int>(num_tasks)); });
   return size;
 }
 const char* emulate_solve(const cuda::SolveArguments* arguments) { return cuda::solve(*arguments, nullptr); }
