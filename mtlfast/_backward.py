@@ -67,14 +67,19 @@ def backward(
     if weighting is not None:
         loss_weights, learned = _weigh_losses(weighting, step)
     jacobian.obtain(loss_weights)
-    with torch.no_grad():
-        if isinstance(aggregator, GramAggregator):
-            weights, gram = aggregator.weigh(jacobian, step, need_gram=diagnostics)
-            jacobian.write(weights)
-        else:
-            weights, gram = None, jacobian.gram() if diagnostics else None
-            jacobian.put(aggregator.direction(jacobian.rows(), step))
-        _grad.commit(learned)
+    bring_back = aggregator.snapshot()
+    try:
+        with torch.no_grad():
+            if isinstance(aggregator, GramAggregator):
+                weights, gram = aggregator.weigh(jacobian, step, need_gram=diagnostics)
+                jacobian.write(weights)
+            else:
+                weights, gram = None, jacobian.gram() if diagnostics else None
+                jacobian.put(aggregator.direction(jacobian.rows(), step))
+            _grad.commit(learned)
+    except BaseException:
+        bring_back()
+        raise
     return StepResult(
         losses=stacked, tasks=tasks, weights=weights, gram=gram, loss_weights=loss_weights, plan=jacobian.plan
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,9 @@ from mtlfast.task_gradients import TaskGradients
 
 class Aggregator(ExactState, ABC):
     """Task gradients in, one update direction out.
+
+    A call in training mode is a step, and so is `mtlfast.backward` in either mode. A call after `.eval()` moves no
+    state and draws no random number: random orders are ascending then, and random weights the expected ones.
 
     `aggregator(grads)` takes `TaskGradients` and returns T tensors; `aggregator(matrix)` takes a Jacobian [K, P] and
     returns a vector [P]. `losses` [K], `loss_scale` (a float or a tensor of one element by which the losses were
@@ -54,7 +57,7 @@ class Aggregator(ExactState, ABC):
                 "(TaskGradients.from_rows makes them of lists of gradients) or a Jacobian matrix [K, P]"
             )
         rows = TaskGradients.from_matrix(grads) if isinstance(grads, Tensor) else grads
-        step = Step(rows.num_tasks, losses, loss_scale, task_indices(tasks))
+        step = Step(rows.num_tasks, losses, loss_scale, task_indices(tasks), training=self.training)
         self.check(step, RowsJacobian(rows))
         directions = self.direction(rows, step)
         if not isinstance(grads, Tensor):
@@ -125,6 +128,31 @@ class Aggregator(ExactState, ABC):
     def reset(self) -> None:
         """Forgets all state, as if new."""
 
+    def snapshot(self) -> Callable[[], None]:
+        """Remembers the state; the function that it returns brings it back after a step that failed.
+
+        That is what a buffer "state" and a generator hold, here and in inner methods: numbers for each task. A method
+        that keeps more than that writes it last, when nothing can fail any more.
+        """
+        undo = [module._remember() for module in self.modules() if isinstance(module, Aggregator)]
+
+        def bring_back() -> None:
+            for back in undo:
+                back()
+
+        return bring_back
+
+    def _remember(self) -> Callable[[], None]:
+        """`snapshot` of this module alone."""
+        state = self._buffers.get("state")
+        values = None if state is None else state.clone()
+
+        def back() -> None:
+            if "state" in self._buffers:
+                self._buffers["state"] = state if state is None or values is None else state.copy_(values)
+
+        return back
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # State has the shape that the saved run had come to; it may not be there yet, here or in what was saved.
         for name, buffer in self._buffers.items():
@@ -166,7 +194,7 @@ class GramAggregator(Aggregator):
         Raises:
             ValueError, TypeError: the method cannot work with these.
         """
-        step = Step(gram.shape[-1], losses, loss_scale, task_indices(tasks), rtol)
+        step = Step(gram.shape[-1], losses, loss_scale, task_indices(tasks), rtol, self.training)
         self.check(step)
         return self.solve(gram, step)
 

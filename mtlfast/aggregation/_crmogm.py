@@ -74,12 +74,14 @@ class CRMOGM(GramAggregator):
         known = max(present, default=-1) + 1
         if self.state is not None:
             known = max(known, self.state.shape[-1])
-        self.state = grown(self, self.state, gram.shape[:-2], (known,), math.nan, gram.device)
-        old = take(self.state, present)
+        state = grown(self, self.state, gram.shape[:-2], (known,), math.nan, gram.device)
+        old = take(state, present)
         first = new if self.first_weights is None else self.entries("first_weights", gram, step)
         smoothed = self.alpha * torch.where(old.isnan(), first, old) + (1 - self.alpha) * new
         finite = new.isfinite().all(dim=-1, keepdim=True)
-        put(self.state, present, torch.where(finite, smoothed, old))
+        if step.training:
+            self.state = state
+            put(state, present, torch.where(finite, smoothed, old))
         return torch.where(finite, smoothed, torch.nan)
 
     def reset(self) -> None:

@@ -52,7 +52,7 @@ class GradVac(RandomOrder, SolvedAggregator):
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The order's keys."""
-        return self.keys(gram)
+        return self.keys(gram, step)
 
     def state_shape(self, known: int) -> tuple[int, ...]:
         """The pairs' running means."""

@@ -51,7 +51,7 @@ class PCGrad(RandomOrder, SolvedAggregator):
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The order's keys."""
-        return self.keys(gram)
+        return self.keys(gram, step)
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -31,5 +31,7 @@ class Random(Drawing):
 
     def solve(self, gram: Tensor, step: Step) -> Tensor:
         """Positive weights that sum to 1, [..., K] float64."""
+        if not step.training:
+            return gram.new_full(gram.shape[:-1], 1 / step.num_tasks)
         drawn = torch.randn(gram.shape[:-1], generator=self.generator, dtype=torch.float64, device=gram.device)
         return drawn.softmax(dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from mtlfast._settings import Choice
 from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._step import Step
 
 
 class Drawing(GramAggregator):
@@ -33,6 +35,19 @@ class Drawing(GramAggregator):
         """Restores the generator, from `load_state_dict()`."""
         if self.generator is not None and state is not None and state.numel() > 0:
             self.generator.set_state(state.cpu())  # host: where a generator's state lives
+
+    def _remember(self) -> Callable[[], None]:
+        """The generator's state as well, but during a capture, where it cannot be read."""
+        back, generator = super()._remember(), self.generator
+        if generator is None or (generator.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            return back
+        numbers = generator.get_state()
+
+        def both() -> None:
+            back()
+            generator.set_state(numbers)
+
+        return both
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which a generator itself does not allow: its device and its state."""
@@ -60,8 +75,8 @@ class RandomOrder(Drawing):
         super().__init__(generator)
         self.order = order
 
-    def keys(self, gram: Tensor) -> dict[str, Tensor]:
+    def keys(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The solver's inputs: gradient i meets the others by ascending key [i, j]; none for ascending order."""
-        if self.order == "fixed":
+        if self.order == "fixed" or not step.training:
             return {}
         return {"keys": torch.rand(gram.shape, generator=self.generator, dtype=gram.dtype, device=gram.device)}

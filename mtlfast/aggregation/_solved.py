@@ -75,21 +75,26 @@ class SolvedAggregator(GramAggregator):
         self, gram: Tensor, step: Step
     ) -> tuple[Tensor, str, dict[str, float], dict[str, Tensor], Tensor | None, tuple[int, ...] | None]:
         """What `ops.solve` is called with: the state large enough, random numbers drawn."""
+        if not step.training:
+            state = self._grown(gram, step)
+            state = state.clone() if state is not None and state is self.state else state
+            return gram, self.method, self.params(step), self.inputs(gram, step), state, step.tasks
         # Read past nn.Module's attribute search: for a few tasks it takes as long as the solve.
         call = (self._buffers["state"], gram.shape, gram.device, step.tasks)
         if call[0] is not self._fits[0] or call[1:] != self._fits[1:]:
-            self._grow(step.num_tasks if step.tasks is None else max(step.tasks) + 1, gram)
+            self.state = self._grown(gram, step)
             self._fits = (self.state, *call[1:])
         return gram, self.method, self.params(step), self.inputs(gram, step), self._buffers["state"], step.tasks
 
-    def _grow(self, known: int, gram: Tensor) -> None:
-        """Makes the state large enough for `known` tasks, on gram's device."""
-        groups, least = gram.shape[:-2], self.state_shape(0)
+    def _grown(self, gram: Tensor, step: Step) -> Tensor | None:
+        """The state, large enough for the step's tasks, on gram's device; None for a method without one."""
+        least = self.state_shape(0)
         if not least:
-            return
+            return None
+        known = max(step.present, default=-1) + 1
         if self.state is not None:
             known = max(known, self.state.shape[-len(least)] - least[0])
-        self.state = grown(self, self.state, groups, self.state_shape(known), self.state_fill, gram.device)
+        return grown(self, self.state, gram.shape[:-2], self.state_shape(known), self.state_fill, gram.device)
 
     def reset(self) -> None:
         """Forgets the state, as if new."""

@@ -19,6 +19,8 @@ class Step(NamedTuple):
         loss_scale: what the losses were multiplied by, a float or a tensor of one element; None: 1.
         tasks: the K present tasks' indices among all; None: there are no others.
         rtol: the relative precision of the gradients, for decisions about ranks; None: not known.
+        training: does the step count? If not, no state moves, no random number is drawn, and a method that draws takes
+            a fixed order or expected weights.
     """
 
     num_tasks: int
@@ -26,6 +28,7 @@ class Step(NamedTuple):
     loss_scale: float | Tensor | None = None
     tasks: tuple[int, ...] | None = None
     rtol: float | None = None
+    training: bool = True
 
     @property
     def precision(self) -> float:
