@@ -103,6 +103,12 @@ METHODS = {
     "ConFIG, as the first": Method(lambda: ConFIG(length=0), promising()),
     "NashMTL": Method(NashMTL, frozenset({EQUIVARIANT, NON_CONFLICT, STATIONARY}), always=False),
     "NashMTL, any length": Method(lambda: NashMTL(max_norm=0.0), frozenset({EQUIVARIANT}), always=False),
+    "NashMTL, preferring": Method(
+        lambda: NashMTL(pref_vector=torch.tensor([0.2, 0.5, 0.3])),
+        frozenset({NON_CONFLICT, STATIONARY}),
+        any_tasks=False,
+        always=False,
+    ),
     "NashMTL, every other step": Method(lambda: NashMTL(update_weights_every=2), always=False),
     **{
         f"FairGrad, {alpha:g}": Method(

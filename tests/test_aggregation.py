@@ -180,6 +180,11 @@ def test_constant_with_absent_tasks(device):
         (lambda: ConFIG(length=-1), "ConFIG: length is -1, expected"),
         (lambda: ConFIG(length=3).weights(gram_of()), "ConFIG: got 3 tasks, expected task 3 among them"),
         (lambda: NashMTL(n_tasks=0), "NashMTL: n_tasks is 0, expected an integer of at least 1 or None"),
+        (
+            lambda: NashMTL(pref_vector=torch.tensor([1.0, 0.0])),
+            r"NashMTL: pref_vector is \[1.0, 0.0\], expected positive numbers",
+        ),
+        (lambda: NashMTL(pref_vector=torch.ones(2, 2)), r"NashMTL: pref_vector has shape \[2, 2\], expected \[K\]"),
         (lambda: NashMTL(max_norm=-1), "NashMTL: max_norm is -1, expected a number of at least 0"),
         (lambda: NashMTL(update_weights_every=0), "NashMTL: update_weights_every is 0, expected an integer of at"),
         (lambda: FairGrad(-1.0), "FairGrad: alpha is -1.0, expected a number of at least 0"),

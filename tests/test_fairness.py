@@ -100,6 +100,23 @@ def test_nash_mtl_by_hand(device):
     assert torch.allclose(NashMTL(max_norm=5.0).weights(gram).cpu(), expected)
 
 
+def test_nash_mtl_with_bargaining_powers(device):
+    J = jacobian(num_tasks=4)
+    gram, p = (J @ J.T).to(device), torch.tensor([0.1, 2.0, 0.5, 1.4])
+    w = NashMTL(max_norm=0, pref_vector=p).weights(gram, rtol=RTOL).cpu()
+    assert torch.allclose(w * (J @ J.T @ w), p.double())
+    assert torch.allclose(NashMTL(max_norm=0, pref_vector=3 * p).weights(gram, rtol=RTOL).cpu(), w)
+    # The same for all is none; they are those of the present tasks; and loss_scale is known beside them.
+    equal = NashMTL(pref_vector=torch.full((4,), 0.3)).weights(gram)
+    assert torch.allclose(equal, NashMTL().weights(gram))
+    present = NashMTL(max_norm=0, pref_vector=p).weights(gram[:2, :2], tasks=(1, 3), rtol=RTOL).cpu()
+    assert torch.allclose(present * (gram[:2, :2].cpu() @ present), 2 * p[[1, 3]].double() / 3.4)
+    both = NashMTL(pref_vector=p)
+    assert torch.allclose(both.weights(gram * 64, loss_scale=8.0), NashMTL(pref_vector=p).weights(gram))
+    with pytest.raises(ValueError, match=r"NashMTL: got tasks \[0, 1, 2\], expected 4 tasks as there are preferences"):
+        both.weights(gram[:3, :3])
+
+
 def test_nash_mtl_keeps_its_weights_between_updates(device):
     grams = [(J @ J.T).to(device) for J in (jacobian(num_tasks=3) for _ in range(5))]
     every, third = NashMTL(max_norm=0), NashMTL(max_norm=0, update_weights_every=3)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import draw, matrix
 
-from mtlfast import ops, reference
+from mtlfast import _native, ops, reference
 from mtlfast.aggregation import PCGrad
 
 
@@ -83,6 +83,85 @@ def test_more_tasks_than_the_solver_takes(device):
     assert torch.allclose(w.cpu() @ J, reference.pcgrad(J).sum(0), atol=1e-8)
 
 
+def test_params_and_inputs_go_by_name_or_in_the_headers_order(device):
+    J = torch.randn(2, 3, 5, dtype=torch.float64, device=device)
+    gram, keys = J @ J.mT, torch.rand(2, 3, 3, device=device)
+    expected = ops.solve(gram, "pcgrad", [1.0, 0.0], [keys])
+    assert not torch.equal(expected, ops.solve(gram, "pcgrad", [0.0, 1.0], [keys]))
+    for params in ({"mean": 1.0, "itself": 0.0}, {"itself": 0.0, "mean": 1.0}):
+        assert torch.equal(ops.solve(gram, "pcgrad", params, {"keys": keys}), expected)
+
+
+@pytest.mark.native
+def test_the_references_names_and_sizes_are_those_of_the_headers():
+    for num_tasks in (1, 3, 8):
+        facts = {
+            name: (
+                ", ".join(solver.params),
+                ", ".join(solver.inputs),
+                [num_tasks ** reference.DIMENSIONS[name] for name in solver.inputs],
+                0 if solver.state is None else solver.state(num_tasks),
+                solver.square,
+            )
+            for name, solver in reference.SOLVERS.items()
+        }
+        assert _native.C.solver_facts(num_tasks) == facts
+
+
+@pytest.fixture(params=[pytest.param("native", marks=pytest.mark.native), "reference"])
+def served(request, monkeypatch) -> str:
+    """Who solves: the compiled op, or its twin."""
+    if request.param == "reference":
+        monkeypatch.setattr(_native, "serves", lambda device: False)
+    return request.param
+
+
+def test_two_inputs_and_each_alone(served):
+    # Orthogonal gradients of squared lengths g: g_i w_i = c_i / w_i; losses multiplied by 4 scale the update alone.
+    g, p, scale = torch.tensor([4.0, 1.0, 0.25]).double(), torch.tensor([0.5, 2.0, 0.5]).double(), torch.tensor(4.0)
+    params = {"max_norm": 0.0, "update_weights_every": 1, "rtol": 1e-6}
+
+    def weights(factor: float = 1.0, **inputs: torch.Tensor) -> torch.Tensor:
+        state = torch.zeros(2, 5, dtype=torch.float64)
+        gram = (g * factor**2).diag().expand(2, 3, 3)
+        return ops.solve(gram, "nash_mtl", params, {name: x.expand(2, *x.shape) for name, x in inputs.items()}, state)
+
+    fair, preferring = g**-0.5, (p / g) ** 0.5
+    assert torch.allclose(weights(), fair.expand(2, 3))
+    assert torch.allclose(weights(4.0, loss_scale=scale), fair.expand(2, 3))
+    assert torch.allclose(weights(preferences=p), preferring.expand(2, 3))
+    assert torch.allclose(weights(preferences=7 * p), preferring.expand(2, 3))
+    assert torch.allclose(weights(4.0, preferences=p, loss_scale=scale), preferring.expand(2, 3))
+    assert weights(preferences=p * torch.nan).isnan().all()
+
+
+def test_accepted_alike(served):
+    # By the number of elements a group: inputs of another shape, more state than the tasks need, no group at all.
+    gram, keys = torch.tensor([[2.0, -1, -1], [-1, 2, 0.5], [-1, 0.5, 2]]).double(), torch.rand(3, 3)
+    in_turn = ops.solve(gram, "pcgrad", [0.0, 0.0], [keys])
+    assert torch.equal(ops.solve(gram, "pcgrad", [0.0, 0.0], [keys.view(9)]), in_turn)
+    assert torch.equal(ops.solve(gram, "pcgrad", [0.0, 0.0], [None]), ops.solve(gram, "pcgrad", [0.0, 0.0]))
+    for method, params, least in (("gradvac", [0.5, 0.0], 9), ("pcd", [0.9, 0.0, 0.1, 1e-9], 8)):
+        exact, more = torch.zeros(least, dtype=torch.float64), torch.zeros(least + 1, dtype=torch.float64)
+        wanted = ops.solve(gram, method, params, state=exact)
+        assert torch.allclose(ops.solve(gram, method, params, state=more), wanted)
+        assert torch.equal(more[:least], exact)
+    assert ops.solve(gram.new_empty(0, 3, 3), "pcgrad", [0.0, 0.0], [keys.new_empty(0, 3, 3)]).shape == (0, 3)
+    assert ops.solve(gram.new_empty(0, 0), "pcgrad_coefficients").shape == (0, 0)
+    assert ops.solve(gram, "mgda", [0.0, 1.0, 0.0], state=gram.new_empty(0)).shape == (3,)
+
+
+def test_an_input_that_is_no_tensor(served):
+    with pytest.raises(TypeError, match="solve: upgrad got preferences of type list, expected a Tensor"):
+        ops.solve(torch.eye(2, dtype=torch.float64), "upgrad", [0.0], {"preferences": [0.5, 0.5]})
+
+
+def test_a_state_that_groups_do_not_share_equally(served):
+    gram = torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
+    with pytest.raises(ValueError, match=r"solve: modo got a state of 3\.5 elements a group, expected at least 3"):
+        ops.solve(gram, "modo", [0.1, 0.1], state=torch.zeros(7, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("gram", "method", "message"),
     [
@@ -96,7 +175,6 @@ def test_bad_input(gram, method, message):
         ops.solve(gram, method)
 
 
-@pytest.mark.native
 @pytest.mark.parametrize(
     ("method", "arguments", "message"),
     [
@@ -121,8 +199,79 @@ def test_bad_input(gram, method, message):
         ("pcgrad", {"params": [0.0, 0.0], "tasks": [0, 1]}, "solve: got 2 tasks, expected 3 as gram has"),
         ("pcgrad", {"params": [0.0, 0.0], "tasks": [0, 1, -1]}, "solve: task -1, expected an index"),
         ("pcgrad", {"params": [0.0, 0.0], "tasks": [0, 1, 0]}, "solve: task 0 is there twice, expected each once"),
+        ("pcgrad", {"params": {"mean": 0.0}}, "solve: pcgrad got 1 params, expected 2"),
+        ("pcgrad", {"params": {"itself": 0.0}}, "solve: pcgrad got params itself, expected mean, itself"),
+        (
+            "pcgrad",
+            {"params": {"mean": 0.0, "itself": 0.0, "eps": 0.0}},
+            "solve: pcgrad got params mean, itself, eps, expected mean, itself",
+        ),
+        (
+            "imtlg",
+            {"params": {"rtol": 0.0}, "inputs": {"keys": torch.ones(3, 3)}},
+            "imtlg got inputs keys, expected none",
+        ),
+        (
+            "nash_mtl",
+            {"params": [0.0, 1.0, 0.0], "inputs": {"losses": torch.ones(3)}},
+            "solve: nash_mtl got inputs losses, expected loss_scale, preferences",
+        ),
+        (
+            "nash_mtl",
+            {"params": [0.0, 1.0, 0.0], "inputs": [None, None, None]},
+            "solve: nash_mtl got 3 inputs, expected loss_scale, preferences",
+        ),
+        (
+            "nash_mtl",
+            {"params": [0.0, 1.0, 0.0], "inputs": {"preferences": torch.ones(1)}},
+            "solve: nash_mtl got an input of 1 elements a group, expected 3: preferences",
+        ),
+        (
+            "upgrad",
+            {"params": [0.0], "inputs": {"preferences": torch.ones(3, device="meta")}},
+            "solve: an input is on meta, expected cpu as gram",
+        ),
+        (
+            "mgda",
+            {"params": {"epsilon": 0.0, "max_iters": 1, "norms": 3}},
+            "solve: mgda got no input, expected one: losses",
+        ),
+        ("mgda", {"params": [0.0, 1.0, 2.0], "inputs": [None]}, "solve: mgda got no input, expected one: losses"),
+        (
+            "modo",
+            {"params": [0.1, 0.1], "state": torch.zeros(3)},
+            "state is torch.float32 on cpu, expected torch.float64",
+        ),
+        (
+            "modo",
+            {"params": [0.1, 0.1], "state": torch.zeros(6, dtype=torch.float64)[::2]},
+            r"state has strides \[2\], expected it to be contiguous",
+        ),
     ],
 )
-def test_arguments_that_a_solver_would_read_beyond(method, arguments, message):
+def test_arguments_that_a_solver_would_read_beyond(method, arguments, message, served):
+    arguments = dict(arguments)
+    state = arguments.get("state")
+    before = None if state is None else state.clone()
     with pytest.raises(ValueError, match=message):
         ops.solve(torch.eye(3, dtype=torch.float64), method, **arguments)
+    assert state is None or torch.equal(state, before)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("pcgrad", [0.0], [], None, None),
+        ("mgda", [0.0, 1.0, 2.0], [], None, None),
+        ("mgda", [0.0, 1.0, 2.0], [None], None, None),
+        ("krum", [0.0, 1.0], [torch.ones(3)], None, None),
+        ("nash_mtl", [0.0, 1.0, 0.0], [None, torch.ones(2)], torch.zeros(5, dtype=torch.float64), None),
+        ("gradvac", [0.5, 0.0], [], None, None),
+        ("modo", [0.1, 0.1], [], torch.zeros(3), None),
+        ("pcgrad", [0.0, 0.0], [], None, [0, 1, -1]),
+    ],
+)
+def test_a_direct_call_reads_nothing_beyond_its_arguments(arguments):
+    with pytest.raises(ValueError, match="solve: "):
+        torch.ops.mtlfast.solve(torch.eye(3, dtype=torch.float64), *arguments)

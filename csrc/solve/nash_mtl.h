@@ -1,9 +1,11 @@
 // Nash-MTL (Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, Algorithm 1).
 //
-// The weights w > 0 with (G w)_i = 1 / w_i: the bargaining solution, found exactly. With unit gradients' products S and
-// b = d w it is (S b)_i = 1 / b_i. Its update has the length sqrt(K), whatever the gradients'; one longer than max_norm
-// is shortened to that. New weights every `update_weights_every` steps; between them the last ones. Where a combination
-// of the gradients is zero there is no such w: then MGDA's, which make the update zero.
+// The weights w > 0 with (G w)_i = c_i / w_i: the bargaining solution, found exactly. c = 1, or K p / sum p for the
+// tasks' preferences p, their bargaining powers (Kalai, "Nonsymmetric Nash Solutions and Replications of 2-Person
+// Bargaining", 1977). With unit gradients' products S and b = d w it is (S b)_i = c_i / b_i. Its update has the length
+// sqrt(K), whatever the gradients'; one longer than max_norm is shortened to that. New weights every
+// `update_weights_every` steps; between them the last ones. Where a combination of the gradients is zero there is no
+// such w: then MGDA's, which make the update zero.
 #pragma once
 #include "fair_point.h"
 #include "norms.h"
@@ -11,13 +13,13 @@
 
 namespace mtlfast::solvers {
 
-// max_norm: 0 for none. loss_scale: [1], what the losses were multiplied by, 1 without it. state: [2 + n]: solves
-// without a solution, steps; then each task's last weight, 0 if it has none.
+// max_norm: 0 for none. loss_scale: [1], what the losses were multiplied by, 1 without it. preferences: [K], positive.
+// state: [2 + n]: solves without a solution, steps; then each task's last weight, 0 if it has none.
 struct NashMTL : Method {
   static constexpr const char* name = "nash_mtl";
   MTLFAST_NAMES(Param, max_norm, update_weights_every, rtol);
-  MTLFAST_NAMES(Input, loss_scale);
-  static int input_size(int, int) { return 1; }
+  MTLFAST_NAMES(Input, loss_scale, preferences);
+  static int input_size(int input, int K) { return input == Input::loss_scale ? 1 : K; }
   static int64_t state_size(int known) { return 2 + known; }
   static int64_t scratch_size(int K) { return K * K + 3 * K + FairPoint::scratch_size(K) + MinNorm::scratch_size(K); }
 
@@ -54,16 +56,18 @@ struct NashMTL : Method {
   template <class Team>
   MTLFAST_HD static bool bargain(Team team, const Problem& p, double* w) {
     const int K = p.num_tasks;
-    double *zeros = w + K, *norms = zeros + K, *S = norms + K, *rest = S + K * K;
+    double *log_c = w + K, *norms = log_c + K, *S = norms + K, *rest = S + K * K;
     unit_products(team, p, norms, S);
-    for (int k = team.rank; k < K; k += team.size) zeros[k] = 0;  // log c
+    const double* preferences = p.inputs[Input::preferences];
+    const double mean = preferences ? sum_of(preferences, K) / K : 1;
+    for (int k = team.rank; k < K; k += team.size) log_c[k] = preferences ? std::log(preferences[k] / mean) : 0;
     team.sync();
     if (!(trace(p.gram, K) > 0)) {
       for (int k = team.rank; k < K; k += team.size) w[k] = 0;
       team.sync();
       return true;
     }
-    const bool solved = FairPoint{K, S, zeros, 1, p.params[Param::rtol], rest}.solve(team, w);
+    const bool solved = FairPoint{K, S, log_c, 1, p.params[Param::rtol], rest}.solve(team, w);
     if (!solved) {
       MinNorm{K, p.gram, rest}.solve(team, w);
       return false;

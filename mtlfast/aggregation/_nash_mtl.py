@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from mtlfast._settings import Or, Real, Whole
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._loss_scale import Unscaled
+from mtlfast.aggregation._preferences import Preferring
 from mtlfast.aggregation._step import Step
 
 
-class NashMTL(Unscaled):
+class NashMTL(Preferring, Unscaled):
     """The bargaining solution: the update that no task could gain from without another losing more, relatively.
 
     The weights w > 0 with (G w)_i = 1 / w_i. Navon et al., "Multi-Task Learning as a Bargaining Game" (ICML 2022),
@@ -22,9 +25,13 @@ class NashMTL(Unscaled):
         max_norm: a longer update is shortened to this; 0: none is. With `loss_scale` the update is what it would be
             without that factor, times the factor.
         update_weights_every: new weights every so many steps; in between the last ones, shortened anew.
+        pref_vector: [n], positive, the tasks' bargaining powers p: then (G w)_i = c_i / w_i, with c = K p / sum p over
+            the present tasks (Kalai, "Nonsymmetric Nash Solutions and Replications of 2-Person Bargaining", 1977).
+            None: all the same.
 
     Raises:
-        ValueError: an argument is outside of its range; at a call, there are more tasks than `n_tasks`.
+        ValueError: an argument is outside of its range, or `pref_vector` has not one dimension; at a call, there are
+        more tasks than `n_tasks`, or other tasks than there are preferences.
 
     State: n + 2 float64 numbers a group. Cost: two reads of K * P, one write of P; about 3 K^3 for the solve.
     """
@@ -33,13 +40,20 @@ class NashMTL(Unscaled):
     keeps = "n weights"
     method = "nash_mtl"
     counts_failures = True
+    positive_preferences = True
     n_tasks = Or(Whole(1), None)
     max_norm = Real(0)
     update_weights_every = Whole(1)
 
-    def __init__(self, n_tasks: int | None = None, max_norm: float = 1.0, update_weights_every: int = 1) -> None:
+    def __init__(
+        self,
+        n_tasks: int | None = None,
+        max_norm: float = 1.0,
+        update_weights_every: int = 1,
+        pref_vector: Tensor | None = None,
+    ) -> None:
         """See the class."""
-        super().__init__()
+        super().__init__(pref_vector)
         self.n_tasks = n_tasks
         self.max_norm = max_norm
         self.update_weights_every = update_weights_every
@@ -62,4 +76,7 @@ class NashMTL(Unscaled):
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
-        return f"n_tasks={self.n_tasks}, max_norm={self.max_norm}, update_weights_every={self.update_weights_every}"
+        return (
+            f"n_tasks={self.n_tasks}, max_norm={self.max_norm}, update_weights_every={self.update_weights_every}, "
+            f"pref_vector={self.pref_vector}"
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from mtlfast.aggregation._jacobian import AsksJacobian
@@ -13,6 +15,7 @@ class Preferring(SolvedAggregator):
     """A method that is told how much each task counts; without it 1/K each."""
 
     preferences: Tensor | None
+    positive_preferences: ClassVar[bool] = False  # is a task that counts nothing, or less, refused?
 
     def __init__(self, pref_vector: Tensor | None) -> None:
         """Takes the preferences [n], one for each task, any real dtype."""
@@ -29,6 +32,8 @@ class Preferring(SolvedAggregator):
     def pref_vector(self, value: Tensor | None) -> None:
         if value is not None and value.dim() != 1:
             raise ValueError(f"{type(self).__name__}: pref_vector has shape {list(value.shape)}, expected [K]")
+        if self.positive_preferences and value is not None and not bool(((value > 0) & value.isfinite()).all()):
+            raise ValueError(f"{type(self).__name__}: pref_vector is {value.tolist()}, expected positive numbers")
         self.preferences = None if value is None else value.detach().double().clone()
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ def nash_mtl(group: Group) -> Tensor:
     kept = torch.stack([group.state[2 + task] for task in group.present])
     if float(group.state[1]) % every == 0 or not bool((kept > 0).all()):
         units, norms = unit_rows(group.matrix)
-        b = fair_point(units, torch.zeros_like(norms), 1.0, rtol)
+        preferences = group.inputs.get("preferences", torch.ones_like(norms))
+        b = fair_point(units, (preferences / preferences.mean()).log(), 1.0, rtol)
         if not norms.any():
             kept = torch.zeros_like(norms)
         elif b is None:

@@ -107,7 +107,7 @@ SOLVERS = {
     "nash_mtl": Solver(
         nash_mtl,
         ("max_norm", "update_weights_every", "rtol"),
-        ("loss_scale",),
+        ("loss_scale", "preferences"),
         state=lambda known: 2 + known,
     ),
     "fairgrad": Solver(fairgrad, ("alpha", "rtol"), ("loss_scale",)),

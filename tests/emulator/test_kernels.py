@@ -232,7 +232,8 @@ def test_solve(emulator: Emulator, name, num_tasks):
     for tasks in (None, tuple(range(0, 2 * num_tasks, 2)) if method.any_tasks else None):
         gram = products(method, torch.randn(3, num_tasks, num_tasks + 10, dtype=torch.float64))
         gram[1, 0, 0] = torch.inf
-        *arguments, state, present = aggregator.solve_arguments(gram, Step(num_tasks, losses(num_tasks), tasks=tasks))
+        step = Step(num_tasks, losses(num_tasks), 3.0, tasks)
+        *arguments, state, present = aggregator.solve_arguments(gram, step)
         emulated_state = None if state is None else state.clone()
         emulated = emulator.solve(*arguments, emulated_state, present, seed=1)
         expected = ops.solve(*arguments, state, present)
@@ -240,6 +241,25 @@ def test_solve(emulator: Emulator, name, num_tasks):
         assert torch.allclose(emulated, expected, rtol=1e-9, atol=1e-10, equal_nan=True)
         if state is not None:
             assert torch.allclose(emulated_state, state, rtol=1e-9, atol=1e-10, equal_nan=True)
+
+
+@pytest.mark.parametrize("given", [(), ("loss_scale",), ("preferences",), ("loss_scale", "preferences")], ids=str)
+def test_solve_with_two_inputs(emulator: Emulator, given):
+    # An absent one is a null pointer, which must be neither moved to the group nor read; each is looked at for NaN.
+    gram, params = conflicting(8), {"max_norm": 1.0, "update_weights_every": 1, "rtol": 1e-9}
+    inputs = {"loss_scale": torch.tensor([2.0, 3.0, 4.0]), "preferences": torch.rand(3, 8) + 0.1}
+    inputs = {name: inputs[name].double() for name in given}
+    states = [torch.zeros(3, 10, dtype=torch.float64) for _ in range(2)]
+    for x in (None, *inputs.values()):
+        if x is not None:
+            x.view(3, -1)[1, -1] = torch.nan
+        emulated = emulator.solve(gram, "nash_mtl", params, inputs, states[0], seed=1)
+        expected = ops.solve(gram, "nash_mtl", params, inputs, states[1])
+        assert emulated[1].isnan().all() == (x is not None)
+        assert torch.allclose(emulated, expected, rtol=1e-9, atol=1e-10, equal_nan=True)
+        assert torch.allclose(*states, rtol=1e-9, atol=1e-10)
+        if x is not None:
+            x.view(3, -1)[1, -1] = 1
 
 
 @pytest.mark.parametrize("method", ["mgda", "dualproj", "imtlg", "config"])
