@@ -75,6 +75,7 @@ def backward(
                 jacobian.write(weights)
             else:
                 weights, gram = None, jacobian.gram() if diagnostics else None
+                step = step._replace(rtol=jacobian.rtol, mask=jacobian.mask)
                 jacobian.put(aggregator.direction(jacobian.rows(), step))
             _grad.commit(learned)
     except BaseException:

@@ -134,6 +134,7 @@ class Products(Jacobian):
     num_tasks = property(lambda self: len(self._matrix))
     device = torch.device("cpu")
     rtol = 1e-12
+    mask = None
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
         """Nothing to do."""

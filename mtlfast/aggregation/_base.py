@@ -231,10 +231,10 @@ class GramAggregator(Aggregator):
 
         Args:
             jacobian: it is asked for no more than the method `reads`.
-            step: `check` let it pass.
+            step: `check` let it pass; what the Jacobian knows better is taken from there.
             need_gram: compute the Gram matrix in any case.
         """
-        step = step._replace(rtol=jacobian.rtol)
+        step = step._replace(rtol=jacobian.rtol, mask=jacobian.mask)
         if self.reads is Reads.GRAM or need_gram:
             gram = jacobian.gram()
             return self.solve(gram, step), gram

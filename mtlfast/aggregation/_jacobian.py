@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,6 +30,10 @@ class AsksJacobian(Protocol):
     @property
     def rtol(self) -> float:
         """The relative precision of the products, for decisions about ranks."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """[K] bool, which tasks take part in the step; None: all."""
 
     def gram(self) -> Tensor:
         """[K, K] float64."""
@@ -82,6 +86,17 @@ class RowsJacobian:
         exact = all(part.grads.dtype == torch.float64 for part in self._parts)
         return self.num_tasks * (torch.finfo(torch.float64).eps if exact else 1e-6)
 
+    @property
+    def mask(self) -> Tensor | None:
+        """A task that reaches none of the tensors is absent."""
+        reaching = [any(self._reaches(task)) for task in range(self.num_tasks)]
+        if all(reaching):
+            return None
+        return without(torch.ones(self.num_tasks, dtype=torch.bool, device=self.device), reaching)
+
+    def _reaches(self, task: int) -> Iterator[bool]:
+        return (gradient is not None for part in self._parts for gradient in part.grads.rows[task])
+
     def gram(self) -> Tensor:
         """One read of K * P."""
         return _sum([ops.gram(part.grads) for part in self._parts])
@@ -95,6 +110,14 @@ class RowsJacobian:
         """The task gradients."""
         (part,) = self._parts
         return part.grads
+
+
+def without(mask: Tensor, present: Sequence[bool]) -> Tensor:
+    """The mask with False where the host knows that a task is absent; a fill for each, where a copy would wait."""
+    for task, there in enumerate(present):
+        if not there:
+            mask[task] = False
+    return mask
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:

@@ -21,6 +21,8 @@ class Step(NamedTuple):
         rtol: the relative precision of the gradients, for decisions about ranks; None: not known.
         training: does the step count? If not, no state moves, no random number is drawn, and a method that draws takes
             a fixed order or expected weights.
+        mask: [K] or [..., K] bool on the gradients' device; False: the task is absent from this step although it has a
+            row, since its loss weight is 0 or it reaches none of the tensors. None: all are there.
     """
 
     num_tasks: int
@@ -29,6 +31,7 @@ class Step(NamedTuple):
     tasks: tuple[int, ...] | None = None
     rtol: float | None = None
     training: bool = True
+    mask: Tensor | None = None
 
     @property
     def precision(self) -> float:

@@ -56,6 +56,14 @@ class Jacobian(ABC):
     def rtol(self) -> float:
         """The relative precision of the products, for decisions about ranks."""
 
+    @property
+    @abstractmethod
+    def mask(self) -> Tensor | None:
+        """[K] bool, which tasks take part in the step; None: all.
+
+        A task whose loss weight is 0 does not, nor one that reaches none of the shared parameters.
+        """
+
     @abstractmethod
     def gram(self) -> Tensor:
         """G = J J^T, [K, K] float64."""

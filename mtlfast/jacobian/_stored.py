@@ -56,6 +56,7 @@ class StoredJacobian(RowsJacobian, Jacobian):
         self._losses, self._retain_graph = losses, retain_graph
         self._others = _grad.PlainGradients(others, loss_weights_later)
         self._ours: list[bool] = []
+        self._loss_weights: Tensor | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -69,14 +70,21 @@ class StoredJacobian(RowsJacobian, Jacobian):
         return None if len(dtypes) == 1 else f"the shared parameters are of {' and '.join(dtypes)}, expected one dtype"
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
-        """K backward passes; see `Jacobian.obtain`."""
+        """K backward passes; see `Jacobian.obtain`.
+
+        On the CPU a task whose loss weight is 0 has none: its row is None, and so are its plain gradients. Elsewhere
+        the weight cannot be read without waiting, so that its gradients are zeros.
+        """
         inputs, T = [*self.parameters, *self._others.leaves], len(self.parameters)
-        rows = []
-        for k, loss in enumerate(self._losses):
-            keep = self._retain_graph or k < len(self._losses) - 1
+        self._loss_weights = loss_weights
+        wanted = self._tasks_with_weight()
+        rows: list[tuple[Tensor | None, ...]] = [(None,) * T] * self.num_tasks
+        for k in wanted:
+            loss = self._losses[k]
             weight = None if loss_weights is None else loss_weights[k].to(loss.dtype)
+            keep = self._retain_graph or k != wanted[-1]
             gradients = torch.autograd.grad(loss, inputs, weight, retain_graph=keep, allow_unused=True)
-            rows.append(gradients[:T])
+            rows[k] = gradients[:T]
             self._others.collect(k, gradients[T:])
             del gradients  # what is held twice cannot become a `.grad`
         held = tuple(rows)
@@ -84,6 +92,20 @@ class StoredJacobian(RowsJacobian, Jacobian):
         self._refuse_sparse(held)
         self._ours = _grad.exclusive(held)
         self._parts = self._split(held)
+
+    def _tasks_with_weight(self) -> list[int]:
+        weights = self._loss_weights
+        if weights is None or weights.device.type != "cpu":
+            return list(range(self.num_tasks))
+        return [k for k, weight in enumerate(weights.tolist()) if weight != 0]  # host: a CPU tensor
+
+    @property
+    def mask(self) -> Tensor | None:
+        """See `Jacobian.mask`."""
+        mask, weights = super().mask, self._loss_weights
+        if weights is None or weights.device.type == "cpu":
+            return mask
+        return weights != 0 if mask is None else (weights != 0) & mask
 
     def _refuse_sparse(self, rows: Rows) -> None:
         for row in rows:

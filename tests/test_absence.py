@@ -1,0 +1,148 @@
+"""A task whose loss weight is 0, or that reaches none of the shared parameters, has no part in the shared update."""
+
+import copy
+
+import pytest
+import torch
+from methods import METHODS, numbers_of_tasks
+from torch import Tensor, nn
+
+import mtlfast
+from mtlfast import TaskGradients
+from mtlfast.aggregation import MGDA, Mean
+from mtlfast.weighting import Constant, FreezeConverged
+
+DRIVEN = {name: method for name, method in METHODS.items() if not method.cross and method.any_tasks}
+
+
+class Counts(torch.autograd.Function):
+    """Its backward pass is counted."""
+
+    passes = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        Counts.passes += 1
+        return g
+
+
+class Net(nn.Module):
+    """A trunk and heads; a task of `beside` does not reach the trunk."""
+
+    def __init__(self, num_tasks: int, beside: int | None = None) -> None:
+        super().__init__()
+        self.trunk, self.beside = nn.Sequential(nn.Linear(4, 6), nn.Tanh()), beside
+        self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(num_tasks))
+
+    def losses(self) -> list[Tensor]:
+        x = torch.ones(3, 4)
+        features = self.trunk(x)
+        return [
+            Counts.apply((head(torch.ones(3, 6) if k == self.beside else features) - k).square().mean())
+            for k, head in enumerate(self.heads)
+        ]
+
+
+def trained(net: Net, make, losses: list[Tensor | None], **more):
+    torch.manual_seed(3)
+    aggregator = make()
+    Counts.passes = 0
+    result = mtlfast.backward(losses, aggregator, shared=net.trunk, **more)
+    return result, [p.grad for p in net.trunk.parameters()], aggregator
+
+
+def assert_same(one, other) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", DRIVEN)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_loss_weight_of_0_is_absence(name, steps):
+    if "random" in repr(DRIVEN[name].make()) or "Random" in name:
+        pytest.skip("keys are drawn for all tasks, so that other numbers are left for those that are there")
+    (num_tasks, *_) = numbers_of_tasks(DRIVEN[name], 5)
+    if num_tasks < DRIVEN[name].least_tasks + 1 or num_tasks < 3:
+        pytest.skip("with one task absent there are too few")
+    absent = 1
+    net = Net(num_tasks)
+    other = copy.deepcopy(net)
+    weights = torch.ones(num_tasks)
+    weights[absent] = 0
+    without, plain = DRIVEN[name].make(), DRIVEN[name].make()
+    for _ in range(steps):
+        Counts.passes = 0
+        result = mtlfast.backward(net.losses(), plain, shared=net.trunk, weighting=Constant(weights))
+        assert Counts.passes == num_tasks - 1
+        losses = other.losses()
+        wanted = mtlfast.backward(
+            [None if k == absent else loss for k, loss in enumerate(losses)], without, shared=other.trunk
+        )
+    present = [k for k in range(num_tasks) if k != absent]
+    assert torch.equal(result.weights[present], wanted.weights)
+    assert result.weights[absent] == 0
+    assert_same([p.grad for p in net.parameters()], [p.grad for p in other.parameters()])
+    assert all(p.grad is None for p in net.heads[absent].parameters())
+    assert_same(plain.state_dict().values(), without.state_dict().values())
+
+
+@pytest.mark.parametrize("make", [Mean, MGDA])
+def test_a_task_that_reaches_nothing_shared_trains_its_head_alone(make):
+    net, other = Net(3, beside=1), Net(3, beside=1)
+    other.load_state_dict(net.state_dict())
+    result, grads, _ = trained(net, make, net.losses())
+    losses = other.losses()
+    wanted, without, _ = trained(other, make, [losses[0], None, losses[2]])
+    assert torch.equal(result.weights[[0, 2]], wanted.weights)
+    assert result.weights[1] == 0
+    assert_same(grads, without)
+    assert all(p.grad is not None for p in net.heads[1].parameters())
+
+
+def test_a_gradient_that_is_zero_keeps_its_place():
+    # MGDA's update is zero then, by its definition: no direction is better for a task that is at its minimum.
+    net = Net(2)
+    losses = net.losses()
+    losses[1] = losses[1] * 0
+    result, grads, _ = trained(net, MGDA, losses)
+    assert result.weights.tolist() == [0, 1]
+    assert not any(g.any() for g in grads)
+
+
+def test_by_hand_a_row_of_none_is_absent():
+    rows = [[torch.ones(3), torch.ones(2)], [None, None], [2 * torch.ones(3), None]]
+    direction = Mean()(TaskGradients.from_rows(rows))
+    assert direction[0].tolist() == [1.5] * 3
+    assert direction[1].tolist() == [0.5] * 2
+
+
+def test_all_weights_0_leaves_everything_alone():
+    net = Net(2)
+    result, _, _ = trained(net, MGDA, net.losses(), weighting=Constant(torch.zeros(2)))
+    assert result.weights.tolist() == [0, 0]
+    assert Counts.passes == 0
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_schedule_that_freezes_a_task():
+    net = Net(2)
+    weighting = FreezeConverged(2, patience=1, decay=0.0)
+    for _ in range(4):
+        net.zero_grad()
+        result, _, _ = trained(net, MGDA, net.losses(), weighting=weighting)
+    frozen = (result.loss_weights == 0).nonzero().flatten().tolist()
+    assert frozen
+    assert all(net.heads[k].weight.grad is None for k in frozen)
+
+
+def test_the_graph_is_freed_when_the_last_task_is_absent():
+    net = Net(3)
+    losses = net.losses()
+    trained(net, MGDA, losses, weighting=Constant(torch.tensor([1.0, 1.0, 0.0])))
+    with pytest.raises(RuntimeError, match="second time"):
+        trained(net, MGDA, losses)
