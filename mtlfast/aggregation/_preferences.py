@@ -37,6 +37,6 @@ class Preferring(SolvedAggregator):
     def inputs(self, step: Step) -> dict[str, Tensor]:
         """The present tasks' preferences, if there are any."""
         others = super().inputs(step)
-        if self.preferences is None:
+        if self._buffers["preferences"] is None:  # past nn.Module's attribute search, as in _solved.py
             return others
         return {**others, "preferences": self.of_tasks("preferences", "preferences", step.gram, step.tasks)}
