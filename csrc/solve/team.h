@@ -47,8 +47,8 @@ struct Problem {
   }
 };
 
-// What a method takes, by name, in the order in which the op takes it: Kind::rtol is an index, Kind::count tells how many
-// there are, and Kind::names is their text, against which Python's table is tested.
+// What a method takes, by name, in the order in which the op takes it: Kind::rtol is an index, Kind::count tells how
+// many there are, and Kind::names is their text, against which Python's table is tested.
 #define MTLFAST_NAMES(Kind, ...)                       \
   struct Kind {                                        \
     enum : int { __VA_ARGS__, count };                 \

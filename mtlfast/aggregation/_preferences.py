@@ -39,12 +39,12 @@ class Preferring(SolvedAggregator):
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The present tasks' preferences, if there are any."""
         others = super().inputs(gram, step)
-        if self.preferences is None:
+        if self._buffers["preferences"] is None:  # past nn.Module's attribute search, as in _solved.py
             return others
         return {**others, "preferences": self.entries("preferences", gram, step)}
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Refuses another number of tasks than there are preferences."""
         super().check(step, jacobian)
-        if self.preferences is not None:
+        if self._buffers["preferences"] is not None:
             self.check_entries("preferences", "preferences", step)
