@@ -27,19 +27,29 @@ def backward(
     """Puts the aggregated gradient in `.grad` of the shared parameters; call it in place of `loss.backward()`.
 
     Every other leaf that the losses reach (heads, most often) gets its own plain gradient, the sum over the tasks.
-    Gradients are added to an existing `.grad`, as `.backward()` does. All are held back until the last backward pass
-    and the aggregation have succeeded: an error leaves every `.grad` as it was. Frozen parameters, and those that no
-    task reaches, are left alone.
+    Gradients are added to an existing `.grad`, as `.backward()` does. An error leaves every `.grad`, the aggregator and
+    the weighting as they were; what a method cannot work with it refuses before the first backward pass. Frozen
+    parameters, and those that no task reaches, are left alone. It is a training step, whatever mode the methods are in.
+
+    A task is absent from the step if its loss is None. It is absent from the shared update if its loss weight is
+    exactly 0, or if it reaches none of the shared parameters. On the CPU a weight of 0 saves the task's backward pass;
+    on a GPU, where it cannot be read without waiting, its head gets a gradient of zeros, and NaN in its gradients
+    reaches `.grad`. `StepResult.tasks` names it on both.
+
+    To accumulate over N micro-batches, divide each loss by N and say `loss_scale=1 / N`. Each micro-batch then has its
+    own surgery, and the weighted sum of all is in `.grad`.
 
     Args:
-        losses: K scalar losses of one forward pass (list, tuple or a [K] tensor). None: that task is absent.
+        losses: K scalar losses of one forward pass: a list, tuple, generator, dict of names or [K] tensor. None: that
+            task is absent.
         aggregator: how the shared parameters' K gradients become one.
-        shared: the parameters that tasks share, leaf tensors; those that do not require grad are passed over.
+        shared: the parameters that tasks share: a module, its parameters, or a list of both. Leaf tensors, of one dtype
+            or several; those that do not require grad are passed over.
         weighting: each loss is multiplied by its derivative of the weighted loss before its backward pass, so that the
             aggregator, and the heads, see weighted losses; parameters that the weighting learns get its own gradient.
-        loss_scale: what the losses were multiplied by (a GradScaler's scale, 1/N of an accumulation over N
-            micro-batches, or their product), for methods with an absolute norm and for the weighting, which sees the
-            losses without it.
+        loss_scale: what the losses were multiplied by, above 0: a GradScaler's scale, 1/N of an accumulation over N
+            micro-batches, or their product. Methods with an absolute norm need it, and the weighting sees the losses
+            without it.
         retain_graph: keep the graph for another backward pass; else it is freed with the last task.
         diagnostics: compute the Gram matrix for the result even if the aggregator does not need it.
         allow_local: let each rank of a process group aggregate its own gradients, which differ from rank to rank.
@@ -48,7 +58,8 @@ def backward(
         StepResult: weights, Gram matrix, norms, cosines and losses of this step, as device tensors.
 
     Raises:
-        ValueError, TypeError: a loss or parameter does not fit.
+        ValueError, TypeError: a loss or parameter does not fit, a shared parameter's gradient is sparse, a parameter is
+            sharded over processes or hidden by a reentrant checkpoint, or a method refuses the step.
         RuntimeError: a process group of several ranks is initialised, and `allow_local` is not set.
 
     Memory: the K gradients of the shared parameters, and nothing of their size beside them where `.grad` is None and
