@@ -142,7 +142,9 @@ def _named(shared: Shared) -> Iterable[tuple[str, Tensor]]:
         ) from None
     owners: dict[int, str] = {}
     for i, entry in enumerate(entries):
-        if isinstance(entry, nn.Module):
+        if isinstance(entry, Tensor):
+            yield f"shared {i}", entry
+        elif isinstance(entry, nn.Module):
             for name, parameter in entry.named_parameters():
                 if owners.setdefault(id(parameter), f"{i}.{name}") == f"{i}.{name}":  # modules may share one
                     yield f"{i}.{name}", parameter

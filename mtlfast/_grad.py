@@ -68,7 +68,7 @@ def _as_grad(gradient: Tensor, parameter: Tensor, own: bool) -> Tensor:
 
 
 def _set(parameter: Tensor, gradient: Tensor) -> None:
-    parameter.grad = gradient.detach() if gradient._is_view() else gradient  # it needs no base any more
+    parameter.grad = gradient.data if gradient._is_view() else gradient  # it needs no base any more
 
 
 def _plus(a: Tensor, b: Tensor) -> Tensor:
@@ -133,35 +133,33 @@ class PlainGradients:
     def __init__(self, leaves: Sequence[Tensor], apart: bool = False) -> None:
         """See the class."""
         self.leaves = leaves
-        self._apart = apart
-        self._of_tasks: list[list[tuple[int, Tensor]]] = [[] for _ in leaves]
+        self._sums: list[Tensor | None] = [None] * len(leaves)
+        self._of_tasks: dict[int, Sequence[Tensor | None]] | None = {} if apart else None
 
     def collect(self, task: int, gradients: Sequence[Tensor | None]) -> None:
         """Takes a task's gradients of the leaves, None where it does not reach one."""
-        for found, gradient in zip(self._of_tasks, gradients, strict=True):
-            if gradient is None:
-                continue
-            if found and not self._apart:
-                found[0] = (0, _plus(found[0][1], gradient))
-            else:
-                found.append((task, gradient))
+        if self._of_tasks is not None:
+            self._of_tasks[task] = gradients
+        else:
+            self._add(gradients)
 
     def prepared(self, loss_weights: Tensor | None = None) -> Pending:
-        """The sums, each task's gradient times its loss weight (1), ready to be added.
+        """What adds the sums to `.grad`, each task's gradient times its loss weight (1).
 
         Raises:
             ValueError: there are loss weights, and the tasks' gradients were not kept apart.
         """
-        if loss_weights is not None and not self._apart:
+        if self._of_tasks is None and loss_weights is not None:
             raise ValueError("write: got loss_weights, expected none as the tasks' gradients were added up already")
-        totals = [_sum(found, loss_weights) for found in self._of_tasks]
-        self._of_tasks = [[] for _ in self.leaves]  # what is held twice cannot become a `.grad`
-        return prepared(self.leaves, totals, exclusive((totals,)))
+        for task, gradients in (self._of_tasks or {}).items():
+            self._add(gradients, None if loss_weights is None else loss_weights[task])
+        self._of_tasks = None
+        sums = (self._sums,)
+        return prepared(self.leaves, self._sums, exclusive(sums))
 
-
-def _sum(found: Sequence[tuple[int, Tensor]], loss_weights: Tensor | None) -> Tensor | None:
-    total: Tensor | None = None
-    for task, gradient in found:
-        part = gradient if loss_weights is None else gradient * loss_weights[task].to(gradient.dtype)
-        total = part if total is None else _plus(total, part)
-    return total
+    def _add(self, gradients: Sequence[Tensor | None], weight: Tensor | None = None) -> None:
+        for i, gradient in enumerate(gradients):
+            if gradient is not None:
+                part = gradient if weight is None else gradient * weight.to(gradient.dtype)
+                before = self._sums[i]
+                self._sums[i] = part if before is None else _plus(before, part)

@@ -23,7 +23,7 @@ def refuse_sharded(
     Raises:
         ValueError: one is sharded.
     """
-    if not torch.distributed.is_available() or "torch.distributed.tensor" not in sys.modules:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return  # nobody can have made one
     from torch.distributed.tensor import DTensor
 

@@ -134,13 +134,15 @@ class Aggregator(ExactState, ABC):
         That is what a buffer "state" and a generator hold, here and in inner methods: numbers for each task. A method
         that keeps more than that writes it last, when nothing can fail any more.
         """
+        if not self._modules:
+            return self._remember()
         undo = [module._remember() for module in self.modules() if isinstance(module, Aggregator)]
 
-        def bring_back() -> None:
+        def all_back() -> None:
             for back in undo:
                 back()
 
-        return bring_back
+        return all_back
 
     def _remember(self) -> Callable[[], None]:
         """`snapshot` of this module alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mtlfast import ops
 from mtlfast.task_gradients import TaskGradients
+
+DOUBLE_EPS = torch.finfo(torch.float64).eps
 
 
 class AsksJacobian(Protocol):
@@ -46,9 +48,9 @@ class AsksJacobian(Protocol):
 
 
 class Part(NamedTuple):
-    """The columns of one dtype: which of all they are, and their gradients."""
+    """The columns of one dtype: which of all they are (None: all), and their gradients."""
 
-    columns: tuple[int, ...]
+    columns: Sequence[int] | None
     grads: TaskGradients
 
 
@@ -63,7 +65,7 @@ class RowsJacobian:
 
     def __init__(self, rows: TaskGradients) -> None:
         """See the class."""
-        self._parts = [Part(tuple(range(len(rows.shapes))), rows)]
+        self._parts = [Part(None, rows)]
 
     @property
     def num_tasks(self) -> int:
@@ -83,19 +85,23 @@ class RowsJacobian:
     @property
     def rtol(self) -> float:
         """K times the relative precision of a product of such gradients, of the coarsest dtype where there are two."""
-        exact = all(part.grads.dtype == torch.float64 for part in self._parts)
-        return self.num_tasks * (torch.finfo(torch.float64).eps if exact else 1e-6)
+        dtypes = {part.grads.dtype for part in self._parts}
+        return self.num_tasks * (DOUBLE_EPS if dtypes == {torch.float64} else 1e-6)
 
     @property
     def mask(self) -> Tensor | None:
         """A task that reaches none of the tensors is absent."""
-        reaching = [any(self._reaches(task)) for task in range(self.num_tasks)]
+        reaching = [self._reaches(task) for task in range(self.num_tasks)]
         if all(reaching):
             return None
         return without(torch.ones(self.num_tasks, dtype=torch.bool, device=self.device), reaching)
 
-    def _reaches(self, task: int) -> Iterator[bool]:
-        return (gradient is not None for part in self._parts for gradient in part.grads.rows[task])
+    def _reaches(self, task: int) -> bool:
+        for part in self._parts:
+            for gradient in part.grads.rows[task]:
+                if gradient is not None:
+                    return True
+        return False
 
     def gram(self) -> Tensor:
         """One read of K * P."""

@@ -45,7 +45,7 @@ def reached_by(losses: Sequence[Tensor]) -> Reached:
     Cost: a visit of each node of the graph, on the host.
     """
     leaves = {id(loss): loss for loss in losses if loss.grad_fn is None}
-    hiding: str | None = None
+    kinds: set[type[Any]] = set()
     seen: set[Any] = set()  # the nodes themselves: a node's Python object must live on to be recognised again
     waiting: list[Any] = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
     while waiting:
@@ -53,11 +53,13 @@ def reached_by(losses: Sequence[Tensor]) -> Reached:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(node, AccumulateGrad):
+        kind = type(node)
+        if kind is AccumulateGrad:
             leaf = node.variable
             if leaf.requires_grad:
                 leaves[id(leaf)] = leaf
-            continue
-        hiding = hiding or HIDING.get(type(node).__name__)
-        waiting.extend(next_node for next_node, _ in node.next_functions)
-    return Reached(list(leaves.values()), hiding)
+        else:
+            kinds.add(kind)
+            waiting.extend([next_node for next_node, _ in node.next_functions])
+    hiding = [HIDING[kind.__name__] for kind in kinds if kind.__name__ in HIDING]
+    return Reached(list(leaves.values()), hiding[0] if hiding else None)

@@ -89,7 +89,6 @@ class StoredJacobian(RowsJacobian, Jacobian):
             del gradients  # what is held twice cannot become a `.grad`
         held = tuple(rows)
         del rows
-        self._refuse_sparse(held)
         self._ours = _grad.exclusive(held)
         self._parts = self._split(held)
 
@@ -107,6 +106,23 @@ class StoredJacobian(RowsJacobian, Jacobian):
             return mask
         return weights != 0 if mask is None else (weights != 0) & mask
 
+    def _split(self, rows: Rows) -> list[Part]:
+        """The rows, by dtype where there are several."""
+        try:
+            return [Part(None, TaskGradients.from_rows(rows, self.parameters))]
+        except TypeError:
+            self._refuse_sparse(rows)
+        of_dtype: dict[torch.dtype, list[int]] = {}
+        for t in range(len(self.parameters)):
+            gradient = next((row[t] for row in rows if row[t] is not None), None)
+            if gradient is not None:
+                of_dtype.setdefault(gradient.dtype, []).append(t)
+        parts = []
+        for columns in of_dtype.values():
+            some = [tuple(row[t] for t in columns) for row in rows]
+            parts.append(Part(columns, TaskGradients.from_rows(some, [self.parameters[t] for t in columns])))
+        return parts
+
     def _refuse_sparse(self, rows: Rows) -> None:
         for row in rows:
             for name, gradient in zip(self._names, row, strict=True):
@@ -116,29 +132,15 @@ class StoredJacobian(RowsJacobian, Jacobian):
                         "sparse=False to the embedding, or leave it out of shared"
                     )
 
-    def _split(self, rows: Rows) -> list[Part]:
-        """The rows by dtype. Where there is one, a column that no task reaches keeps its place in it."""
-        of_dtype: dict[torch.dtype, list[int]] = {}
-        for t in range(len(self.parameters)):
-            gradient = next((row[t] for row in rows if row[t] is not None), None)
-            if gradient is not None:
-                of_dtype.setdefault(gradient.dtype, []).append(t)
-        if len(of_dtype) <= 1:
-            of_dtype = {torch.float32: list(range(len(self.parameters)))}
-        parts = []
-        for columns in of_dtype.values():
-            some = rows if len(of_dtype) == 1 else [tuple(row[t] for t in columns) for row in rows]
-            parts.append(Part(tuple(columns), TaskGradients.from_rows(some, [self.parameters[t] for t in columns])))
-        return parts
-
     def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
         """See `Jacobian.write`."""
         self.check_weights(weights)
         with torch.no_grad():
             pending = self._others.prepared(loss_weights)
             for columns, grads in self._parts:
-                parameters, ours = [self.parameters[t] for t in columns], [self._ours[t] for t in columns]
-                pending += _grad.weighted(parameters, grads, weights, ours)
+                ours = self._ours if columns is None else [self._ours[t] for t in columns]
+                assert grads.parameters is not None
+                pending += _grad.weighted(grads.parameters, grads, weights, ours)
             _grad.commit(pending)
 
     def put(self, direction: Sequence[Tensor | None], loss_weights: Tensor | None = None) -> None:
