@@ -73,11 +73,10 @@ def backward(
     step = Step(len(values), stacked, loss_scale, None if len(tasks) == number else tasks)
     aggregator.check(step, jacobian)
 
-    loss_weights: Tensor | None = None
-    learned: _grad.Pending = []
-    if weighting is not None:
-        loss_weights, learned = _weigh_losses(weighting, step)
+    weighed = None if weighting is None else weighting.step_weights(stacked, tasks=step.tasks, loss_scale=loss_scale)
+    loss_weights = None if weighed is None else weighed.loss_weights
     jacobian.obtain(loss_weights)
+    learned = [] if weighed is None else _grad.prepared_pairs(weighed.learned)
     bring_back = aggregator.snapshot()
     try:
         with torch.no_grad():
@@ -88,24 +87,12 @@ def backward(
                 weights, gram = None, jacobian.gram() if diagnostics else None
                 step = step._replace(rtol=jacobian.rtol, mask=jacobian.mask)
                 jacobian.put(aggregator.direction(jacobian.rows(), step))
-            _grad.commit(learned)
+            if weighed is not None:
+                _grad.commit(learned)
+                weighed.commit()
     except BaseException:
         bring_back()
         raise
     return StepResult(
         losses=stacked, tasks=tasks, weights=weights, gram=gram, loss_weights=loss_weights, plan=jacobian.plan
     )
-
-
-def _weigh_losses(weighting: LossWeighting, step: Step) -> tuple[Tensor, _grad.Pending]:
-    """The derivative of the weighted loss by each task's, [K]; and the gradients of what the weighting learns."""
-    assert step.losses is not None
-    scale = 1.0 if step.loss_scale is None else step.loss_scale
-    with torch.enable_grad():
-        values = (step.losses / scale).requires_grad_()
-        total = weighting(values, tasks=step.tasks)
-        parameters: list[Tensor] = [p for p in weighting.parameters() if p.requires_grad]
-        weights, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
-    scaled = [None if g is None else scale * g for g in gradients]
-    learned = _grad.prepared(parameters, scaled, [True] * len(scaled))
-    return (torch.zeros_like(step.losses) if weights is None else weights), learned

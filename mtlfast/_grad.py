@@ -58,6 +58,11 @@ def prepared(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], o
     return pending
 
 
+def prepared_pairs(pairs: Sequence[tuple[Tensor, Tensor]]) -> Pending:
+    """The same for parameters with a gradient each, which is ours."""
+    return prepared([p for p, _ in pairs], [g for _, g in pairs], [True] * len(pairs))
+
+
 def _as_grad(gradient: Tensor, parameter: Tensor, own: bool) -> Tensor:
     """The gradient itself, or a copy that is nobody else's and lies as its parameter does."""
     if gradient.is_sparse:

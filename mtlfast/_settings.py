@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any, Generic, TypeVar, overload
 
+from mtlfast._numbers import is_finite, plain, shown
+
 T = TypeVar("T")
 
 
 class Setting(Generic[T]):
-    """An attribute that refuses what it cannot hold, in one sentence."""
+    """An attribute that refuses what it cannot hold, in one sentence; numpy's and torch's scalars become Python's."""
 
     expected: str
 
@@ -35,8 +37,8 @@ class Setting(Generic[T]):
     def __set__(self, instance: object, value: T) -> None:
         """Checks and keeps the value."""
         if not self.holds(value):
-            raise ValueError(f"{type(instance).__name__}: {self.name} is {value!r}, expected {self.expected}")
-        instance.__dict__[f"_{self.name}"] = value
+            raise ValueError(f"{type(instance).__name__}: {self.name} is {shown(value)}, expected {self.expected}")
+        instance.__dict__[f"_{self.name}"] = plain(value)
 
 
 class Real(Setting[float]):
@@ -56,7 +58,8 @@ class Real(Setting[float]):
 
     def holds(self, value: Any) -> bool:
         """Is it a number in the interval?"""
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        value = plain(value)
+        if not is_finite(value):
             return False
         if value in (self.least, self.most):
             return self.least_itself if value == self.least else self.most_itself
@@ -72,6 +75,7 @@ class Whole(Setting[int]):
 
     def holds(self, value: Any) -> bool:
         """Is it such an integer?"""
+        value = plain(value)
         return isinstance(value, int) and not isinstance(value, bool) and value >= self.least
 
 
@@ -85,7 +89,11 @@ class Choice(Setting[T]):
 
     def holds(self, value: Any) -> bool:
         """Is it one of them?"""
-        return value in self.values
+        value = plain(value)
+        alike = isinstance(value, (str, int, float)) and any(
+            value == x and isinstance(value, bool) == isinstance(x, bool) for x in self.values
+        )
+        return alike or any(value is x for x in self.values)
 
 
 class Or(Setting[Any]):
@@ -98,4 +106,7 @@ class Or(Setting[Any]):
 
     def holds(self, value: Any) -> bool:
         """Is it one of them, or does the setting hold it?"""
-        return any(value is x or (isinstance(x, str) and value == x) for x in self.values) or self.setting.holds(value)
+        value = plain(value)
+        if any(value is x for x in self.values) or (isinstance(value, str) and value in self.values):
+            return True
+        return self.setting.holds(value)

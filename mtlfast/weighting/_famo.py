@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from mtlfast._settings import Real
-from mtlfast.weighting._base import Losses, OfPositive
+from mtlfast._vectors import vector
+from mtlfast.weighting._base import OfPositive, readable
+from mtlfast.weighting._losses import Feedback
 
 
 class FAMO(OfPositive):
@@ -18,12 +20,12 @@ class FAMO(OfPositive):
 
     Args:
         num_tasks: n.
-        min_losses: [n] lower bounds of the losses; None: 0.
+        min_losses: [n] lower bounds of the losses, which may reach them; None: 0.
         lr: of the logits.
         weight_decay: of the logits; the paper's, the official code has 1e-5.
 
     Raises:
-        ValueError: an argument is outside of its range; on the CPU, a loss is not above its bound.
+        ValueError: an argument is outside of its range; on the CPU, a loss is below its bound.
 
     State: 5 n numbers. Feedback: `update(losses=...)`, the losses of the same batch after the model's step.
     """
@@ -44,48 +46,62 @@ class FAMO(OfPositive):
     ) -> None:
         """See the class."""
         super().__init__(num_tasks)
-        if min_losses is not None and min_losses.shape != (num_tasks,):
-            raise ValueError(f"FAMO: min_losses has shape {list(min_losses.shape)}, expected [{num_tasks}]")
         self.lr = lr
         self.weight_decay = weight_decay
-        bounds = torch.zeros(num_tasks) if min_losses is None else min_losses.detach()
-        self.register_buffer("min_losses", bounds.double().clone())
+        self._keep_state("min_losses")
+        if min_losses is not None:
+            self.min_losses = vector(self, "min_losses", min_losses, length=self._known_tasks())
         for name in ("logits", "mean", "square", "steps"):
-            self._keep_buffer(name, num_tasks)
-        self._keep_buffer("before", num_tasks, fill=torch.nan)
+            self._keep_state(name)
+        self._keep_state("before", fill=torch.nan)
 
-    def _above(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        return values - self._of(self.min_losses, tasks).to(values.dtype)
+    def _takes_zero(self) -> bool:
+        """D_k is positive at the bound."""
+        return True
 
-    def _positive(self, values: Tensor, positive: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """`values`, which must be above their bounds."""
-        return super()._positive(values, self._above(values, tasks), tasks)
+    def _bounds(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
+        """The losses' own."""
+        return self._of(self.min_losses, tasks).to(values.dtype)
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """A loss whose gradient is a convex combination of the tasks'."""
-        shifted = self._above(values, tasks) + 1e-8
+        shifted = values - self._bounds(values, tasks) + 1e-8
         with torch.no_grad():
-            now = values.detach().double()
-            self._move(self.before, tasks, now, when=now.isfinite())
             weights = self._of(self.logits, tasks).softmax(dim=0).to(values.dtype)
             weights = weights / (weights / shifted).sum()
-        return (weights * shifted.log()).sum()
+            one = self._one_if_finite(weights / shifted, values, tasks, terms=weights * shifted.log())
+            now = (values * one).double()
+            self._move(self.before, tasks, now, when=now.isfinite())
+        return (weights * one * shifted.log()).sum()
 
     @torch.no_grad()
     def update(
-        self, *, losses: Losses | None = None, norms: Tensor | None = None, metrics: Losses | None = None
+        self, *, losses: Feedback | None = None, norms: Tensor | None = None, metrics: Feedback | None = None
     ) -> None:
         """One step of the logits.
 
         Raises:
-            ValueError: there are no losses.
+            ValueError: there are no losses; on the CPU, one is below its bound (elsewhere the logits stay, and
+            `diagnostics()` counts it).
         """
         if losses is None:
             raise ValueError("FAMO: losses is None, expected the losses after the step")
-        values, tasks = self._gather(losses)
+        values, tasks = self._feedback("losses", losses)
+        values = values.to(self.logits.device)
+        bounds = self._of(self.min_losses, tasks)
+        # A loss in float32 may lie below its bound by that dtype's rounding.
+        wrong = values < bounds - torch.finfo(torch.float32).eps * bounds.abs()
+        if readable(values) and bool(wrong.any()):  # host: CPU tensors
+            k = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"FAMO: the loss of task {tasks[k]} is {float(values[k]):g}, expected a number above "
+                f"{float(bounds[k]):g} or equal to it"
+            )
+        self.nonpositive += wrong.any()
         before, logits = (self._of(state, tasks) for state in (self.before, self.logits))
-        fall = (self._above(before, tasks) + 1e-8).log() - (self._above(values.detach().double(), tasks) + 1e-8).log()
-        finite = fall.isfinite().all()
+        log_before, log_now = ((loss - bounds).clamp(min=0).add(1e-8).log() for loss in (before, values))
+        fall = log_before - log_now
+        finite = fall.isfinite().all() & ~wrong.any()
         z = logits.softmax(dim=0)
         gradient = z * (fall - (z * fall).sum()) + self.weight_decay * logits
         mean = 0.9 * self._of(self.mean, tasks) + 0.1 * gradient
@@ -98,7 +114,7 @@ class FAMO(OfPositive):
             (self.steps, steps),
             (self.logits, logits - self.lr * move),
         ):
-            self._move(state, tasks, new, when=finite)
+            self._learn(state, tasks, new, when=finite)
 
     def reset(self) -> None:
         """Forgets logits, moments and losses."""

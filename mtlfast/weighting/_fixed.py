@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mtlfast._settings import Real
+from mtlfast._vectors import vector
 from mtlfast.weighting._base import LossWeighting, Weighted, shares
 
 
@@ -32,25 +34,23 @@ class _OfEachTask(Weighted):
 
     task_weights: Tensor
 
-    def __init__(self, what: str, numbers: Tensor) -> None:
-        if not isinstance(numbers, Tensor) or numbers.dim() != 1 or len(numbers) == 0:
-            got = f"has shape {list(numbers.shape)}" if isinstance(numbers, Tensor) else f"is {numbers!r}"
-            raise ValueError(f"{type(self).__name__}: {what} {got}, expected a tensor [n]")
-        super().__init__(len(numbers))
-        self.register_buffer("task_weights", numbers.detach().double().clone())
+    def __init__(self, what: str, numbers: Tensor | Sequence[float], least: float = -math.inf) -> None:
+        given = vector(self, what, numbers, least=least)
+        super().__init__(len(given))
+        self.register_buffer("task_weights", given)
 
 
 class Constant(_OfEachTask):
     """Fixed weights: sum_k w_k L_k.
 
     Args:
-        weights: [n], one for each task.
+        weights: [n], one for each task, a tensor or a list.
 
     Raises:
-        ValueError: `weights` is no such tensor.
+        ValueError: `weights` are no n finite numbers.
     """
 
-    def __init__(self, weights: Tensor) -> None:
+    def __init__(self, weights: Tensor | Sequence[float]) -> None:
         """See the class."""
         super().__init__("weights", weights)
 
@@ -60,34 +60,33 @@ class Constant(_OfEachTask):
 
 
 class _BySampleSize(_OfEachTask):
-    def __init__(self, sample_sizes: Tensor) -> None:
-        super().__init__("sample_sizes", sample_sizes)
-        if not bool((self.task_weights >= 1).all()):  # host: once, when it is made
-            given = sample_sizes.tolist()  # host: an error
-            raise ValueError(f"{type(self).__name__}: sample_sizes is {given}, expected numbers of at least 1")
+    def __init__(self, sample_sizes: Tensor | Sequence[float]) -> None:
+        super().__init__("sample_sizes", sample_sizes, least=1)
 
 
 class InverseSampleSize(_BySampleSize):
     """Tasks with less data weigh more: w_k = n_k^-beta, times what makes the present tasks' add up to K.
 
     Args:
-        sample_sizes: [n] the tasks' numbers of samples.
+        sample_sizes: [n] the tasks' numbers of samples, a tensor or a list.
         beta: 0: all the same; 1: every sample of a task that is drawn as often as it is large counts for its task.
 
     Raises:
-        ValueError: a number is below 1, or `beta` is negative.
+        ValueError: a size is below 1 or not finite, or `beta` is negative.
     """
 
     beta = Real(0)
 
-    def __init__(self, sample_sizes: Tensor, beta: float = 1.0) -> None:
+    def __init__(self, sample_sizes: Tensor | Sequence[float], beta: float = 1.0) -> None:
         """See the class."""
         super().__init__(sample_sizes)
         self.beta = beta
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """They add up to K."""
-        return shares(self._of(self.task_weights, tasks) ** -self.beta, len(tasks))
+        sizes = self._of(self.task_weights, tasks)
+        # Over the smallest, so that not all of them vanish at a large beta.
+        return shares((sizes / sizes.amin()) ** -self.beta, len(tasks))
 
 
 class ClassBalanced(_BySampleSize):
@@ -97,17 +96,17 @@ class ClassBalanced(_BySampleSize):
     classes.
 
     Args:
-        sample_sizes: [n] the tasks' numbers of samples.
+        sample_sizes: [n] the tasks' numbers of samples, a tensor or a list.
         beta: 0: all the same; towards 1: the inverse sample size.
 
     Raises:
-        ValueError: a number is below 1, or `beta` not in [0, 1).
+        ValueError: a size is below 1 or not finite, or `beta` not in [0, 1).
     """
 
     paper = "Cui et al., CVPR 2019"
     beta = Real(0, 1, most_itself=False)
 
-    def __init__(self, sample_sizes: Tensor, beta: float = 0.9999) -> None:
+    def __init__(self, sample_sizes: Tensor | Sequence[float], beta: float = 0.9999) -> None:
         """See the class."""
         super().__init__(sample_sizes)
         self.beta = beta

@@ -56,9 +56,9 @@ class FreezeConverged(Weighted):
         self.frozen_weight = frozen_weight
         self.decay = decay
         for name in ("mean", "best", "level"):
-            self._keep_buffer(name, num_tasks, fill=torch.nan)
+            self._keep_state(name, fill=torch.nan)
         for name in ("since", "frozen"):
-            self._keep_buffer(name, num_tasks)
+            self._keep_state(name)
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """1, or `frozen_weight`, as this step's losses decide."""

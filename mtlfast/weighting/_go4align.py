@@ -22,7 +22,8 @@ class GO4Align(OfPositive, Weighted):
         eta: step size of the risks.
 
     Raises:
-        ValueError: an argument is outside of its range; on the CPU, a loss is not positive.
+        ValueError: an argument is outside of its range; on the CPU, a loss is not positive (its indicator would have no
+            end), or so much smaller than the others that its weight is not finite.
 
     State: n numbers. The groups start at evenly spread indicators and move 20 times.
     """
@@ -38,15 +39,19 @@ class GO4Align(OfPositive, Weighted):
         super().__init__(num_tasks)
         self.num_groups = num_groups
         self.eta = eta
-        self._keep_buffer("risks", num_tasks, fill=1 / num_tasks)
+        self._keep_state("risks", fill=1 / self._known_tasks())
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """Each task's group's mean indicator."""
         risks = self._of(self.risks, tasks)
         held = risks.sum()  # what the present tasks have of the whole
-        risks = shares(risks * (-self.eta * values).exp(), 1.0)
-        self._move(self.risks, tasks, held * risks, when=values.isfinite().all())
-        return grouped(values.sum() / values * risks, min(self.num_groups, len(tasks)))
+        # Losses count from the least of them: a common part changes nothing, but exp(-eta L) of large ones would be 0.
+        risks = shares(risks * (-self.eta * (values - values.amin())).exp(), 1.0)
+        weights = grouped(values.sum() / values * risks, min(self.num_groups, len(tasks)))
+        weights = weights * self._one_if_finite(weights, values, tasks, terms=weights * values)
+        least = torch.finfo(values.dtype).tiny  # a risk of 0 could never rise again
+        self._move(self.risks, tasks, (held * risks).clamp(min=least), when=weights.isfinite().all())
+        return weights
 
     def reset(self) -> None:
         """Forgets the risks."""

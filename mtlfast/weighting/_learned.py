@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mtlfast._numbers import plain, shown
 from mtlfast.weighting._base import LossWeighting
 
 
@@ -21,7 +22,7 @@ class UW(LossWeighting):
         classification: [n], which tasks' losses are cross entropies; None: none, as in torchjd.scalarization.
 
     Raises:
-        ValueError: `classification` has not n entries.
+        ValueError: `classification` has not n entries, or one is neither True nor False.
 
     Parameter: `log_var` [n], from 0.
     """
@@ -33,10 +34,13 @@ class UW(LossWeighting):
     def __init__(self, num_tasks: int, classification: Sequence[bool] | None = None) -> None:
         """See the class."""
         super().__init__(num_tasks)
-        kinds = [False] * num_tasks if classification is None else list(classification)
-        if len(kinds) != num_tasks:
-            raise ValueError(f"UW: classification has {len(kinds)} entries, expected {num_tasks} as num_tasks says")
-        self.log_var = nn.Parameter(torch.zeros(num_tasks))
+        n = self._known_tasks()
+        kinds = [False] * n if classification is None else [plain(kind) for kind in classification]
+        if len(kinds) != n:
+            raise ValueError(f"UW: classification has {len(kinds)} entries, expected {n} as num_tasks says")
+        if any(kind not in (False, True) for kind in kinds):
+            raise ValueError(f"UW: classification is {shown(classification)}, expected {n} of True and False")
+        self.log_var = nn.Parameter(torch.zeros(n))
         self.register_buffer("factors", torch.tensor([1.0 if kind else 0.5 for kind in kinds], dtype=torch.float64))
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
@@ -67,7 +71,7 @@ class IMTLL(LossWeighting):
     def __init__(self, num_tasks: int) -> None:
         """See the class."""
         super().__init__(num_tasks)
-        self.log_scale = nn.Parameter(torch.zeros(num_tasks))
+        self.log_scale = nn.Parameter(torch.zeros(self._known_tasks()))
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """The present tasks' terms."""

@@ -5,15 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtlfast._by_task import put
 from mtlfast._settings import Choice, Or, Real, Whole
-from mtlfast.weighting._base import Losses, OfPositive, Weighted, shares
+from mtlfast.weighting._base import OfPositive, Weighted
+from mtlfast.weighting._losses import Feedback
+from mtlfast.weighting._step import Move, write
+
+FAR = 1e300  # beyond which a rate counts as this: its softmax is the same, and infinity would have none
 
 
 class DWA(Weighted):
     """Tasks whose loss falls slowly weigh more: w_k = K softmax_k(r_k / T) with r_k = L_k(t-1) / L_k(t-2).
 
     L_k(t) is the loss's mean over epoch t, or over a window of calls. Liu et al., "End-to-End Multi-Task Learning with
-    Attention" (CVPR 2019). Until a task has two means, its rate counts as 1. Also called
+    Attention" (CVPR 2019). Until a task has two means, its rate counts as 1; so does one of two means of 0. Also called
     `DynamicWeightAverage`.
 
     Args:
@@ -43,48 +48,55 @@ class DWA(Weighted):
         self.temperature = temperature
         self.window = window
         for name in ("sums", "counts"):
-            self._keep_buffer(name, num_tasks)
-        self._keep_buffer("calls", dtype=torch.int64)
+            self._keep_state(name)
+        self._keep_count("calls")
         for name in ("last", "before_last"):
-            self._keep_buffer(name, num_tasks, fill=torch.nan)
+            self._keep_state(name, fill=torch.nan)
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """They add up to K."""
         rates = (self._of(self.last, tasks) / self._of(self.before_last, tasks)).nan_to_num(nan=1.0)
-        weights = len(tasks) * (rates / self.temperature).softmax(dim=0)
+        weights = len(tasks) * (rates / self.temperature).clamp(-FAR, FAR).softmax(dim=0)
         finite = values.isfinite()
-        self._move(self.sums, tasks, self._of(self.sums, tasks) + values, when=finite)
-        self._move(self.counts, tasks, self._of(self.counts, tasks) + 1, when=finite)
-        if self.window is not None and self.training:
-            self.calls += 1
-            self._roll(self.sums / self.counts, self.calls >= self.window)
+        sums, counts = self.sums.clone(), self.counts.clone()
+        put(sums, tasks, torch.where(finite, self._of(sums, tasks) + values, self._of(sums, tasks)))
+        put(counts, tasks, torch.where(finite, self._of(counts, tasks) + 1, self._of(counts, tasks)))
+        moves: list[Move] = [(self.sums, None, sums), (self.counts, None, counts)]
+        if self.window is not None:
+            calls = self.calls + 1
+            moves = self._rolled(sums / counts, calls >= self.window, sums, counts, calls)
+        for move in moves:
+            self._move(*move)
         return weights
 
     @torch.no_grad()
     def update(
-        self, *, losses: Losses | None = None, norms: Tensor | None = None, metrics: Losses | None = None
+        self, *, losses: Feedback | None = None, norms: Tensor | None = None, metrics: Feedback | None = None
     ) -> None:
         """Ends an epoch, with its mean losses as they were seen, or with those given."""
         means = self.sums / self.counts
         if losses is not None:
-            given, tasks = self._gather(losses)
+            given, tasks = self._feedback("losses", losses)
             means = torch.full_like(self.sums, torch.nan)
-            for task, value in zip(tasks, given.detach().to(means).unbind(), strict=True):
-                means[task] = value
-        self._roll(means, torch.ones_like(self.calls, dtype=torch.bool))
+            put(means, tasks, given.to(means))
+        ends = torch.ones_like(self.calls, dtype=torch.bool)
+        for move in self._rolled(means, ends, self.sums, self.counts, self.calls):
+            write(*move)
 
     def step(self) -> None:
         """Ends an epoch; `update()` under the name that torchjd.scalarization gives it."""
         self.update()
 
-    def _roll(self, means: Tensor, when: Tensor) -> None:
+    def _rolled(self, means: Tensor, when: Tensor, sums: Tensor, counts: Tensor, calls: Tensor) -> list[Move]:
         """Where `when` holds: the epoch's means become the last ones, for tasks that were there."""
         ended = when & means.isfinite()
-        self.before_last.copy_(torch.where(ended, self.last, self.before_last))
-        self.last.copy_(torch.where(ended, means, self.last))
-        for sums in (self.sums, self.counts):
-            sums.copy_(torch.where(when, 0.0, sums))
-        self.calls.copy_(torch.where(when, 0, self.calls))
+        return [
+            (self.before_last, None, torch.where(ended, self.last, self.before_last)),
+            (self.last, None, torch.where(ended, means, self.last)),
+            (self.sums, None, torch.where(when, 0.0, sums)),
+            (self.counts, None, torch.where(when, 0.0, counts)),
+            (self.calls, None, torch.where(when, 0, calls)),
+        ]
 
     def reset(self) -> None:
         """Forgets the losses."""
@@ -103,8 +115,8 @@ class SoftAdapt(Weighted):
     Args:
         num_tasks: n.
         beta: positive: the worst task first; negative: the best one first.
-        variant: "original"; "normalized": s is divided by sum_k |s_k|; "loss_weighted": w_k is multiplied by L_k, and
-            all divided by their sum.
+        variant: "original"; "normalized": s is divided by sum_k |s_k|; "loss_weighted": w_k is multiplied by |L_k|,
+            and all divided by their sum, but not where all losses are 0.
 
     Raises:
         ValueError: `variant` is not one of these.
@@ -123,7 +135,7 @@ class SoftAdapt(Weighted):
         super().__init__(num_tasks)
         self.beta = beta
         self.variant = variant
-        self._keep_buffer("last", num_tasks, fill=torch.nan)
+        self._keep_state("last", fill=torch.nan)
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """They add up to 1."""
@@ -132,8 +144,12 @@ class SoftAdapt(Weighted):
         if self.variant == "normalized":
             total = slopes.abs().sum()
             slopes = torch.where(total > 0, slopes / total, slopes)
-        weights = (self.beta * slopes).softmax(dim=0)
-        return shares(weights * values, 1.0) if self.variant == "loss_weighted" else weights
+        weights = (self.beta * slopes).clamp(-FAR, FAR).softmax(dim=0)
+        if self.variant != "loss_weighted":
+            return weights
+        weighted = weights * values.abs()
+        total = weighted.sum()
+        return torch.where(total > 0, weighted / total, weights)
 
     def reset(self) -> None:
         """Forgets the losses."""
@@ -146,6 +162,7 @@ class ReLoBRaLo(OfPositive, Weighted):
     With b(t, t') = K softmax_k(L_k(t) / (tau L_k(t'))):  w(t) = alpha (r w(t-1) + (1 - r) b(t, 0)) +
     (1 - alpha) b(t, t-1), where r is 1 with probability beta and else 0. Bischof and Kraus, "Multi-Objective Loss
     Balancing for Physics-Informed Deep Learning" (2021). At a task's first step its weight is 1.
+    The first step is the first one with a loss that is not 0. A loss that rises from 0 leads by far.
 
     Args:
         num_tasks: n.
@@ -154,9 +171,10 @@ class ReLoBRaLo(OfPositive, Weighted):
         tau: temperature; the larger, the more alike the weights.
 
     Raises:
-        ValueError: an argument is outside of its range; on the CPU, a loss is not positive.
+        ValueError: an argument is outside of its range; on the CPU, a loss is negative.
 
-    State: 3 n numbers. r is drawn by torch's global generator of the losses' device.
+    State: 3 n numbers. r is drawn by torch's global generator of the losses' device; after `.eval()` it is its mean,
+    beta.
     """
 
     paper = "Bischof and Kraus, 2021"
@@ -175,16 +193,23 @@ class ReLoBRaLo(OfPositive, Weighted):
         self.beta = beta
         self.tau = tau
         for name in ("first", "last"):
-            self._keep_buffer(name, num_tasks, fill=torch.nan)
-        self._keep_buffer("last_weights", num_tasks, fill=1.0)
+            self._keep_state(name, fill=torch.nan)
+        self._keep_state("last_weights", fill=1.0)
+
+    def _takes_zero(self) -> bool:
+        """A loss of 0 has fallen the most."""
+        return True
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """They add up to K."""
         first, last, before = (self._of(state, tasks) for state in (self.first, self.last, self.last_weights))
-        new = first.isnan()
-        first, last = torch.where(new, values, first), torch.where(new, values, last)
-        look_back = torch.rand((), dtype=values.dtype, device=values.device) >= self.beta
-        old = torch.where(look_back, self._balance(values, first), before)
+        new = first.isnan() | (first == 0)
+        first, last = torch.where(new, values, first), torch.where(last.isnan(), values, last)
+        if self.training:
+            look_back = torch.rand((), dtype=values.dtype, device=values.device) >= self.beta
+            old = torch.where(look_back, self._balance(values, first), before)
+        else:
+            old = self.beta * before + (1 - self.beta) * self._balance(values, first)
         weights = self.alpha * old + (1 - self.alpha) * self._balance(values, last)
         finite = values.isfinite().all()
         for state, now in ((self.first, first), (self.last, values), (self.last_weights, weights)):
@@ -192,7 +217,8 @@ class ReLoBRaLo(OfPositive, Weighted):
         return weights
 
     def _balance(self, values: Tensor, reference: Tensor) -> Tensor:
-        return len(values) * (values / (self.tau * reference)).softmax(dim=0)
+        rates = (values / (self.tau * reference)).nan_to_num(nan=1 / self.tau)  # 0 / 0: it stayed
+        return len(values) * rates.clamp(max=FAR).softmax(dim=0)
 
     def reset(self) -> None:
         """Forgets losses and weights."""

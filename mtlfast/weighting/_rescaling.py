@@ -16,7 +16,8 @@ class LossRescaling(OfPositive):
 
     "first": sum_k L_k / L_k(0), by the value at the task's first step; "mean": sum_k L_k / m_k, by the running mean
     m_k = decay m_k + (1 - decay) L_k, which starts as the first value and has the present step in it; "log":
-    sum_k log L_k, whose gradient is that of sum_k L_k / L_k at each step.
+    sum_k log L_k, whose gradient is that of sum_k L_k / L_k at each step. A task whose losses were all 0 so far has
+    weight 1; "log" has no value at 0.
 
     Args:
         num_tasks: n.
@@ -24,7 +25,8 @@ class LossRescaling(OfPositive):
         decay: of the running mean, 0 to 1.
 
     Raises:
-        ValueError: an argument is outside of its range; on the CPU, a loss is not positive.
+        ValueError: an argument is outside of its range; on the CPU, a loss is negative, or 0 for "log", or so small
+            that its weight is not finite.
 
     State: n numbers.
     """
@@ -39,18 +41,26 @@ class LossRescaling(OfPositive):
         super().__init__(num_tasks)
         self.by = by
         self.decay = decay
-        self._keep_buffer("scales", num_tasks, fill=torch.nan)
+        self._keep_state("scales", fill=torch.nan)
+
+    def _takes_zero(self) -> bool:
+        """All but a logarithm do."""
+        return self.by != "log"
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """The sum of the rescaled losses."""
-        if self.by == "log":
-            return values.log().sum()
         with torch.no_grad():
             now, old = values.detach().double(), self._of(self.scales, tasks)
             kept = old if self.by == "first" else self.decay * old + (1 - self.decay) * now
-            scales = torch.where(old.isnan(), now, kept)
-            self._move(self.scales, tasks, scales, when=now.isfinite())
-        return (values / scales.to(values.dtype)).sum()
+            scales = now if self.by == "log" else torch.where(old.isnan(), now, kept)
+            known = scales > 0
+            # A mean that has come near to 0 by losses of 0 has the largest weight that their dtype can hold.
+            least = (now == 0) * torch.full_like(now, 2 / self._largest_weight)
+            divisors = torch.where(scales == 0, 1.0, torch.maximum(scales, least)).to(values.dtype)
+            one = self._one_if_finite(1 / divisors, values, tasks, terms=values / divisors)
+            if self.by != "log":
+                self._move(self.scales, tasks, scales, when=(now * one).isfinite() & known)
+        return (values * one).log().sum() if self.by == "log" else (values * one / divisors).sum()
 
     def reset(self) -> None:
         """Forgets the values."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 from mtlfast._settings import Real
+from mtlfast._vectors import vector
 from mtlfast.weighting._base import LossWeighting, OfPositive
+
+Vector: TypeAlias = Tensor | Sequence[float]
 
 
 class GeometricMean(OfPositive):
@@ -16,14 +22,18 @@ class GeometricMean(OfPositive):
     Learning" (CVPR Workshops 2019). The product is taken as a sum of logarithms, so it cannot overflow.
 
     Raises:
-        ValueError: on the CPU, a loss is not positive.
+        ValueError: on the CPU, a loss is not positive (at 0 the mean has no derivative), or so much smaller than the
+            others that its weight is not finite.
     """
 
     paper = "Chennupati et al., CVPRW 2019"
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """That of the present tasks."""
-        return values.log().mean().exp()
+        with torch.no_grad():
+            weights = values.log().mean().exp() / (len(values) * values)
+            one = self._one_if_finite(weights, values, tasks)
+        return (values * one).log().mean().exp()
 
 
 class _Preferring(LossWeighting):
@@ -32,7 +42,9 @@ class _Preferring(LossWeighting):
     preferences: Tensor | None
     origin: Tensor | None
 
-    def __init__(self, weights: Tensor | None, reference: Tensor | None) -> None:
+    _divides = False  # by the size of the preferences
+
+    def __init__(self, weights: Vector | None, reference: Vector | None) -> None:
         super().__init__()
         self.register_buffer("preferences", None)
         self.register_buffer("origin", None)
@@ -44,8 +56,8 @@ class _Preferring(LossWeighting):
         return self.preferences
 
     @weights.setter
-    def weights(self, value: Tensor | None) -> None:
-        self.preferences = self._vector("weights", value)
+    def weights(self, value: Vector | None) -> None:
+        self.preferences = self._vector("weights", value, self.preferences, not_all_zero=self._divides)
 
     @property
     def reference(self) -> Tensor | None:
@@ -53,20 +65,19 @@ class _Preferring(LossWeighting):
         return self.origin
 
     @reference.setter
-    def reference(self, value: Tensor | None) -> None:
-        self.origin = self._vector("reference", value)
+    def reference(self, value: Vector | None) -> None:
+        self.origin = self._vector("reference", value, self.origin)
 
-    def _vector(self, name: str, value: Tensor | None) -> Tensor | None:
+    def _vector(self, name: str, value: Vector | None, old: Tensor | None, not_all_zero: bool = False) -> Tensor | None:
         if value is None:
             return None
-        if value.dim() != 1:
-            raise ValueError(f"{type(self).__name__}: {name} has shape {list(value.shape)}, expected [n]")
-        if self.num_tasks is not None and len(value) != self.num_tasks:
+        new = vector(self, name, value, not_all_zero=not_all_zero)
+        if self.num_tasks is not None and len(new) != self.num_tasks:
             raise ValueError(
-                f"{type(self).__name__}: {name} has {len(value)} entries, expected {self.num_tasks} as for the others"
+                f"{type(self).__name__}: {name} has {len(new)} entries, expected {self.num_tasks} as for the others"
             )
-        self.num_tasks = len(value)
-        return value.detach().double().clone()
+        self.num_tasks = len(new)
+        return new if old is None else new.to(old.device)
 
     def _shifted(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         return values if self.origin is None else values - self._of(self.origin, tasks).to(values.dtype)
@@ -89,12 +100,12 @@ class Tchebycheff(_Preferring):
         reference: [n] z, a lower bound of the losses; None: 0.
 
     Raises:
-        ValueError: one of them has not one dimension; at a call, there are more tasks than entries.
+        ValueError: one of them has an entry that is not finite; at a call, there are more tasks than entries.
     """
 
     paper = "Bowman, 1976"
 
-    def __init__(self, weights: Tensor | None = None, reference: Tensor | None = None) -> None:
+    def __init__(self, weights: Vector | None = None, reference: Vector | None = None) -> None:
         """See the class."""
         super().__init__(weights, reference)
 
@@ -115,13 +126,14 @@ class STCH(_Preferring):
         reference: [n] z, a lower bound of the losses; None: 0.
 
     Raises:
-        ValueError: `mu` is not positive, a vector has not one dimension; at a call, there are more tasks than entries.
+        ValueError: `mu` is not positive, a vector has an entry that is not finite; at a call, there are more tasks than
+            entries.
     """
 
     paper = "Lin et al., ICML 2024"
     mu = Real(0, least_itself=False)
 
-    def __init__(self, mu: float, weights: Tensor | None = None, reference: Tensor | None = None) -> None:
+    def __init__(self, mu: float, weights: Vector | None = None, reference: Vector | None = None) -> None:
         """See the class."""
         super().__init__(weights, reference)
         self.mu = mu
@@ -130,7 +142,8 @@ class STCH(_Preferring):
         """The smooth maximum; torch's logsumexp takes the largest off first, so it cannot overflow."""
         terms = self._preferred(values, tasks) * self._shifted(values, tasks)
         largest = terms.detach().amax()
-        return self.mu * torch.logsumexp((terms - largest) / self.mu, dim=0) + largest
+        mu = max(self.mu, torch.finfo(terms.dtype).tiny)
+        return mu * torch.logsumexp((terms - largest) / mu, dim=0) + largest
 
 
 class PBI(_Preferring):
@@ -145,15 +158,18 @@ class PBI(_Preferring):
         reference: [n] z, a lower bound of the losses; None: 0.
 
     Raises:
-        ValueError: `theta` is negative, a vector has not one dimension; at a call, there are more tasks than entries.
+        ValueError: `theta` is negative, a vector has an entry that is not finite, `weights` are all 0; at a call, there
+            are more tasks than entries.
 
-    1e-12 under d_2's root keeps its gradient finite on the direction.
+    1e-12 under d_2's root keeps its gradient finite on the direction. A loss that is too small for the direction has a
+    negative weight, as the method wants it. Where no present task is preferred, d_1 is 0.
     """
 
     paper = "Zhang and Li, 2007"
     theta = Real(0)
+    _divides = True
 
-    def __init__(self, theta: float, weights: Tensor, reference: Tensor | None = None) -> None:
+    def __init__(self, theta: float, weights: Vector, reference: Vector | None = None) -> None:
         """See the class."""
         super().__init__(weights, reference)
         self.theta = theta
@@ -161,11 +177,14 @@ class PBI(_Preferring):
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """Of the present tasks' coordinates."""
         direction = self._preferred(values, tasks)
-        direction = direction / direction.norm()
+        direction = direction / unit(direction, of_small=True)
+        direction = direction / direction.norm().clamp(min=torch.finfo(direction.dtype).tiny)
         shifted = self._shifted(values, tasks)
         along = (shifted * direction).sum()
         away = shifted - along * direction
-        penalised: Tensor = along + self.theta * (away.square().sum() + 1e-12).sqrt()
+        size = unit(away)
+        least = (1e-12 / size / size).clamp(min=torch.finfo(away.dtype).tiny)
+        penalised: Tensor = along + self.theta * size * ((away / size).square().sum() + least).sqrt()
         return penalised
 
 
@@ -173,20 +192,22 @@ class COSMOS(_Preferring):
     """A weighted sum that also turns the losses towards the preference: sum_k w_k L_k - lambda cos(w, L).
 
     Ruchte and Grabocka, "Scalable Pareto Front Approximation for Deep Multi-Objective Learning" (ICDM 2021).
-    The network that also reads the preference is the user's.
+    The network that also reads the preference is the user's. A task that is ahead of its preference may have a negative
+    weight, as the method wants it. Losses of a norm up to 1e-8 (in float16 2 lambda / 65504) count as 0, where the
+    cosine has no derivative: then the weights are w.
 
     Args:
         lambda_: the weight of the cosine.
         weights: [n] w.
 
     Raises:
-        ValueError: `lambda_` is negative, `weights` has not one dimension; at a call, there are more tasks than in it.
+        ValueError: `lambda_` is negative, one of `weights` is not finite; at a call, there are more tasks than in it.
     """
 
     paper = "Ruchte and Grabocka, ICDM 2021"
     lambda_ = Real(0)
 
-    def __init__(self, lambda_: float, weights: Tensor) -> None:
+    def __init__(self, lambda_: float, weights: Vector) -> None:
         """See the class."""
         super().__init__(weights, None)
         self.lambda_ = lambda_
@@ -194,5 +215,19 @@ class COSMOS(_Preferring):
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """Of the present tasks' coordinates."""
         preferred = self._preferred(values, tasks)
-        cosine = torch.nn.functional.cosine_similarity(preferred, values, dim=0)
-        return (preferred * values).sum() - self.lambda_ * cosine
+        size = unit(values)
+        scaled = values / size
+        cosine = torch.nn.functional.cosine_similarity(preferred / unit(preferred, of_small=True), scaled, dim=0)
+        least = max(1e-8, 2 * self.lambda_ / self._largest_weight)
+        cosine = torch.where(scaled.detach().norm() > least, cosine, cosine.detach())
+        return size * (preferred * scaled).sum() - self.lambda_ * cosine
+
+
+def unit(values: Tensor, of_small: bool = False) -> Tensor:
+    """1; or the largest size, to divide by, where these values' squares overflow, or with `of_small` are near 0."""
+    largest = values.detach().abs().amax()
+    precision = torch.finfo(values.dtype)
+    beyond = largest > precision.max**0.5 * 1e-3
+    if of_small:
+        beyond = beyond | ((largest < 1e-8) & (largest > 0))
+    return torch.where(beyond, largest, 1.0)

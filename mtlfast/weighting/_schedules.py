@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from mtlfast._settings import Choice, Real, Whole
-from mtlfast.weighting._base import Losses, Weighted
+from mtlfast._vectors import vector
+from mtlfast.weighting._base import Weighted
+from mtlfast.weighting._losses import Feedback
+from mtlfast.weighting._step import write
 
 
 class _Scheduled(Weighted):
@@ -23,13 +26,13 @@ class _Scheduled(Weighted):
     def __init__(self, num_tasks: int, unit: Literal["step", "update"]) -> None:
         super().__init__(num_tasks)
         self.unit = unit
-        self._keep_buffer("time", dtype=torch.int64)
+        self._keep_count("time")
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """Those of now; then a step is over, if that is the unit."""
         weights = self._at(self.time.double(), tasks)
-        if self.unit == "step" and self.training:
-            self.time += 1
+        if self.unit == "step":
+            self._move(self.time, None, self.time + 1)
         return weights
 
     @abstractmethod
@@ -37,22 +40,15 @@ class _Scheduled(Weighted):
         """The present tasks' weights at a time."""
 
     def update(
-        self, *, losses: Losses | None = None, norms: Tensor | None = None, metrics: Losses | None = None
+        self, *, losses: Feedback | None = None, norms: Tensor | None = None, metrics: Feedback | None = None
     ) -> None:
         """One unit is over, if that is an update."""
         if self.unit == "update":
-            self.time += 1
+            write(self.time, None, self.time + 1)
 
     def reset(self) -> None:
         """Back to the start."""
         self.time.zero_()
-
-
-def _numbers(owner: object, name: str, values: Sequence[float] | Tensor) -> Tensor:
-    numbers = torch.as_tensor(values, dtype=torch.float64).detach().clone()
-    if numbers.dim() != 1 or len(numbers) == 0 or not bool(numbers.isfinite().all()):  # host: once
-        raise ValueError(f"{type(owner).__name__}: {name} is {values!r}, expected n finite numbers")
-    return numbers
 
 
 class CurriculumSchedule(_Scheduled):
@@ -78,7 +74,7 @@ class CurriculumSchedule(_Scheduled):
         self, starts: Sequence[float] | Tensor, ramp: int = 0, unit: Literal["step", "update"] = "step"
     ) -> None:
         """See the class."""
-        numbers = _numbers(self, "starts", starts)
+        numbers = vector(self, "starts", starts)
         super().__init__(len(numbers), unit)
         self.ramp = ramp
         self.register_buffer("starts", numbers)
@@ -118,7 +114,7 @@ class AnnealingSchedule(_Scheduled):
         unit: Literal["step", "update"] = "step",
     ) -> None:
         """See the class."""
-        first, last = _numbers(self, "start", start), _numbers(self, "end", end)
+        first, last = vector(self, "start", start), vector(self, "end", end)
         super().__init__(len(first), unit)
         if len(last) != len(first):
             raise ValueError(f"AnnealingSchedule: end has {len(last)} entries, expected {len(first)} as start has")
@@ -161,7 +157,7 @@ class PriorityTask(Weighted):
         super().__init__(num_tasks)
         self.task = task
         self.weight = weight
-        if task >= num_tasks:
+        if self.task >= self._known_tasks():
             raise ValueError(f"PriorityTask: task is {task}, expected one of {num_tasks}")
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
