@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from mtlfast._numbers import is_finite, plain, shown
+
+# What stands for a vector where a user gives one.
+Vector: TypeAlias = Tensor | Sequence[float]
 
 
 def vector(
@@ -17,6 +21,7 @@ def vector(
     value: Any,
     *,
     length: int | None = None,
+    size: str = "n",
     least: float = -math.inf,
     least_itself: bool = True,
     not_all_zero: bool = False,
@@ -28,6 +33,7 @@ def vector(
         name: the argument's name.
         value: a tensor, a numpy array, a list or another sequence of numbers.
         length: n; None: any above 0.
+        size: what the error calls n where there is no `length`.
         least: what every entry must be at least, or above without `least_itself`.
         least_itself: whether an entry may be `least`.
         not_all_zero: refuse zeros alone.
@@ -36,7 +42,7 @@ def vector(
         ValueError: it is no vector of so many finite real numbers in that range.
     """
     who = owner if isinstance(owner, str) else type(owner).__name__
-    n = "n" if length is None else str(length)
+    n = size if length is None else str(length)
     expected = f"{n} finite numbers"
     if least > -math.inf:
         expected += f" {'of at least' if least_itself else 'above'} {least:g}"

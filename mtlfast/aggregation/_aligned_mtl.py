@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
 from mtlfast._settings import Choice
+from mtlfast._vectors import Vector
 from mtlfast.aggregation._preferences import Preferring
 from mtlfast.aggregation._step import Step
 
@@ -45,7 +44,7 @@ class AlignedMTL(Preferring):
     counts_failures = True
     scale_mode = Choice(*SCALE_MODES)
 
-    def __init__(self, pref_vector: Tensor | None = None, scale_mode: Literal["min", "median", "rmse"] = "min") -> None:
+    def __init__(self, pref_vector: Vector | None = None, scale_mode: Literal["min", "median", "rmse"] = "min") -> None:
         """See the class."""
         super().__init__(pref_vector)
         self.scale_mode = scale_mode

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from mtlfast._vectors import Vector
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._preferences import Preferring
 from mtlfast.aggregation._step import Step
@@ -36,7 +35,7 @@ class ConFIG(Preferring):
     counts_failures = True
     length = TypicalNorm("projection")
 
-    def __init__(self, pref_vector: Tensor | None = None, length: str | int = "projection") -> None:
+    def __init__(self, pref_vector: Vector | None = None, length: str | int = "projection") -> None:
         """See the class."""
         super().__init__(pref_vector)
         self.length = length

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtlfast._by_task import put, take
 from mtlfast._settings import Real
+from mtlfast._vectors import Vector, vector
 from mtlfast.aggregation._base import GramAggregator
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._reads import Reads
@@ -27,8 +28,8 @@ class CRMOGM(GramAggregator):
         initial_weights: [n], the weights before the first step; None: the aggregator's own at a task's first step.
 
     Raises:
-        ValueError: `alpha` is outside of its range, or `initial_weights` has not one dimension; TypeError: `aggregator`
-        has no weights.
+        ValueError: `alpha` is outside of its range, or `initial_weights` is no vector of finite numbers; TypeError:
+        `aggregator` has no weights.
 
     State: n float64 numbers a group, and the aggregator's. A step that is not finite changes nothing. Cost: the
     aggregator's.
@@ -40,21 +41,18 @@ class CRMOGM(GramAggregator):
     state: Tensor | None
     first_weights: Tensor | None
 
-    def __init__(self, aggregator: GramAggregator, alpha: float = 0.9, initial_weights: Tensor | None = None) -> None:
+    def __init__(self, aggregator: GramAggregator, alpha: float = 0.9, initial_weights: Vector | None = None) -> None:
         """See the class."""
         super().__init__()
         if not isinstance(aggregator, GramAggregator):
             raise TypeError(
                 f"CRMOGM: aggregator is a {type(aggregator).__name__}, expected one with weights (a GramAggregator)"
             )
-        if initial_weights is not None and initial_weights.dim() != 1:
-            raise ValueError(f"CRMOGM: initial_weights has shape {list(initial_weights.shape)}, expected [K]")
         self.aggregator = aggregator
         self.alpha = alpha
         self.register_buffer("state", None)
-        self.register_buffer(
-            "first_weights", None if initial_weights is None else initial_weights.detach().double().clone()
-        )
+        given = None if initial_weights is None else vector(self, "initial_weights", initial_weights, size="K")
+        self.register_buffer("first_weights", given)
 
     @property
     def reads(self) -> Reads:  # type: ignore[override]

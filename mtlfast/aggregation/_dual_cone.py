@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from mtlfast._settings import Real
+from mtlfast._vectors import Vector
 from mtlfast.aggregation._preferences import Preferring
 from mtlfast.aggregation._step import Step
 
@@ -13,7 +12,7 @@ class _DualCone(Preferring):
     counts_failures = True
     reg_eps = Real(0)
 
-    def __init__(self, pref_vector: Tensor | None = None, reg_eps: float = 1e-4) -> None:
+    def __init__(self, pref_vector: Vector | None = None, reg_eps: float = 1e-4) -> None:
         """See the class."""
         super().__init__(pref_vector)
         self.reg_eps = reg_eps

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from mtlfast._vectors import Vector, vector
 from mtlfast.aggregation._base import GramAggregator
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._reads import Reads
@@ -41,10 +41,10 @@ class Constant(GramAggregator):
     """A weighted sum with weights that the user fixes; an absent task's weight goes unused.
 
     Args:
-        weights: [K], one for each task, any real dtype.
+        weights: [K], one for each task: a tensor, array or list of numbers.
 
     Raises:
-        ValueError: `weights` has not one dimension.
+        ValueError: `weights` is no vector of finite numbers.
 
     Cost: one read of K * P, one write of P. On a GPU move the aggregator there first (`.to(device)`), or the first
     step waits for the copy.
@@ -53,12 +53,12 @@ class Constant(GramAggregator):
     reads = Reads.NOTHING
     task_weights: Tensor
 
-    def __init__(self, weights: Tensor) -> None:
+    def __init__(self, weights: Vector) -> None:
         """See the class."""
         super().__init__()
-        if weights.dim() != 1:
+        if isinstance(weights, Tensor) and weights.dim() != 1:
             raise ValueError(f"Constant: weights have shape {list(weights.shape)}, expected [K]")
-        self.register_buffer("task_weights", weights.detach().to(torch.float64, copy=True))
+        self.register_buffer("task_weights", vector(self, "weights", weights, size="K"))
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Refuses another number of tasks than there are weights."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from mtlfast._settings import Or, Real, Whole
+from mtlfast._vectors import Vector
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._loss_scale import Unscaled
 from mtlfast.aggregation._preferences import Preferring
@@ -50,7 +49,7 @@ class NashMTL(Preferring, Unscaled):
         n_tasks: int | None = None,
         max_norm: float = 1.0,
         update_weights_every: int = 1,
-        pref_vector: Tensor | None = None,
+        pref_vector: Vector | None = None,
     ) -> None:
         """See the class."""
         super().__init__(pref_vector)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from mtlfast._numbers import plain
 from mtlfast._settings import Real
+from mtlfast._vectors import Vector, vector
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._solved import SolvedAggregator
 from mtlfast.aggregation._step import Step
@@ -20,7 +23,7 @@ class PCD(SolvedAggregator):
     task takes its place.
 
     Args:
-        tau: the share, 0 to 1; or a vector [n - 1] with one for each task but the first.
+        tau: the share, 0 to 1; or a vector [n - 1] (a tensor, array or list) with one for each task but the first.
         beta: decay of the running mean of the squared norms by which gradients are normalised, 0 to 1.
         eps: added to that mean before its inverse square root, relative to its mean over the tasks.
 
@@ -39,7 +42,7 @@ class PCD(SolvedAggregator):
     eps = Real(0)
     shares: Tensor | None
 
-    def __init__(self, tau: float | Tensor = 0.02, beta: float = 0.999, eps: float = 1e-8) -> None:
+    def __init__(self, tau: float | Vector = 0.02, beta: float = 0.999, eps: float = 1e-8) -> None:
         """See the class."""
         super().__init__()
         self.register_buffer("shares", None)
@@ -53,19 +56,20 @@ class PCD(SolvedAggregator):
         return self._share if self.shares is None else self.shares[1:]
 
     @tau.setter
-    def tau(self, value: float | Tensor) -> None:
-        shares = value.detach().double() if isinstance(value, Tensor) else None
-        if shares is not None and shares.dim() != 1:
-            raise ValueError(f"PCD: tau has shape {list(shares.shape)}, expected a number or [K - 1]")
-        if shares is None and not Real(0, 1).holds(value):
-            raise ValueError(f"PCD: tau is {value!r}, expected a number in [0, 1]")
-        if shares is not None and not bool(((shares >= 0) & (shares <= 1)).all()):
+    def tau(self, value: float | Vector) -> None:
+        share = plain(value)
+        if isinstance(share, int | float | str):
+            if not Real(0, 1).holds(share):
+                raise ValueError(f"PCD: tau is {share!r}, expected a number in [0, 1]")
+            self._share, self.shares = float(share), None
+            return
+        if isinstance(value, Tensor) and value.dim() != 1:
+            raise ValueError(f"PCD: tau has shape {list(value.shape)}, expected a number or [K - 1]")
+        shares = vector(self, "tau", value, size="K - 1")
+        if not bool((shares.clamp(0, 1) == shares).all()):  # host: once, when it is given
             raise ValueError(f"PCD: tau is {value!r}, expected numbers in [0, 1]")
         # The first task's own share goes unused, unless it is absent and the next takes its place.
-        self._share = 0.0 if isinstance(value, Tensor) else float(value)
-        self.shares = None if shares is None else shares.new_zeros(len(shares) + 1)
-        if self.shares is not None and shares is not None:
-            self.shares[1:] = shares
+        self._share, self.shares = 0.0, torch.cat([shares.new_zeros(1), shares])
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Refuses another number of tasks than there are shares."""

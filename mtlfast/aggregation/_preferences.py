@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from torch import Tensor
 
+from mtlfast._vectors import Vector, vector
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._solved import SolvedAggregator
 from mtlfast.aggregation._step import Step
@@ -17,8 +19,8 @@ class Preferring(SolvedAggregator):
     preferences: Tensor | None
     positive_preferences: ClassVar[bool] = False  # is a task that counts nothing, or less, refused?
 
-    def __init__(self, pref_vector: Tensor | None) -> None:
-        """Takes the preferences [n], one for each task, any real dtype."""
+    def __init__(self, pref_vector: Vector | None) -> None:
+        """Takes the preferences [n], one for each task: a tensor, array or list of numbers."""
         super().__init__()
         self.register_buffer("preferences", None)
         self.pref_vector = pref_vector
@@ -29,12 +31,11 @@ class Preferring(SolvedAggregator):
         return self.preferences
 
     @pref_vector.setter
-    def pref_vector(self, value: Tensor | None) -> None:
-        if value is not None and value.dim() != 1:
-            raise ValueError(f"{type(self).__name__}: pref_vector has shape {list(value.shape)}, expected [K]")
-        if self.positive_preferences and value is not None and not bool(((value > 0) & value.isfinite()).all()):
-            raise ValueError(f"{type(self).__name__}: pref_vector is {value.tolist()}, expected positive numbers")
-        self.preferences = None if value is None else value.detach().double().clone()
+    def pref_vector(self, value: Vector | None) -> None:
+        least, itself = (0.0, False) if self.positive_preferences else (-math.inf, True)
+        self.preferences = (
+            None if value is None else vector(self, "pref_vector", value, size="K", least=least, least_itself=itself)
+        )
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The present tasks' preferences, if there are any."""

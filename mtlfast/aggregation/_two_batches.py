@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
-
 from mtlfast._settings import Real, Whole
+from mtlfast._vectors import Vector
 from mtlfast.aggregation._preferences import Preferring
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import SolvedAggregator
@@ -96,7 +95,7 @@ class SDMGrad(_TwoBatches, Preferring):
         momentum: float = 0.5,
         n_iter: int = 20,
         lambda_: float = 0.3,
-        pref_vector: Tensor | None = None,
+        pref_vector: Vector | None = None,
     ) -> None:
         """See the class."""
         super().__init__(pref_vector)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtlfast._settings import Setting
+from mtlfast._numbers import plain
+from mtlfast._settings import Setting, Whole
 from mtlfast.aggregation._step import Step
 
 NAMES = ("mean", "geometric", "harmonic", "min", "max", "median")  # as TypicalNorm in csrc/solve/norms.h
@@ -20,9 +21,8 @@ class TypicalNorm(Setting["str | int"]):
 
     def holds(self, value: Any) -> bool:
         """Is it?"""
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value >= 0
-        return value in self.names
+        value = plain(value)
+        return value in self.names if isinstance(value, str) else Whole(0).holds(value)
 
 
 def check_typical_norm(owner: object, name: str | int, step: Step) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Sampler
 
+from mtlfast._numbers import plain
 from mtlfast._settings import Choice, Real, Whole
 
 
@@ -38,6 +39,7 @@ class TaskSampler(Sampler[list[int]]):
     strategy = Choice("proportional", "uniform", "temperature", "round_robin")
     batch_size = Whole(1)
     beta = Real(0)
+    num_batches = Whole(1)
 
     def __init__(
         self,
@@ -51,17 +53,15 @@ class TaskSampler(Sampler[list[int]]):
         seed: int = 0,
     ) -> None:
         """See the class."""
-        if len(sizes) == 0 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-            raise ValueError(f"TaskSampler: sizes is {list(sizes)}, expected integers of at least 1")
-        if num_batches is not None and num_batches < 1:
-            raise ValueError(f"TaskSampler: num_batches is {num_batches}, expected an integer of at least 1")
-        self.sizes = list(sizes)
+        self.sizes = [plain(size) for size in sizes]
+        if not self.sizes or not all(Whole(1).holds(size) for size in self.sizes):
+            raise ValueError(f"TaskSampler: sizes is {self.sizes}, expected integers of at least 1")
         self.batch_size = batch_size
         self.strategy = strategy
         self.beta = beta
         self.mixed = mixed
-        self.num_batches = num_batches or -(-sum(sizes) // batch_size)
-        self.seed = seed
+        self.num_batches = -(-sum(self.sizes) // self.batch_size) if num_batches is None else num_batches
+        self.seed = plain(seed)
         self.epoch = 0
         self.batch = 0
         self._counted = (0, torch.zeros(len(self.sizes), dtype=torch.int64))  # epochs, and what they have drawn

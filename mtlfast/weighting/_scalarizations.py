@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
-
 import torch
 from torch import Tensor
 
 from mtlfast._settings import Real
-from mtlfast._vectors import vector
+from mtlfast._vectors import Vector, vector
 from mtlfast.weighting._base import LossWeighting, OfPositive
-
-Vector: TypeAlias = Tensor | Sequence[float]
 
 
 class GeometricMean(OfPositive):
