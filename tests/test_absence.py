@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from methods import METHODS, numbers_of_tasks
+from passes import Counted
 from torch import Tensor, nn
 
 import mtlfast
@@ -13,21 +14,6 @@ from mtlfast.aggregation import MGDA, Mean
 from mtlfast.weighting import Constant, FreezeConverged
 
 DRIVEN = {name: method for name, method in METHODS.items() if not method.cross and method.any_tasks}
-
-
-class Counts(torch.autograd.Function):
-    """Its backward pass is counted."""
-
-    passes = 0
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, g):
-        Counts.passes += 1
-        return g
 
 
 class Net(nn.Module):
@@ -42,7 +28,7 @@ class Net(nn.Module):
         x = torch.ones(3, 4)
         features = self.trunk(x)
         return [
-            Counts.apply((head(torch.ones(3, 6) if k == self.beside else features) - k).square().mean())
+            Counted.apply((head(torch.ones(3, 6) if k == self.beside else features) - k).square().mean())
             for k, head in enumerate(self.heads)
         ]
 
@@ -50,7 +36,7 @@ class Net(nn.Module):
 def trained(net: Net, make, losses: list[Tensor | None], **more):
     torch.manual_seed(3)
     aggregator = make()
-    Counts.passes = 0
+    Counted.passes = 0
     result = mtlfast.backward(losses, aggregator, shared=net.trunk, **more)
     return result, [p.grad for p in net.trunk.parameters()], aggregator
 
@@ -76,9 +62,9 @@ def test_a_loss_weight_of_0_is_absence(name, steps):
     weights[absent] = 0
     without, plain = DRIVEN[name].make(), DRIVEN[name].make()
     for _ in range(steps):
-        Counts.passes = 0
+        Counted.passes = 0
         result = mtlfast.backward(net.losses(), plain, shared=net.trunk, weighting=Constant(weights))
-        assert Counts.passes == num_tasks - 1
+        assert Counted.passes == num_tasks - 1
         losses = other.losses()
         wanted = mtlfast.backward(
             [None if k == absent else loss for k, loss in enumerate(losses)], without, shared=other.trunk
@@ -125,7 +111,7 @@ def test_all_weights_0_leaves_everything_alone():
     net = Net(2)
     result, _, _ = trained(net, MGDA, net.losses(), weighting=Constant(torch.zeros(2)))
     assert result.weights.tolist() == [0, 0]
-    assert Counts.passes == 0
+    assert Counted.passes == 0
     assert all(p.grad is None for p in net.parameters())
 
 

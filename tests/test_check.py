@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from methods import METHODS
+from passes import Counted
 from torch import Tensor, nn
 
 import mtlfast
@@ -72,20 +73,7 @@ class Net(nn.Module):
 
     def losses(self) -> list[Tensor]:
         features = self.trunk(torch.ones(2, 4))
-        return [_Counts.apply(head(features).square().mean()) for head in self.heads]
-
-
-class _Counts(torch.autograd.Function):
-    passes = 0
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, g):
-        _Counts.passes += 1
-        return g
+        return [Counted.apply(head(features).square().mean()) for head in self.heads]
 
 
 def state_of(*modules: nn.Module) -> list[dict]:
@@ -108,16 +96,16 @@ def test_a_refusal_comes_before_anything_happens(name):
     net, aggregator, weighting = Net(), make(), SoftAdapt(3)
     losses = net.losses()
     before, drawn = state_of(aggregator, weighting), torch.get_rng_state()
-    _Counts.passes = 0
+    Counted.passes = 0
     with pytest.raises((ValueError, TypeError), match=message):
         mtlfast.backward(losses, aggregator, shared=net.trunk.parameters(), weighting=weighting, **given)
-    assert _Counts.passes == 0
+    assert Counted.passes == 0
     assert same(before, state_of(aggregator, weighting))
     assert torch.equal(drawn, torch.get_rng_state())
     assert all(p.grad is None for p in net.parameters())
     # The graph is whole: a method that accepts the step trains on it.
     mtlfast.backward(losses, Mean(), shared=net.trunk.parameters(), weighting=weighting)
-    assert _Counts.passes == 3
+    assert Counted.passes == 3
 
 
 @pytest.mark.parametrize("name", REFUSALS)

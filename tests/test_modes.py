@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from methods import METHODS, losses, numbers_of_tasks, products
+from passes import Breaks
 from torch import Tensor, nn
 
 import mtlfast
@@ -92,18 +93,6 @@ def test_backward_is_a_step_in_either_mode(name):
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][2], results[1][2])
     assert all(torch.equal(a, b) for a, b in zip(results[0][1].values(), results[1][1].values(), strict=True))
-
-
-class Breaks(torch.autograd.Function):
-    """Its backward pass fails."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, g):
-        raise RuntimeError("planted")
 
 
 WEIGHTINGS = {
