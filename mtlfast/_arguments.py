@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlfast.aggregation import Aggregator
+from mtlfast.task_gradients import DTYPES
 from mtlfast.weighting import LossWeighting
 
 Losses = Mapping[str, Tensor | None] | Iterable[Tensor | None] | Tensor
@@ -123,6 +124,13 @@ def shared_parameters(shared: Shared) -> Columns:
             f"backward: shared has {len(everything)} parameters, none that requires grad, expected at least one "
             "(a generator is empty after its first use)"
         )
+    first, device = wanted[0][0], wanted[0][1].device
+    for name, parameter in wanted:
+        if parameter.dtype not in DTYPES:
+            expected = "float32, float64, bfloat16 or float16"
+            raise TypeError(f"backward: {name} has dtype {parameter.dtype}, expected {expected}")
+        if parameter.device != device:
+            raise ValueError(f"backward: {name} is on {parameter.device}, expected {device} as {first}")
     return Columns([name for name, _ in wanted], [parameter for _, parameter in wanted])
 
 

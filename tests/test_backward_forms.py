@@ -65,6 +65,21 @@ REFUSED = [
     ({"weighting": mtlfast.weighting.UW}, TypeError, "backward: weighting is the class UW, expected an instance"),
     ({"shared": None}, TypeError, "backward: shared is None, expected the parameters that tasks share"),
     ({"shared": 3}, TypeError, "backward: shared is a int, expected a list of parameters or a module"),
+    (
+        {
+            "shared": {
+                "a": torch.nn.Parameter(torch.ones(2)),
+                "b": torch.nn.Parameter(torch.ones(2, dtype=torch.cfloat)),
+            }
+        },
+        TypeError,
+        "backward: b has dtype torch.complex64, expected float32, float64, bfloat16 or float16",
+    ),
+    (
+        {"shared": {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.ones(2, device="meta"))}},
+        ValueError,
+        "backward: b is on meta, expected cpu as a",
+    ),
     ({"losses": 3}, TypeError, "backward: losses is a int, expected a list of scalars"),
     ({"losses": None}, TypeError, "backward: losses is a NoneType, expected a list of scalars"),
     ({"loss_scale": "x"}, ValueError, "Sum: loss_scale is 'x', expected a number above 0"),
