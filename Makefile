@@ -10,44 +10,59 @@ CXX_FILES := $(filter-out setup.py,$(SOURCES)) $(EMULATOR_FILES)
 # A first build is for this machine's GPU, or for one architecture where there is none. Wheels name their own list.
 export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';' | grep . || echo 9.0)
 
-.PHONY: demo test test-peers test-isa fuzz asan emu emu-asan cuda-check registers check-aarch64 wheel wheel-check lint format bench clean
+.PHONY: demo test test-all test-peers test-isa fuzz asan emu emu-asan cuda-check registers check-aarch64 wheel wheel-check lint format bench clean
 .DEFAULT_GOAL := test
 
-build/ready: $(SOURCES) pyproject.toml $(VENV)/ready
+build/ready: $(SOURCES) pyproject.toml $(VENV)/demo
 	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	$(PY) -m mtlfast info
 	mkdir -p build && touch $@
 
-$(VENV)/ready: requirements-dev.txt
+# What the build and the demo need; then what tests and checks need beside it.
+$(VENV)/demo: requirements-demo.txt
 	python3 -m venv $(VENV)
 	$(PY) -m pip install -q --disable-pip-version-check '$(TORCH)'
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements-demo.txt
+	touch $@
+
+$(VENV)/ready: requirements-dev.txt $(VENV)/demo
 	$(PY) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps LibMTL==1.1.5  # its weightings want none of them
 	touch $@
 
 demo: build/ready
-	$(PY) examples/digits/main.py --out build/digits.png
+	$(PY) examples/digits/main.py --seeds 1 --epochs 20 --out build/digits.png
 	$(PY) -m mtlfast bench --quick
 
-test: build/ready
-	$(PY) -m pytest tests
+# Tests run in so many processes, each on one thread; of large grids they take a sample (tests/sampling.py).
+PROCESSES ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PROCESSES) --dist loadgroup
 
-# The op tests again with each instruction set that this machine has (the first test run used the widest).
-OP_TESTS := $(foreach name,gram combine flatten scale solve properties,tests/test_$(name).py)
+test: build/ready $(VENV)/ready
+	$(PYTEST) tests
+
+# Every case of every grid.
+test-all: build/ready $(VENV)/ready
+	MTLFAST_GRID=all $(PYTEST) tests
+
+# The tests of each op (named after csrc/ops_<op>.cpp) again with each instruction set that this machine has; the first
+# test run used the widest.
+OPS := $(patsubst csrc/ops_%.cpp,%,$(wildcard csrc/ops_*.cpp))
+OP_TESTS := $(OPS:%=tests/test_%.py) tests/test_properties.py
 ISAS ?= baseline avx2 avx512
-test-isa: build/ready
+test-isa: build/ready $(VENV)/ready
 	for isa in $(ISAS); do \
 	  echo "-- $$isa"; \
 	  MTLFAST_CPU_CAPABILITY=$$isa $(PY) -c 'import mtlfast; mtlfast._native.C.isa()' 2>/dev/null || { echo "not on this machine"; continue; }; \
-	  MTLFAST_CPU_CAPABILITY=$$isa $(PY) -m pytest $(OP_TESTS) || exit 1; \
+	  MTLFAST_CPU_CAPABILITY=$$isa $(PYTEST) $(OP_TESTS) || exit 1; \
 	done
 
 # What stands beside an installed original: TorchJD, ConFIG, LibMTL; and the drop-in faces.
-test-peers: build/ready
+test-peers: build/ready $(VENV)/ready
 	$(PY) -m pytest tests/peers tests/test_compat_pcgrad.py
 
 # The properties on 20 times as many random problems.
-fuzz: build/ready
+fuzz: build/ready $(VENV)/ready
 	MTLFAST_EXAMPLES=20 $(PY) -m pytest tests/test_properties.py
 
 # And again under AddressSanitizer and UndefinedBehaviorSanitizer (alignment included): any report ends the run.
@@ -67,11 +82,11 @@ asan: $(VENV)/ready
 	done
 
 # Every CUDA kernel on the CPU, over the whole grid (`make test` takes a seeded sample of it), then under sanitizers.
-emu: build/ready
+emu: build/ready $(VENV)/ready
 	MTLFAST_EMULATE=all $(PY) -m pytest tests/emulator
 
 EMULATE ?= all
-emu-asan: build/ready
+emu-asan: build/ready $(VENV)/ready
 	export MTLFAST_EMULATE=$(EMULATE) MTLFAST_EMULATOR_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD="$(call LIBRARY,libasan.so) $(call LIBRARY,libstdc++.so)"; \
 	$(PY) -m pytest --capture=sys tests/emulator/test_kernels.py
@@ -111,7 +126,7 @@ WHEEL_TORCH ?= $(TORCH)
 wheel-check: wheel
 	MTLFAST_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" MTLFAST_WHEEL_TORCH='$(WHEEL_TORCH)' $(PY) -m pytest -rs tests/test_wheel.py
 
-bench: build/ready
+bench: build/ready $(VENV)/ready
 	$(PY) -m mtlfast bench
 	$(PY) -m pytest benchmarks --benchmark-sort=name --benchmark-columns=min,median,iqr,rounds
 

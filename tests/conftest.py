@@ -1,11 +1,13 @@
-"""What every test file shares: skips that say why, seeds, devices."""
+"""What every test file shares: skips that say why, the sample of large grids, seeds, devices."""
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from cases import DEVICES
+from sampling import GRID, SEED, chosen
 
 from mtlfast import _native
 
@@ -26,11 +28,57 @@ def reason_to_skip(marks: set[str]) -> str | None:
     return None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# How many cases the grids have, and how many of them this run takes; what pytest says at its end.
+TAKEN = pytest.StashKey[tuple[int, int]]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         reason = reason_to_skip({mark.name for mark in item.iter_markers()})
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+    named = config.getoption("keyword") or any("::" in argument for argument in config.args)
+    kept = items[:] if named else list(sampled(items))
+    config.stash[TAKEN] = (len(kept), len(items))
+    left = set(items) - set(kept)
+    if left:
+        config.hook.pytest_deselected(items=[item for item in items if item in left])
+    items[:] = kept
+
+
+def sampled(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    """The cases that this run takes, in order; of a test function's, those that are skipped are a grid of their own."""
+    grids: dict[tuple[str, bool], list[pytest.Item]] = {}
+    for item in items:
+        function = item.nodeid.split("[")[0]
+        grids.setdefault((function, item.get_closest_marker("skip") is not None), []).append(item)
+    kept: set[pytest.Item] = set()
+    for (function, _), cases in grids.items():
+        if cases[0].get_closest_marker("whole"):
+            kept.update(cases)
+            continue
+        marker = cases[0].get_closest_marker("grid")
+        parameters = [getattr(case, "callspec", None) for case in cases]
+        values = [{} if known is None else known.params for known in parameters]
+        kept.update(cases[i] for i in chosen(values, function, () if marker is None else marker.args))
+    return (item for item in items if item in kept)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # Under pytest-xdist the cases are collected by its workers, which tell the process that reports.
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["taken"] = list(session.config.stash.get(TAKEN, (0, 0)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if "taken" in getattr(node, "workeroutput", {}):
+        node.config.stash[TAKEN] = tuple(node.workeroutput["taken"])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    taken, known = config.stash.get(TAKEN, (0, 0))
+    terminalreporter.write_line(f"grids: MTLFAST_GRID={GRID} MTLFAST_SEED={SEED}, {taken} of {known} cases")
 
 
 @pytest.fixture(autouse=True)

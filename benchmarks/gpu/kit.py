@@ -77,7 +77,7 @@ def steps() -> list[Step]:
     return [
         measure("device", 30),
         Step("build", 240, [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], {"MTLFAST_CUDA": "1"}),
-        Step("tests", 180, pytest),
+        Step("tests", 180, pytest, {"MTLFAST_GRID": "all"}),
         measure("bandwidth", 20),
         measure("ops", 90),
         measure("step", 30),
