@@ -32,9 +32,9 @@ def backward(
     parameters, and those that no task reaches, are left alone. It is a training step, whatever mode the methods are in.
 
     A task is absent from the step if its loss is None. It is absent from the shared update if its loss weight is
-    exactly 0, or if it reaches none of the shared parameters. On the CPU a weight of 0 saves the task's backward pass;
-    on a GPU, where it cannot be read without waiting, its head gets a gradient of zeros, and NaN in its gradients
-    reaches `.grad`. `StepResult.tasks` names it on both.
+    exactly 0, or if it reaches none of the shared parameters: then its weight is 0 and the others' are those of a step
+    without it. A loss weight of 0 saves the task's backward pass. On a GPU it cannot be read without waiting: there the
+    task takes part with a gradient of zeros. `StepResult.tasks` names it on both.
 
     To accumulate over N micro-batches, divide each loss by N and say `loss_scale=1 / N`. Each micro-batch then has its
     own surgery, and the weighted sum of all is in `.grad`.
@@ -85,7 +85,7 @@ def backward(
                 jacobian.write(weights)
             else:
                 weights, gram = None, jacobian.gram() if diagnostics else None
-                step = step._replace(rtol=jacobian.rtol, mask=jacobian.mask)
+                step = step._replace(rtol=jacobian.num_tasks * jacobian.product_rtol)
                 jacobian.put(aggregator.direction(jacobian.rows(), step))
             if weighed is not None:
                 _grad.commit(learned)

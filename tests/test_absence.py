@@ -23,12 +23,13 @@ class Net(nn.Module):
         super().__init__()
         self.trunk, self.beside = nn.Sequential(nn.Linear(4, 6), nn.Tanh()), beside
         self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(num_tasks))
+        self.double()
 
     def losses(self) -> list[Tensor]:
-        x = torch.ones(3, 4)
+        x = torch.ones(3, 4).double()
         features = self.trunk(x)
         return [
-            Counted.apply((head(torch.ones(3, 6) if k == self.beside else features) - k).square().mean())
+            Counted.apply((head(torch.ones(3, 6).double() if k == self.beside else features) - k).square().mean())
             for k, head in enumerate(self.heads)
         ]
 
@@ -44,14 +45,13 @@ def trained(net: Net, make, losses: list[Tensor | None], **more):
 def assert_same(one, other) -> None:
     for a, b in zip(one, other, strict=True):
         assert (a is None) == (b is None)
-        assert a is None or torch.equal(a, b)
+        # The kernel sums in another order for another number of rows.
+        assert a is None or torch.allclose(a, b, rtol=1e-9, atol=1e-11, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", DRIVEN)
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_loss_weight_of_0_is_absence(name, steps):
-    if "random" in repr(DRIVEN[name].make()) or "Random" in name:
-        pytest.skip("keys are drawn for all tasks, so that other numbers are left for those that are there")
     (num_tasks, *_) = numbers_of_tasks(DRIVEN[name], 5)
     if num_tasks < DRIVEN[name].least_tasks + 1 or num_tasks < 3:
         pytest.skip("with one task absent there are too few")
@@ -61,16 +61,18 @@ def test_a_loss_weight_of_0_is_absence(name, steps):
     weights = torch.ones(num_tasks)
     weights[absent] = 0
     without, plain = DRIVEN[name].make(), DRIVEN[name].make()
-    for _ in range(steps):
+    for step in range(steps):
         Counted.passes = 0
+        torch.manual_seed(step)
         result = mtlfast.backward(net.losses(), plain, shared=net.trunk, weighting=Constant(weights))
         assert Counted.passes == num_tasks - 1
         losses = other.losses()
+        torch.manual_seed(step)
         wanted = mtlfast.backward(
             [None if k == absent else loss for k, loss in enumerate(losses)], without, shared=other.trunk
         )
     present = [k for k in range(num_tasks) if k != absent]
-    assert torch.equal(result.weights[present], wanted.weights)
+    assert torch.allclose(result.weights[present], wanted.weights, rtol=1e-9, atol=1e-11)
     assert result.weights[absent] == 0
     assert_same([p.grad for p in net.parameters()], [p.grad for p in other.parameters()])
     assert all(p.grad is None for p in net.heads[absent].parameters())
@@ -84,7 +86,7 @@ def test_a_task_that_reaches_nothing_shared_trains_its_head_alone(make):
     result, grads, _ = trained(net, make, net.losses())
     losses = other.losses()
     wanted, without, _ = trained(other, make, [losses[0], None, losses[2]])
-    assert torch.equal(result.weights[[0, 2]], wanted.weights)
+    assert torch.allclose(result.weights[[0, 2]], wanted.weights)
     assert result.weights[1] == 0
     assert_same(grads, without)
     assert all(p.grad is not None for p in net.heads[1].parameters())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import ops
-from mtlfast._by_task import take
+from mtlfast._by_task import put, take
 from mtlfast._exact_state import ExactState
 from mtlfast.aggregation._jacobian import AsksJacobian, RowsJacobian
 from mtlfast.aggregation._reads import Reads
@@ -231,22 +231,31 @@ class GramAggregator(Aggregator):
     def weigh(self, jacobian: AsksJacobian, step: Step, need_gram: bool = False) -> tuple[Tensor, Tensor | None]:
         """The weights [K] of a Jacobian, and its Gram matrix if it was computed.
 
+        A task that has no part in the direction has the weight 0, and the others' are those of a step without it.
+
         Args:
             jacobian: it is asked for no more than the method `reads`.
             step: `check` let it pass; what the Jacobian knows better is taken from there.
             need_gram: compute the Gram matrix in any case.
         """
-        step = step._replace(rtol=jacobian.rtol, mask=jacobian.mask)
+        gram: Tensor | None = None
         if self.reads is Reads.GRAM or need_gram:
-            gram = jacobian.gram()
-            return self.solve(gram, step), gram
-        if self.reads is Reads.NORMS:
-            partial = jacobian.norms().square().diag()
+            read = gram = jacobian.gram()
+        elif self.reads is Reads.NORMS:
+            read = jacobian.norms().square().diag()
         else:
             assert self.reads is Reads.NOTHING
             K = jacobian.num_tasks
-            partial = torch.empty(K, K, dtype=torch.float64, device=jacobian.device)
-        return self.solve(partial, step), None
+            read = torch.empty(K, K, dtype=torch.float64, device=jacobian.device)
+        places = jacobian.taking_part
+        if places is None:
+            return self.solve(read, step._replace(rtol=jacobian.num_tasks * jacobian.product_rtol)), gram
+        weights = read.new_zeros(jacobian.num_tasks)
+        if places:
+            some = step.among(places)._replace(rtol=len(places) * jacobian.product_rtol)
+            self.check(some)
+            put(weights, places, self.solve(take(take(read, places).mT, places).mT.contiguous(), some))
+        return weights, gram
 
     def aggregate(
         self, grads: TaskGradients, step: Step, out: list[Tensor | None] | None = None

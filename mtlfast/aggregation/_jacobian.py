@@ -30,12 +30,12 @@ class AsksJacobian(Protocol):
         """Of the gradients."""
 
     @property
-    def rtol(self) -> float:
-        """The relative precision of the products, for decisions about ranks."""
+    def product_rtol(self) -> float:
+        """The relative precision of a product of two gradients; a decision about ranks takes K times that."""
 
     @property
-    def mask(self) -> Tensor | None:
-        """[K] bool, which tasks take part in the step; None: all."""
+    def taking_part(self) -> list[int] | None:
+        """The rows of the tasks that have a part in the direction; None: all."""
 
     def gram(self) -> Tensor:
         """[K, K] float64."""
@@ -83,18 +83,16 @@ class RowsJacobian:
         return self._parts[0].grads.device
 
     @property
-    def rtol(self) -> float:
-        """K times the relative precision of a product of such gradients, of the coarsest dtype where there are two."""
+    def product_rtol(self) -> float:
+        """Of the coarsest dtype, where there are two."""
         dtypes = {part.grads.dtype for part in self._parts}
-        return self.num_tasks * (DOUBLE_EPS if dtypes == {torch.float64} else 1e-6)
+        return DOUBLE_EPS if dtypes == {torch.float64} else 1e-6
 
     @property
-    def mask(self) -> Tensor | None:
-        """A task that reaches none of the tensors is absent."""
-        reaching = [self._reaches(task) for task in range(self.num_tasks)]
-        if all(reaching):
-            return None
-        return without(torch.ones(self.num_tasks, dtype=torch.bool, device=self.device), reaching)
+    def taking_part(self) -> list[int] | None:
+        """A task that reaches none of the tensors has no part in their direction."""
+        reaching = [task for task in range(self.num_tasks) if self._reaches(task)]
+        return None if len(reaching) == self.num_tasks else reaching
 
     def _reaches(self, task: int) -> bool:
         for part in self._parts:
@@ -116,14 +114,6 @@ class RowsJacobian:
         """The task gradients."""
         (part,) = self._parts
         return part.grads
-
-
-def without(mask: Tensor, present: Sequence[bool]) -> Tensor:
-    """The mask with False where the host knows that a task is absent; a fill for each, where a copy would wait."""
-    for task, there in enumerate(present):
-        if not there:
-            mask[task] = False
-    return mask
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:

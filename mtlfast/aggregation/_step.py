@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from mtlfast._by_task import take
+
 
 class Step(NamedTuple):
     """One step as a method sees it, beside the task gradients.
@@ -21,8 +23,6 @@ class Step(NamedTuple):
         rtol: the relative precision of the gradients, for decisions about ranks; None: not known.
         training: does the step count? If not, no state moves, no random number is drawn, and a method that draws takes
             a fixed order or expected weights.
-        mask: [K] or [..., K] bool on the gradients' device; False: the task is absent from this step although it has a
-            row, since its loss weight is 0 or it reaches none of the tensors. None: all are there.
     """
 
     num_tasks: int
@@ -31,7 +31,14 @@ class Step(NamedTuple):
     tasks: tuple[int, ...] | None = None
     rtol: float | None = None
     training: bool = True
-    mask: Tensor | None = None
+
+    def among(self, places: Sequence[int]) -> Step:
+        """The step of those of its tasks that stand in these places alone."""
+        return self._replace(
+            num_tasks=len(places),
+            losses=None if self.losses is None else take(self.losses, places),
+            tasks=tuple(self.present[place] for place in places),
+        )
 
     @property
     def precision(self) -> float:

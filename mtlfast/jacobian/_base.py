@@ -53,15 +53,16 @@ class Jacobian(ABC):
 
     @property
     @abstractmethod
-    def rtol(self) -> float:
-        """The relative precision of the products, for decisions about ranks."""
+    def product_rtol(self) -> float:
+        """The relative precision of a product of two gradients; a decision about ranks takes K times that."""
 
     @property
     @abstractmethod
-    def mask(self) -> Tensor | None:
-        """[K] bool, which tasks take part in the step; None: all.
+    def taking_part(self) -> list[int] | None:
+        """The rows of the tasks that have a part in the shared update; None: all.
 
-        A task whose loss weight is 0 does not, nor one that reaches none of the shared parameters.
+        A task that reaches none of the shared parameters has none, nor has one whose loss weight is 0, as far as the
+        host can see that.
         """
 
     @abstractmethod

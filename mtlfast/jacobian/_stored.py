@@ -56,7 +56,6 @@ class StoredJacobian(RowsJacobian, Jacobian):
         self._losses, self._retain_graph = losses, retain_graph
         self._others = _grad.PlainGradients(others, loss_weights_later)
         self._ours: list[bool] = []
-        self._loss_weights: Tensor | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -76,8 +75,7 @@ class StoredJacobian(RowsJacobian, Jacobian):
         the weight cannot be read without waiting, so that its gradients are zeros.
         """
         inputs, T = [*self.parameters, *self._others.leaves], len(self.parameters)
-        self._loss_weights = loss_weights
-        wanted = self._tasks_with_weight()
+        wanted = self._tasks_with_weight(loss_weights)
         rows: list[tuple[Tensor | None, ...]] = [(None,) * T] * self.num_tasks
         for k in wanted:
             loss = self._losses[k]
@@ -92,19 +90,10 @@ class StoredJacobian(RowsJacobian, Jacobian):
         self._ours = _grad.exclusive(held)
         self._parts = self._split(held)
 
-    def _tasks_with_weight(self) -> list[int]:
-        weights = self._loss_weights
+    def _tasks_with_weight(self, weights: Tensor | None) -> list[int]:
         if weights is None or weights.device.type != "cpu":
             return list(range(self.num_tasks))
         return [k for k, weight in enumerate(weights.tolist()) if weight != 0]  # host: a CPU tensor
-
-    @property
-    def mask(self) -> Tensor | None:
-        """See `Jacobian.mask`."""
-        mask, weights = super().mask, self._loss_weights
-        if weights is None or weights.device.type == "cpu":
-            return mask
-        return weights != 0 if mask is None else (weights != 0) & mask
 
     def _split(self, rows: Rows) -> list[Part]:
         """The rows, by dtype where there are several."""
