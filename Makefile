@@ -36,7 +36,7 @@ demo: build/ready
 
 # Tests run in so many processes, each on one thread; of large grids they take a sample (tests/sampling.py).
 PROCESSES ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PROCESSES) --dist loadgroup
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PROCESSES) --dist loadfile
 
 test: build/ready $(VENV)/ready
 	$(PYTEST) tests

@@ -153,7 +153,7 @@ def test_accepted_alike(served):
 
 def test_an_input_that_is_no_tensor(served):
     with pytest.raises(TypeError, match="solve: upgrad got preferences of type list, expected a Tensor"):
-        ops.solve(torch.eye(2, dtype=torch.float64), "upgrad", [0.0], {"preferences": [0.5, 0.5]})
+        ops.solve(torch.eye(2, dtype=torch.float64), "upgrad", [0.0, 0.0], {"preferences": [0.5, 0.5]})
 
 
 def test_a_state_that_groups_do_not_share_equally(served):
@@ -183,7 +183,7 @@ def test_bad_input(gram, method, message):
         ("krum", {"params": [0.0, 1.0], "inputs": [torch.ones(3)]}, "solve: krum got 1 inputs, expected none"),
         (
             "upgrad",
-            {"params": [0.0], "inputs": [torch.ones(2)]},
+            {"params": [0.0, 0.0], "inputs": [torch.ones(2)]},
             "solve: upgrad got an input of 2 elements a group, expected 3",
         ),
         (
@@ -228,7 +228,7 @@ def test_bad_input(gram, method, message):
         ),
         (
             "upgrad",
-            {"params": [0.0], "inputs": {"preferences": torch.ones(3, device="meta")}},
+            {"params": [0.0, 0.0], "inputs": {"preferences": torch.ones(3, device="meta")}},
             "solve: an input is on meta, expected cpu as gram",
         ),
         (

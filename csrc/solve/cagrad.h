@@ -4,7 +4,11 @@
 // s |g_w| = min over r > 0 of s (|g_w|^2 / r + r) / 2, the minimiser is that of |g_w + (r / s) g_0|^2 for the one
 // r = |g_w|: a shortest vector among the shifted gradients g_i + h g_0, with h = r / s found by a bracketed secant
 // method on |g_w(h)| - s h, which falls through zero once. Update: g_0 + (s / |g_w|) g_w, rescaled.
+//
+// Where g_w is zero at the minimum, every direction of the ball with which no task loses is as good: the update is the
+// one nearest to g_0, its projection onto the dual cone of the gradients.
 #pragma once
+#include "dual_cone.h"
 #include "simplex.h"
 
 namespace mtlfast::solvers {
@@ -26,18 +30,18 @@ struct Bracket {
   MTLFAST_HD double next() const { return (low * at_high - high * at_low) / (at_high - at_low); }
 };
 
-// rescale: 0 none, 1 over 1 + c^2, 2 over 1 + c. norm_eps: up to norm_eps * sqrt(trace G), |g_w| counts as zero (a
-// Pareto-stationary point) and so do the weights. state: [1], solves that gave up.
+// rescale: 0 none, 1 over 1 + c^2, 2 over 1 + c. norm_eps: TorchJD's, 0 for none: up to norm_eps * sqrt(trace G)
+// the point counts as Pareto-stationary and the weights are zero. state: [1], solves that gave up.
 struct CAGrad : Method {
   static constexpr const char* name = "cagrad";
   MTLFAST_NAMES(Param, c, rescale, norm_eps);
-  static int64_t scratch_size(int K) { return 2 + 3 * K + K * K + MinNorm::scratch_size(K); }
+  static int64_t scratch_size(int K) { return 2 + 4 * K + K * K + MinNorm::scratch_size(K); }
 
   template <class Team>
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     const int K = p.num_tasks;
     double *constants = p.scratch, *w = constants + 2, *with_mean = w + K, *products = with_mean + K;
-    double* shifted = products + K;
+    double *lengths = products + K, *shifted = lengths + K;
     for (int i = team.rank; i < K; i += team.size) with_mean[i] = sum_of(p.gram + i * K, K) / K;  // g_i g_0
     team.sync();
     if (team.rank == 0) {
@@ -51,7 +55,7 @@ struct CAGrad : Method {
     const double longest = std::sqrt(trace(p.gram, K)), highest = constants[1] > 0 ? longest / constants[1] : 0;
     Bracket bracket{0, 0, 0, 0, 0};
     double h = highest, norm = 0;
-    bool solved = true, found = false;
+    bool solved = true, found = false, zero = false;  // zero: |g_w| is as good as zero at the minimum
     for (int turn = 0; turn < 100 && !found; ++turn) {
       for (int i = team.rank; i < K; i += team.size)
         for (int j = 0; j < K; ++j)
@@ -72,19 +76,33 @@ struct CAGrad : Method {
       if (turn == 1) {
         bracket.low = h;
         bracket.at_low = value;
-        found = value <= 0;  // |g_w| is as good as zero at the minimum
+        found = zero = value <= 0;
       } else {
         found = std::fabs(value) <= 1e-13 * norm || bracket.high - bracket.low <= 1e-15 * bracket.high;
         bracket.move(h, value);
       }
       h = bracket.next();
     }
-    if (norm <= p.params[Param::norm_eps] * longest) norm = 0;
-    const double c = p.params[Param::c], s = constants[1];
+    const double c = p.params[Param::c], s = constants[1], cut = p.params[Param::norm_eps];
     const int mode = static_cast<int>(p.params[Param::rescale]);
     const double rescale = mode == 1 ? 1 / (1 + c * c) : mode == 2 ? 1 / (1 + c) : 1;
-    for (int k = team.rank; k < K; k += team.size)
-      p.out[k] = norm > 0 || c == 0 ? rescale * (1.0 / K + (s > 0 ? s / norm * w[k] : 0)) : 0;
+    if (s > 0 && cut > 0 && norm <= cut * longest) {
+      for (int k = team.rank; k < K; k += team.size) p.out[k] = 0;
+    } else if (s > 0 && (zero || !(norm > 0))) {
+      unit_products(team, p, lengths, shifted);
+      const double mean = 1 / static_cast<double>(K);
+      const DualConeOfUnits cone{K, shifted, lengths};
+      solved = cone.project(team, [&](int) { return mean; }, w, shifted + K * K) && solved;
+      for (int k = team.rank; k < K; k += team.size) w[k] -= mean;
+      team.sync();
+      multiply(team, K, p.gram, w, products);
+      team.sync();
+      // It lies in the ball, but for rounding where the gradients' lengths differ too much to tell g_w from zero.
+      const double way = std::sqrt(larger(dot(w, products, K), 0)), part = way > s ? s / way : 1;
+      for (int k = team.rank; k < K; k += team.size) p.out[k] = rescale * (mean + part * w[k]);
+    } else {
+      for (int k = team.rank; k < K; k += team.size) p.out[k] = rescale * (1.0 / K + (s > 0 ? s / norm * w[k] : 0));
+    }
     if (!(solved && found) && team.rank == 0 && p.state) p.state[0] += 1;
     team.sync();
   }

@@ -14,13 +14,14 @@ class CAGrad(SolvedAggregator):
 
     Of the directions d with |d - g_0| <= c |g_0|, g_0 the mean gradient, the one whose smallest product with a task's
     gradient is largest. Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning" (NeurIPS 2021),
-    Algorithm 1, solved to the optimum.
+    Algorithm 1, solved to the optimum. With c < 1 it is never zero. Where a combination of the gradients is zero at the
+    optimum, all directions with which no task loses are as good: it is the one nearest to g_0.
 
     Args:
         c: radius of the ball around the mean gradient, relative to its norm; 0: the mean gradient.
         rescale: 0: none, as in the paper; 1: the direction over 1 + c^2, as its code does; 2: over 1 + c.
-        norm_eps: where the weighted gradient is at most this long, relative to the square root of G's trace, the point
-            counts as Pareto-stationary and the update is zero.
+        norm_eps: for results as TorchJD's, which takes 1e-4: where the weighted gradient is at most this long, relative
+            to the square root of G's trace, the update is zero.
 
     Raises:
         ValueError: `c` or `norm_eps` is negative, `rescale` not one of these.
@@ -35,7 +36,7 @@ class CAGrad(SolvedAggregator):
     rescale = Choice(0, 1, 2)
     norm_eps = Real(0)
 
-    def __init__(self, c: float, rescale: Literal[0, 1, 2] = 0, norm_eps: float = 1e-4) -> None:
+    def __init__(self, c: float, rescale: Literal[0, 1, 2] = 0, norm_eps: float = 0.0) -> None:
         """See the class."""
         super().__init__()
         self.c = c

@@ -11,6 +11,7 @@ from mtlfast.aggregation._step import Step
 class _DualCone(Preferring):
     counts_failures = True
     reg_eps = Real(0)
+    _of_trace = False  # is the regularisation relative to G's trace, as TorchJD's, in place of each gradient's length?
 
     def __init__(self, pref_vector: Vector | None = None, reg_eps: float = 1e-4) -> None:
         """See the class."""
@@ -19,7 +20,7 @@ class _DualCone(Preferring):
 
     def params(self, step: Step) -> dict[str, float]:
         """The regularisation."""
-        return {"reg_eps": self.reg_eps}
+        return {"reg_eps": self.reg_eps, "of_trace": self._of_trace}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
@@ -34,8 +35,10 @@ class UPGrad(_DualCone):
 
     Args:
         pref_vector: [n], what each task's gradient is multiplied by first; None: 1/K.
-        reg_eps: added to the diagonal of G / trace(G). With 0 no task is ever harmed; the default, TorchJD's, keeps
-            weights small where gradients are nearly opposite, and may harm one a little there.
+        reg_eps: what each gradient's own G_ii is multiplied by and added to it. With 0 no task is ever harmed; the
+            default keeps weights small where gradients are nearly opposite, and may harm one a little there: two
+            gradients at an angle of t, whatever their lengths, have a cosine to the direction of at least
+            -reg_eps |cos t| / sin t.
 
     Raises:
         ValueError: `pref_vector` has not one dimension, or `reg_eps` is negative.
@@ -55,7 +58,7 @@ class DualProj(_DualCone):
 
     Args:
         pref_vector: [n], the weights of the combination that is projected; None: 1/K.
-        reg_eps: added to the diagonal of G / trace(G); see UPGrad.
+        reg_eps: what each gradient's own G_ii is multiplied by and added to it; see UPGrad.
 
     Raises:
         ValueError: `pref_vector` has not one dimension, or `reg_eps` is negative.

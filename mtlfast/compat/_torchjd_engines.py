@@ -73,7 +73,8 @@ def _dual_cone(method: str) -> Engine:
         projector = weighting.projector
         if type(projector) is not QuadprogProjector:  # someone's own
             return None
-        params, inputs = {"reg_eps": float(projector.reg_eps)}, {"preferences": weighting.weighting(given)}
+        params = {"reg_eps": float(projector.reg_eps), "of_trace": True}
+        inputs = {"preferences": weighting.weighting(given)}
         return ops.solve(_zero_below(gram, projector.norm_eps), method, params, inputs)
 
     return engine

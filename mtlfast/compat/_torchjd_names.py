@@ -34,7 +34,9 @@ def _regularisation(projector: Any) -> float:
 
 
 class UPGrad(aggregation.UPGrad):
-    """mtlfast's UPGrad; of `projector` it reads `reg_eps`."""
+    """mtlfast's UPGrad, regularised relative to the Gramian's trace as TorchJD's; of `projector` it reads `reg_eps`."""
+
+    _of_trace = True
 
     def __init__(self, pref_vector: Tensor | None = None, projector: Any = None) -> None:
         """TorchJD's arguments."""
@@ -42,7 +44,9 @@ class UPGrad(aggregation.UPGrad):
 
 
 class DualProj(aggregation.DualProj):
-    """mtlfast's DualProj; of `projector` it reads `reg_eps`."""
+    """mtlfast's DualProj, regularised as TorchJD's; of `projector` it reads `reg_eps`."""
+
+    _of_trace = True
 
     def __init__(self, pref_vector: Tensor | None = None, projector: Any = None) -> None:
         """TorchJD's arguments."""

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mtlfast.reference.dual_cone import nearest_in_dual_cone
 from mtlfast.reference.group import Group
 from mtlfast.reference.nonnegative import shortest_in_hull
 
@@ -30,7 +31,11 @@ def cagrad(group: Group) -> Tensor:
         else:
             high = h
     norm = (w @ matrix).norm()
-    if norm <= norm_eps * longest:
+    if norm_eps > 0 and norm <= norm_eps * longest:
         return torch.zeros_like(w)
+    if norm <= 1e-6 * longest:  # zero at the minimum: of the directions with which no task loses, the nearest to g_0
+        added = nearest_in_dual_cone(matrix, uniform) - uniform
+        way = float((added @ matrix).norm())
+        return factor * (uniform + min(1.0, radius / way if way > 0 else 1.0) * added)
     weights: Tensor = factor * (uniform + radius / norm * w)
     return weights

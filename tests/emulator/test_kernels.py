@@ -17,8 +17,8 @@ from mtlfast import TaskGradients, _native, ops, reference
 from mtlfast.aggregation import Step
 from mtlfast.aggregation._solved import SolvedAggregator
 
-# The sample is made below; the last test looks at what all the others ran, so that one process runs them.
-pytestmark = [pytest.mark.whole, pytest.mark.xdist_group("emulated kernels")]
+# The sample is made below, and the last test looks at what all the others ran.
+pytestmark = pytest.mark.whole
 
 ALL = os.environ.get("MTLFAST_EMULATE") == "all"
 TASKS = [1, 2, 3, 4, 7, 8, 9, 12, 16, 17, 24, 32, 33, 64, 100]
@@ -270,7 +270,7 @@ def test_solve_where_gradients_depend_on_each_other(emulator: Emulator, method):
     # A few of these 40 programs go on to the active set, which the blocks of changes do not end; and pseudo-inverses
     # need the spectrum.
     J = torch.randn(40, 8, 4, dtype=torch.float64)
-    params = {"mgda": [0.0, 1.0, 0.0], "dualproj": [0.0], "imtlg": [1e-10], "config": [-1.0, 0.0, 1e-10]}[method]
+    params = {"mgda": [0.0, 1.0, 0.0], "dualproj": [0.0, 0.0], "imtlg": [1e-10], "config": [-1.0, 0.0, 1e-10]}[method]
     counts = torch.zeros(40, 1, dtype=torch.float64)
     emulated = emulator.solve(J @ J.mT, method, params, state=counts, seed=1)
     expected = ops.solve(J @ J.mT, method, params, state=torch.zeros(40, 1, dtype=torch.float64))
