@@ -59,46 +59,50 @@ def _is_no_instance(value: object, base: type, expected: str) -> str:
     return f"is a {type(value).__name__}, expected a {expected}"
 
 
-def refuse_ranks(allow_local: bool) -> None:
+def refuse_ranks(caller: str, allow_local: bool) -> None:
     """There is one rank, or the user asked for local surgery."""
     distributed = torch.distributed
     if allow_local or not (distributed.is_available() and distributed.is_initialized()):
         return
     if (ranks := distributed.get_world_size()) > 1:
         raise RuntimeError(
-            f"backward: {ranks} ranks are initialised, and surgery on each rank's own gradients lets replicas drift "
+            f"{caller}: {ranks} ranks are initialised, and surgery on each rank's own gradients lets replicas drift "
             "apart; expected one rank, or allow_local=True"
         )
 
 
-def present_losses(losses: Losses) -> Present:
-    """The tasks that are there, from any form that losses may have."""
+def present_losses(losses: Losses, caller: str = "backward", what: str = "loss", may_be_absent: bool = True) -> Present:
+    """The tasks that are there, from any form that losses may have; `what` is the caller's word for one."""
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    or_none = " or None" if may_be_absent else ""
     if isinstance(losses, Tensor) and losses.dim() != 1:
         raise ValueError(
-            f"backward: losses is a tensor of shape {list(losses.shape)}, expected [K] or a list of scalars"
+            f"{caller}: {plural} is a tensor of shape {list(losses.shape)}, expected [K] or a list of scalars"
         )
     try:
         named = dict(losses) if isinstance(losses, Mapping) else dict(enumerate(losses))
     except TypeError:
-        raise TypeError(f"backward: losses is a {type(losses).__name__}, expected a list of scalars") from None
+        raise TypeError(f"{caller}: {plural} is a {type(losses).__name__}, expected a list of scalars") from None
     present: dict[int, Tensor] = {}
     for k, (name, loss) in enumerate(named.items()):
-        if loss is None:
+        if loss is None and may_be_absent:
             continue
         if not isinstance(loss, Tensor):
-            raise TypeError(f"backward: loss {name} is a {type(loss).__name__}, expected a scalar Tensor or None")
+            raise TypeError(f"{caller}: {what} {name} is a {type(loss).__name__}, expected a scalar Tensor{or_none}")
         if loss.numel() != 1:
-            raise ValueError(f"backward: loss {name} has shape {list(loss.shape)}, expected a scalar")
+            raise ValueError(f"{caller}: {what} {name} has shape {list(loss.shape)}, expected a scalar")
         if loss.is_complex():
-            raise TypeError(f"backward: loss {name} has dtype {loss.dtype}, expected a real one")
+            raise TypeError(f"{caller}: {what} {name} has dtype {loss.dtype}, expected a real one")
         if not loss.requires_grad:
             raise ValueError(
-                f"backward: loss {name} does not require grad, expected one that depends on parameters, or None for a "
-                "task that is absent"
+                f"{caller}: {what} {name} does not require grad, expected one that depends on parameters"
+                + (", or None for a task that is absent" if may_be_absent else "")
             )
         present[k] = loss.reshape(()) if loss.dim() else loss
+    if not named and not may_be_absent:
+        raise ValueError(f"{caller}: got no {plural}, expected at least one")
     if not present:
-        raise ValueError(f"backward: got {len(named)} losses, none of them present, expected at least one")
+        raise ValueError(f"{caller}: got {len(named)} {plural}, none of them present, expected at least one")
     return Present(len(named), tuple(present), list(present.values()))
 
 

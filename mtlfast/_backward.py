@@ -66,7 +66,7 @@ def backward(
     autograd's own tensors can become it. Cost: K backward passes, then the aggregator's.
     """
     check_methods(aggregator, weighting)
-    refuse_ranks(allow_local)
+    refuse_ranks("backward", allow_local)
     number, tasks, values = present_losses(losses)
     jacobian = StoredJacobian(values, shared_parameters(shared), retain_graph)
     stacked = torch.stack([loss.detach() for loss in values])

@@ -228,3 +228,58 @@ def test_bad_arguments(device):
     with pytest.raises(ValueError, match="PCGrad: 1 objectives reach none of the parameters"):
         face.pc_backward([q.sum()])
     assert torch.equal(p.grad, torch.ones_like(p))  # an error writes nothing
+
+
+def test_objectives_in_every_form(device):
+    for form in (list, tuple, iter, lambda losses: dict(enumerate(losses)), torch.stack):
+        p = nn.Parameter(torch.tensor([1.0, 2.0], device=device))
+        PCGrad(torch.optim.SGD([p], lr=0.1)).pc_backward(form([p.sum(), p.square().sum()]))
+        assert torch.allclose(p.grad.cpu(), torch.tensor([1.5, 2.5]))
+    q = nn.Parameter(torch.ones(1, device=device))
+    PCGrad(torch.optim.SGD([q], lr=0.1)).pc_backward([q * 2])  # one element is a scalar
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda p: None, "PCGrad: objective 1 is a NoneType, expected a scalar Tensor$"),
+        (lambda p: 1.0, "PCGrad: objective 1 is a float, expected a scalar Tensor$"),
+        (lambda p: torch.tensor(0.0), "PCGrad: objective 1 does not require grad, expected one that depends on par"),
+        (lambda p: p, r"PCGrad: objective 1 has shape \[2\], expected a scalar"),
+    ],
+)
+def test_objectives_of_every_wrong_kind(wrong, message):
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    with pytest.raises((ValueError, TypeError), match=message):
+        PCGrad(torch.optim.SGD([p], lr=0.1)).pc_backward([p.sum(), wrong(p)])
+    with pytest.raises(TypeError, match="PCGrad: objectives is a int, expected a list of scalars"):
+        PCGrad(torch.optim.SGD([p], lr=0.1)).pc_backward(3)
+    assert p.grad.tolist() == [1, 1]
+
+
+def test_nothing_to_train_and_sparse_gradients_are_one_sentence():
+    p, embedding = nn.Parameter(torch.ones(2)), nn.Embedding(4, 2, sparse=True)
+    losses = [(p * embedding(torch.tensor(k))).sum() for k in range(2)]
+    face = PCGrad(torch.optim.SGD([p, embedding.weight], lr=0.1))
+    with pytest.raises(ValueError, match=r"PCGrad: the gradient of parameter 1 has layout torch\.sparse_coo, expected a"):
+        face.pc_backward(losses)
+    frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+    with pytest.raises(ValueError, match="PCGrad: none of the optimizer's 1 parameters requires grad"):
+        PCGrad(torch.optim.SGD([frozen], lr=0.1)).pc_backward([p.sum()])
+    assert p.grad is None
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_parameters_of_two_dtypes_have_one_gram_matrix(strict):
+    a, b = nn.Parameter(torch.ones(3).bfloat16()), nn.Parameter(torch.ones(2))
+    losses = [a.float().sum() + b.sum(), b.sum() - 2 * a.float().sum()]
+    random.seed(0)
+    PCGrad(torch.optim.SGD([a, b], lr=0.1), strict=strict).pc_backward(losses)
+    joined = nn.Parameter(torch.ones(5))
+    random.seed(0)
+    PCGrad(torch.optim.SGD([joined], lr=0.1), strict=strict).pc_backward(
+        [joined.sum(), joined[3:].sum() - 2 * joined[:3].sum()]
+    )
+    assert (a.grad.dtype, b.grad.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.allclose(torch.cat([a.grad.float(), b.grad]), joined.grad, rtol=1e-2)

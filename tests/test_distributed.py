@@ -7,6 +7,7 @@ from torch import distributed, nn
 
 import mtlfast
 from mtlfast.aggregation import Sum
+from mtlfast.compat.pcgrad import PCGrad
 
 
 def worker(rank: int, ranks: int, file: str) -> None:
@@ -20,6 +21,10 @@ def worker(rank: int, ranks: int, file: str) -> None:
             "expected one rank, or allow_local=True"
         )
         assert p.grad is None
+        with pytest.raises(RuntimeError, match="PCGrad: 2 ranks are initialised, and surgery on each rank's own"):
+            PCGrad(torch.optim.SGD([p], lr=0.1)).pc_backward([p.sum()])
+        PCGrad(torch.optim.SGD([p], lr=0.1), allow_local=True).pc_backward([p.sum()])
+        p.grad = None
     mtlfast.backward([p.sum()], Sum(), shared=[p], allow_local=ranks > 1)
     assert p.grad.tolist() == [1.0] * 3
     distributed.destroy_process_group()

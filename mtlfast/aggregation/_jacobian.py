@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from mtlfast import ops
-from mtlfast.task_gradients import TaskGradients
+from mtlfast.task_gradients import Rows, TaskGradients
 
 DOUBLE_EPS = torch.finfo(torch.float64).eps
 
@@ -54,18 +54,52 @@ class Part(NamedTuple):
     grads: TaskGradients
 
 
+def parts_of(rows: Rows, parameters: Sequence[Tensor], refuse: Callable[[], None]) -> list[Part]:
+    """Rows of one dtype or several, as task gradients of each.
+
+    Args:
+        rows: [K][T] gradients.
+        parameters: the T parameters that they are gradients of.
+        refuse: called where the rows are not of one dtype, to raise the caller's sentence for what are no dense rows.
+    """
+    try:
+        return [Part(None, TaskGradients.from_rows(rows, parameters))]
+    except TypeError:
+        refuse()
+    of_dtype: dict[torch.dtype, list[int]] = {}
+    for t in range(len(parameters)):
+        gradient = next((row[t] for row in rows if row[t] is not None), None)
+        if gradient is not None:
+            of_dtype.setdefault(gradient.dtype, []).append(t)
+    parts = []
+    for columns in of_dtype.values():
+        some = [tuple(row[t] for t in columns) for row in rows]
+        parts.append(Part(columns, TaskGradients.from_rows(some, [parameters[t] for t in columns])))
+    return parts
+
+
+def refuse_sparse(caller: str, rows: Rows, names: Sequence[str], instead: str) -> None:
+    """One sentence if a gradient is not dense."""
+    for row in rows:
+        for name, gradient in zip(names, row, strict=True):
+            if gradient is not None and gradient.layout != torch.strided:
+                raise ValueError(
+                    f"{caller}: the gradient of {name} has layout {gradient.layout}, expected a dense one; {instead}"
+                )
+
+
 class RowsJacobian:
     """Task gradients that are held: the kernels answer.
 
     Args:
-        rows: K tasks x T tensors.
+        rows: K tasks x T tensors; or parts of several dtypes.
     """
 
     _parts: list[Part]  # one for each dtype; their products add up
 
-    def __init__(self, rows: TaskGradients) -> None:
+    def __init__(self, rows: TaskGradients | list[Part]) -> None:
         """See the class."""
-        self._parts = [Part(None, rows)]
+        self._parts = [Part(None, rows)] if isinstance(rows, TaskGradients) else rows
 
     @property
     def num_tasks(self) -> int:

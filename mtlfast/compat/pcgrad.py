@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mtlfast import _grad, ops
-from mtlfast.task_gradients import TaskGradients
+from mtlfast._arguments import Losses, present_losses, refuse_ranks
+from mtlfast._sharded import refuse_sharded
+from mtlfast.aggregation import Part, RowsJacobian
+from mtlfast.aggregation._jacobian import parts_of, refuse_sparse
 
 
 class PCGrad(Optimizer):
@@ -32,6 +35,7 @@ class PCGrad(Optimizer):
             every task reaches; a gradient does not meet itself, and each meets the others in a fresh order; they are
             summed. Other parameters get their tasks' plain gradients, summed; those that no task reaches are left
             without one, where a zero would let weight decay and momentum move them.
+        allow_local: let each rank of a process group work on its own gradients, which lets replicas drift apart.
 
     Raises:
         TypeError: `optimizer` is none; ValueError: `reduction` is neither.
@@ -44,7 +48,12 @@ class PCGrad(Optimizer):
     """
 
     def __init__(
-        self, optimizer: Optimizer, reduction: Literal["mean", "sum"] = "mean", *, strict: bool = True
+        self,
+        optimizer: Optimizer,
+        reduction: Literal["mean", "sum"] = "mean",
+        *,
+        strict: bool = True,
+        allow_local: bool = False,
     ) -> None:
         """See the class."""
         # Optimizer.__init__ is not called: groups and state are the wrapped optimizer's.
@@ -55,6 +64,7 @@ class PCGrad(Optimizer):
         self._optim = optimizer
         self._reduction = reduction
         self._strict = strict
+        self._allow_local = allow_local
 
     @property
     def optimizer(self) -> Optimizer:
@@ -69,20 +79,26 @@ class PCGrad(Optimizer):
         """The optimizer's."""
         return self._optim.step(closure)
 
-    def pc_backward(self, objectives: Sequence[Tensor]) -> None:
+    def pc_backward(self, objectives: Losses) -> None:
         """Puts the projected and reduced gradients in `.grad` of the optimizer's parameters; their graphs are kept.
 
         Args:
-            objectives: K scalar losses.
+            objectives: K scalar losses, in a list, tuple, generator, dict or [K] tensor.
 
         Raises:
-            ValueError: there are none, or none reaches a parameter.
+            ValueError, TypeError: there are none, one is no scalar that depends on parameters, none reaches a parameter
+            of the optimizer's, or a parameter is sharded or has a sparse gradient.
+            RuntimeError: a process group of several ranks is initialised, and `allow_local` is not set.
         """
-        losses = list(objectives)
-        if not losses:
-            raise ValueError("PCGrad: got no objectives, expected at least one")
+        refuse_ranks("PCGrad", self._allow_local)
+        losses = present_losses(objectives, "PCGrad", "objective", may_be_absent=False).losses
         everything = [parameter for group in self.param_groups for parameter in group["params"]]
         wanted = [parameter for parameter in everything if parameter.requires_grad]
+        if not wanted:
+            raise ValueError(
+                f"PCGrad: none of the optimizer's {len(everything)} parameters requires grad, expected at least one"
+            )
+        refuse_sharded("PCGrad", [f"parameter {i}" for i in range(len(wanted))], wanted)
         # The graphs are kept, as the original keeps them: callers may go backward again.
         rows = [torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True) for loss in losses]
         self.surgery(rows, wanted, everything)
@@ -107,7 +123,7 @@ class PCGrad(Optimizer):
             met = [*shared, *others] if self._strict else shared
             weights = torch.ones(K, dtype=torch.float64, device=wanted[0].device)
             if met:
-                gram = ops.gram(_tensors(rows, met))
+                gram = RowsJacobian(_parts(rows, wanted, met)).gram()
                 places = [[order.index(task) for task in range(K)] for order in orders]
                 # host: drawn there, by Python's generator as in the original
                 keys = torch.tensor(places, dtype=torch.float64, device=gram.device)
@@ -166,7 +182,7 @@ class PCGrad(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles."""
-        return {name: self.__dict__[name] for name in ("_optim", "_reduction", "_strict")}
+        return {name: self.__dict__[name] for name in ("_optim", "_reduction", "_strict", "_allow_local")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """For copies and pickles."""
@@ -177,14 +193,16 @@ class PCGrad(Optimizer):
         return f"PCGrad(reduction={self._reduction!r}, strict={self._strict}, optimizer={self._optim!r})"
 
 
-def _tensors(rows: Sequence[Sequence[Tensor | None]], chosen: Iterable[int]) -> TaskGradients:
-    some = list(chosen)
-    return TaskGradients.from_rows([[row[t] for t in some] for row in rows])
+def _parts(rows: Sequence[Sequence[Tensor | None]], parameters: Sequence[Tensor], chosen: Sequence[int]) -> list[Part]:
+    """The chosen parameters' task gradients, a part for each dtype."""
+    some = tuple(tuple(row[t] for t in chosen) for row in rows)
+    names, instead = [f"parameter {t}" for t in chosen], "pass sparse=False to the embedding"
+    return parts_of(some, [parameters[t] for t in chosen], lambda: refuse_sparse("PCGrad", some, names, instead))
 
 
 def _write(
     parameters: Sequence[Tensor], rows: Sequence[Sequence[Tensor | None]], chosen: Sequence[int], weights: Tensor
 ) -> None:
-    if chosen:
-        some = [parameters[t] for t in chosen]
-        _grad.commit(_grad.weighted(some, _tensors(rows, chosen), weights, [False] * len(chosen)))
+    for _, grads in _parts(rows, parameters, chosen) if chosen else ():
+        assert grads.parameters is not None
+        _grad.commit(_grad.weighted(grads.parameters, grads, weights, [False] * len(grads.parameters)))

@@ -10,10 +10,10 @@ from torch import Tensor
 from mtlfast import _grad
 from mtlfast._arguments import Columns
 from mtlfast._sharded import refuse_sharded
-from mtlfast.aggregation import Part, RowsJacobian
+from mtlfast.aggregation import RowsJacobian
+from mtlfast.aggregation._jacobian import parts_of, refuse_sparse
 from mtlfast.jacobian._base import Jacobian
 from mtlfast.jacobian._graph import reached_by
-from mtlfast.task_gradients import Rows, TaskGradients
 
 
 class StoredJacobian(RowsJacobian, Jacobian):
@@ -88,38 +88,13 @@ class StoredJacobian(RowsJacobian, Jacobian):
         held = tuple(rows)
         del rows
         self._ours = _grad.exclusive(held)
-        self._parts = self._split(held)
+        instead = "pass sparse=False to the embedding, or leave it out of shared"
+        self._parts = parts_of(held, self.parameters, lambda: refuse_sparse("backward", held, self._names, instead))
 
     def _tasks_with_weight(self, weights: Tensor | None) -> list[int]:
         if weights is None or weights.device.type != "cpu":
             return list(range(self.num_tasks))
         return [k for k, weight in enumerate(weights.tolist()) if weight != 0]  # host: a CPU tensor
-
-    def _split(self, rows: Rows) -> list[Part]:
-        """The rows, by dtype where there are several."""
-        try:
-            return [Part(None, TaskGradients.from_rows(rows, self.parameters))]
-        except TypeError:
-            self._refuse_sparse(rows)
-        of_dtype: dict[torch.dtype, list[int]] = {}
-        for t in range(len(self.parameters)):
-            gradient = next((row[t] for row in rows if row[t] is not None), None)
-            if gradient is not None:
-                of_dtype.setdefault(gradient.dtype, []).append(t)
-        parts = []
-        for columns in of_dtype.values():
-            some = [tuple(row[t] for t in columns) for row in rows]
-            parts.append(Part(columns, TaskGradients.from_rows(some, [self.parameters[t] for t in columns])))
-        return parts
-
-    def _refuse_sparse(self, rows: Rows) -> None:
-        for row in rows:
-            for name, gradient in zip(self._names, row, strict=True):
-                if gradient is not None and gradient.layout != torch.strided:
-                    raise ValueError(
-                        f"backward: the gradient of {name} has layout {gradient.layout}, expected a dense one; pass "
-                        "sparse=False to the embedding, or leave it out of shared"
-                    )
 
     def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
         """See `Jacobian.write`."""
