@@ -118,8 +118,8 @@ at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<d
   TORCH_CHECK_VALUE(gram.dim() >= 2 && gram.size(-1) == gram.size(-2) && gram.scalar_type() == at::kDouble,
                     "solve: gram has shape ", gram.sizes(), " and dtype ", gram.scalar_type(),
                     ", expected [..., K, K] float64");
-  TORCH_CHECK_VALUE(gram.size(-1) <= solvers::kMostTasks, "solve: gram has ", gram.size(-1),
-                    " tasks, expected at most ", solvers::kMostTasks);
+  const int64_t most = gram.is_cuda() ? solvers::kMostTasks : solvers::kMostTasksOnCpu;
+  TORCH_CHECK_VALUE(gram.size(-1) <= most, "solve: gram has ", gram.size(-1), " tasks, expected at most ", most);
   TORCH_CHECK_VALUE(
       !state || (state->scalar_type() == at::kDouble && state->is_contiguous() && state->device() == gram.device()),
       "solve: state must be contiguous float64 on gram's device");

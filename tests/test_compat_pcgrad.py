@@ -262,7 +262,9 @@ def test_nothing_to_train_and_sparse_gradients_are_one_sentence():
     p, embedding = nn.Parameter(torch.ones(2)), nn.Embedding(4, 2, sparse=True)
     losses = [(p * embedding(torch.tensor(k))).sum() for k in range(2)]
     face = PCGrad(torch.optim.SGD([p, embedding.weight], lr=0.1))
-    with pytest.raises(ValueError, match=r"PCGrad: the gradient of parameter 1 has layout torch\.sparse_coo, expected a"):
+    with pytest.raises(
+        ValueError, match=r"PCGrad: the gradient of parameter 1 has layout torch\.sparse_coo, expected a"
+    ):
         face.pc_backward(losses)
     frozen = nn.Parameter(torch.ones(2), requires_grad=False)
     with pytest.raises(ValueError, match="PCGrad: none of the optimizer's 1 parameters requires grad"):

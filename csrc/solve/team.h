@@ -4,8 +4,10 @@
 
 namespace mtlfast::solvers {
 
-constexpr int kMostTasks = 128;  // K beyond which no solver is asked (mtlfast.ops.solve has the reference serve)
-constexpr int kMostParts = 4;    // into which a team splits, at most
+// K beyond which no solver is asked, on a GPU and on the CPU (mtlfast.ops.solve has the reference serve). On a GPU the
+// tasks' indices travel in the kernel's argument; on the CPU sizes of scratch are computed in 32 bits.
+constexpr int kMostTasks = 128, kMostTasksOnCpu = 8192;
+constexpr int kMostParts = 4;  // into which a team splits, at most
 
 // The workers of one solve: one thread on the CPU; a block's threads on CUDA, where sync is __syncthreads. All workers
 // take the same branches: what decides them is read from memory after a sync, or computed by each.

@@ -13,10 +13,10 @@ from mtlfast import ops
 from mtlfast.compat import _torchjd_engines as engines
 from mtlfast.compat._torchjd_names import *  # noqa: F403
 from mtlfast.compat._torchjd_names import __all__ as _names
-from mtlfast.ops.solve import MOST_TASKS
 from mtlfast.task_gradients import DTYPES, TaskGradients
 
 VERSIONS = ("0.17", "0.18")
+MOST_ROWS = 128  # of a Jacobian; TorchJD itself serves a larger one
 
 _patched: list[tuple[Any, str, Any]] = []  # what, its attribute, what that was
 
@@ -112,7 +112,7 @@ def _ours(*tensors: Tensor) -> bool:
     first = tensors[0]
     return (
         first.dtype in DTYPES
-        and 0 < len(first) <= MOST_TASKS
+        and 0 < len(first) <= MOST_ROWS
         and all(t.dtype == first.dtype and t.device == first.device for t in tensors)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
     )

@@ -1,5 +1,7 @@
 """The K x K solvers behind the Gram aggregators."""
 
+import functools
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -11,7 +13,8 @@ from mtlfast.ops._fake import fake
 
 OP: Any = None if _native.C is None else torch.ops.mtlfast.solve.default
 T = TypeVar("T")
-MOST_TASKS = 128  # beyond, a K x K factorisation is no longer small: the reference serves
+# Beyond, the reference serves: csrc/solve/team.h has the same numbers.
+MOST_TASKS = {"cpu": 8192, "cuda": 128}
 
 
 def solve(
@@ -41,7 +44,8 @@ def solve(
             an input, the state or tasks have another size or device than they need, or tasks are not different indices;
             TypeError: an input is not a Tensor.
 
-    Cost: none of K * P. Deterministic.
+    Cost: none of K * P. Deterministic. Up to 8192 tasks on the CPU and 128 on a GPU are solved natively; beyond, the
+    reference serves, which takes seconds to minutes for a step of the quadratic programs.
     """
     shape = gram.shape
     if len(shape) < 2 or shape[-1] != shape[-2] or gram.dtype != torch.float64:
@@ -52,7 +56,7 @@ def solve(
     values = _in_order(method, "params", params, solver.params)
     slots = _in_order(method, "inputs", inputs, solver.inputs) if inputs else ()
     refusal: Exception | None = None
-    if shape[-1] <= MOST_TASKS and _native.serves(gram.device):
+    if shape[-1] <= MOST_TASKS.get(gram.device.type, 0) and _native.serves(gram.device):
         # The op refuses what it cannot read safely. Which argument that is, is looked for only then: for a few tasks it
         # would take as long as the solve.
         try:
@@ -63,7 +67,19 @@ def solve(
     _check(gram, method, solver, values, slots, state, tasks)
     if refusal is not None:
         raise refusal
+    if gram.is_cuda and _native.serves(gram.device):
+        _warn_of_the_reference(gram.device.type)
     return reference.solve(gram, method, [x for x in values if x is not None], slots, state, tasks)
+
+
+@functools.cache
+def _warn_of_the_reference(device: str) -> None:
+    """Once: what follows takes long."""
+    warnings.warn(
+        f"mtlfast: solvers take up to {MOST_TASKS[device]} tasks on this device; beyond, the plain-PyTorch reference "
+        "serves, which takes seconds to minutes a step. Move the Gram matrix to the CPU, or use fewer tasks.",
+        stacklevel=4,
+    )
 
 
 def _in_order(
