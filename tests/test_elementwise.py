@@ -135,6 +135,7 @@ def test_the_direction_becomes_grad_without_a_copy():
     [
         ([torch.ones(3)], "Returns: aggregate returned 1 tensors, expected 2"),
         ([torch.ones(3), torch.ones(2)], r"Returns: aggregate returned shape \[2\] for tensor 1, expected \[3\]"),
+        (3, "Returns: aggregate returned a int, expected a list of tensors or None"),
         ([None, torch.ones(3)], r"Returns: aggregate returned None for tensor 0, expected \[3\]"),
     ],
 )
@@ -144,7 +145,7 @@ def test_what_is_no_direction_is_refused_and_nothing_written(returned, message):
             return returned
 
     net = Net()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         mtlfast.backward(net.losses(), Returns(), shared=[net.first, net.second])
     assert all(p.grad is None for p in net.parameters())
 

@@ -115,6 +115,10 @@ class Aggregator(ExactState, ABC):
     def _copy(self, returned: Sequence[Tensor | None], out: Sequence[Tensor | None]) -> None:
         """What `aggregate` returned goes where it would have been written."""
         name = type(self).__name__
+        if not isinstance(returned, Sequence):
+            raise TypeError(
+                f"{name}: aggregate returned a {type(returned).__name__}, expected a list of tensors or None"
+            )
         if len(returned) != len(out):
             raise ValueError(f"{name}: aggregate returned {len(returned)} tensors, expected {len(out)}")
         for t, (given, target) in enumerate(zip(returned, out, strict=True)):
