@@ -96,10 +96,10 @@ class LossWeighting(ExactState, ABC):
             weights, *gradients = torch.autograd.grad(total, [values, *parameters], allow_unused=True)
         weights = torch.zeros_like(losses) if weights is None else weights
         if readable(weights) and bool(values.isfinite().all()) and not bool(weights.isfinite().all()):
-            k = int(weights.isfinite().logical_not().nonzero()[0])  # host: CPU tensors
+            k = int(weights.isfinite().logical_not().nonzero()[0])  # host: CPU tensors, here and below
+            loss, weight = float(values.detach()[k]), float(weights[k])
             raise ValueError(
-                f"{type(self).__name__}: loss {k} is {values[k].item():g} and its weight {weights[k].item():g}, "
-                "expected a finite one"
+                f"{type(self).__name__}: loss {k} is {loss:g} and its weight {weight:g}, expected a finite one"
             )
         learned = [(p, scale * g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
         return StepWeights(weights, learned, moves)
