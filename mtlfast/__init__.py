@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mtlfast import aggregation, ops, reference, training, weighting
 from mtlfast._backward import backward
+from mtlfast._by_name import methods, weightings
 from mtlfast._step_result import StepResult
 from mtlfast.task_gradients import TaskGradients
 
@@ -12,4 +13,15 @@ try:
 except PackageNotFoundError:  # a checkout on sys.path that was never installed
     __version__ = "unknown"
 
-__all__ = ["StepResult", "TaskGradients", "aggregation", "backward", "ops", "reference", "training", "weighting"]
+__all__ = [
+    "StepResult",
+    "TaskGradients",
+    "aggregation",
+    "backward",
+    "methods",
+    "ops",
+    "reference",
+    "training",
+    "weighting",
+    "weightings",
+]

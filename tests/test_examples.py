@@ -18,21 +18,17 @@ print([metrics[method]["left"][0] for method in ("single-task", "Sum", "PCGrad")
 COMBINATIONS = """
 import torch
 from data import Digits, split_digits
-from methods import make_aggregator, make_weighting
-from mtlfast import aggregation, weighting
+from mtlfast import methods, weightings
 from tasks import TASKS
 from train import train
 
 torch.set_num_threads(1)
 digits = tuple(Digits(d.images[:200], d.classes[:200]) for d in split_digits(0, torch.device("cpu")))
-aggregators = [m.__name__ for methods in aggregation.FAMILIES.values() for m in methods]
-weightings = [m.__name__ for methods in weighting.FAMILIES.values() for m in methods]
-pairs = [(name, None) for name in aggregators] + [("PCGrad", name) for name in weightings]
+aggregators, losses = methods(4), weightings(4)
+pairs = [(name, None) for name in aggregators] + [("PCGrad", name) for name in losses]
 for one, other in pairs:
-    if one in ("MoDo", "SDMGrad", "CrossNorm"):  # want two batches, or two tasks
-        continue
-    made = None if other is None else make_weighting(other, 4)
-    run = train(TASKS, make_aggregator(one, 4), digits, 0, 2, lambda: None, made)
+    made = None if other is None else losses[other]()
+    run = train(TASKS, aggregators[one](), digits, 0, 2, lambda: None, made)
     assert all(map(torch.isfinite, run.losses[-1])), (one, other)
 print(len(pairs))
 """
@@ -65,6 +61,6 @@ def test_digits_take_any_aggregator_and_weighting_by_name():
 @pytest.mark.skipif(not DIGITS.exists(), reason="needs the checkout")
 def test_digits_refuse_a_name_that_is_none():
     pytest.importorskip("sklearn")
-    code = "from methods import make_weighting; make_weighting('Equal', 4)"
+    code = "from experiment import experiment; experiment('PCGrad', 'Equal', 1, 1, 'cpu', False)"
     run = subprocess.run([sys.executable, "-c", code], cwd=DIGITS, capture_output=True, text=True)
     assert "ValueError: 'Equal' is none of Sum, Mean, Constant," in run.stderr

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from data import split_digits
-from methods import make_aggregator, make_weighting
 from tasks import TASKS
 from tqdm import tqdm
 from train import Run, train
 
+import mtlfast
 from mtlfast.aggregation import Sum
 
 SINGLE, SUM = "single-task", "Sum"
+M = TypeVar("M")
 
 
 def experiment(
@@ -29,7 +33,12 @@ def experiment(
 
     Returns:
         method -> one Run of all tasks for each seed; the method to compare comes last.
+
+    Raises:
+        ValueError: there is no method of that name for these tasks.
     """
+    make_aggregator = _named(aggregator, mtlfast.methods(len(TASKS)))
+    make_weighting = None if weighting is None else _named(weighting, mtlfast.weightings(len(TASKS)))
     compared = aggregator if weighting is None else f"{weighting} + {aggregator}"
     runs: dict[str, list[Run]] = {method: [] for method in (SINGLE, SUM, compared)}
     with tqdm(total=seeds * epochs * (len(TASKS) + 2), unit=" epochs", disable=not progress) as bar:
@@ -39,14 +48,20 @@ def experiment(
             alone = [train([task], Sum(), digits, seed, epochs, bar.update) for task in TASKS]
             runs[SINGLE].append(_side_by_side(alone))
 
-            made = None if weighting is None else make_weighting(weighting, len(TASKS)).to(device)
+            made = None if make_weighting is None else make_weighting().to(device)
             for method, by, weighed in (
                 (SUM, Sum(), None),
-                (compared, make_aggregator(aggregator, len(TASKS)).to(device), made),
+                (compared, make_aggregator().to(device), made),
             ):
                 bar.set_description(f"seed {seed}, {method}")
                 runs[method].append(train(TASKS, by, digits, seed, epochs, bar.update, weighed))
     return runs
+
+
+def _named(name: str, known: dict[str, Callable[[], M]]) -> Callable[[], M]:
+    if name not in known:
+        raise ValueError(f"{name!r} is none of {', '.join(known)}")
+    return known[name]
 
 
 def _side_by_side(runs: list[Run]) -> Run:

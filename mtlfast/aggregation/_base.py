@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from mtlfast import ops
 from mtlfast._by_task import put, take
@@ -41,6 +42,14 @@ class Aggregator(ExactState, ABC):
     paper: ClassVar[str] = ""
     keeps: ClassVar[str] = ""
     reads = Reads.ROWS
+
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """One for so many tasks with settings to start from, as `mtlfast.methods` makes it.
+
+        A method whose constructor cannot be called without arguments overrides it.
+        """
+        return cls()
 
     def forward(
         self,

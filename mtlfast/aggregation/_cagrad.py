@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from typing_extensions import Self
+
 from mtlfast._settings import Choice, Real
 from mtlfast.aggregation._solved import SolvedAggregator
 from mtlfast.aggregation._step import Step
@@ -42,6 +44,11 @@ class CAGrad(SolvedAggregator):
         self.c = c
         self.rescale = rescale
         self.norm_eps = norm_eps
+
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """With c = 0.5."""
+        return cls(c=0.5)
 
     def params(self, step: Step) -> dict[str, float]:
         """The constructor's arguments."""

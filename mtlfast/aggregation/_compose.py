@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import Self
 
 from mtlfast.aggregation._base import GramAggregator
 from mtlfast.aggregation._jacobian import AsksJacobian
+from mtlfast.aggregation._norm_balance import NormBalance
+from mtlfast.aggregation._pcgrad import PCGrad
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step
 
@@ -38,6 +41,11 @@ class Compose(GramAggregator):
                 )
         self.balance = balance
         self.surgery = surgery
+
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """All gradients at one length, then PCGrad."""
+        return cls(NormBalance(), PCGrad())
 
     @property
     def reads(self) -> Reads:  # type: ignore[override]

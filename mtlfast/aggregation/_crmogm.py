@@ -6,12 +6,14 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from mtlfast._by_task import put, take
 from mtlfast._settings import Real
 from mtlfast._vectors import Vector, vector
 from mtlfast.aggregation._base import GramAggregator
 from mtlfast.aggregation._jacobian import AsksJacobian
+from mtlfast.aggregation._mgda import MGDA
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import grown
 from mtlfast.aggregation._step import Step
@@ -53,6 +55,11 @@ class CRMOGM(GramAggregator):
         self.register_buffer("state", None)
         given = None if initial_weights is None else vector(self, "initial_weights", initial_weights, size="K")
         self.register_buffer("first_weights", given)
+
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """With MGDA's weights."""
+        return cls(MGDA())
 
     @property
     def reads(self) -> Reads:  # type: ignore[override]

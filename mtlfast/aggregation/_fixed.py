@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from mtlfast._vectors import Vector, vector
 from mtlfast.aggregation._base import GramAggregator
@@ -59,6 +61,11 @@ class Constant(GramAggregator):
         if isinstance(weights, Tensor) and weights.dim() != 1:
             raise ValueError(f"Constant: weights have shape {list(weights.shape)}, expected [K]")
         self.register_buffer("task_weights", vector(self, "weights", weights, size="K"))
+
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """With weights from 0.5 to 1.5."""
+        return cls(torch.linspace(0.5, 1.5, num_tasks))
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Refuses another number of tasks than there are weights."""

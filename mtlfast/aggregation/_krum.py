@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing_extensions import Self
+
 from mtlfast._settings import Whole
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._solved import SolvedAggregator
@@ -35,6 +37,11 @@ class Krum(SolvedAggregator):
         super().__init__()
         self.n_byzantine = n_byzantine
         self.n_selected = n_selected
+
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """With as many adversaries as it can stand, one at most."""
+        return cls(n_byzantine=1 if num_tasks >= 4 else 0)
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Refuses fewer tasks than the constructor's arguments need."""

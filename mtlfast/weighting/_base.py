@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from mtlfast._by_task import take
 from mtlfast._exact_state import ExactState
@@ -45,6 +46,14 @@ class LossWeighting(ExactState, ABC):
         """See the class."""
         super().__init__()
         self.num_tasks = num_tasks
+
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """One for so many tasks with settings to start from, as `mtlfast.weightings` makes it.
+
+        A method whose constructor cannot be called with the number of tasks alone overrides it.
+        """
+        return cls(num_tasks)
 
     def forward(self, losses: Losses, *, tasks: Sequence[int] | None = None) -> Tensor:
         """The weighted loss, a scalar that can be differentiated.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from mtlfast._settings import Real
 from mtlfast._vectors import vector
@@ -54,6 +55,11 @@ class Constant(_OfEachTask):
         """See the class."""
         super().__init__("weights", weights)
 
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """With weights from 0.5 to 1.5."""
+        return cls(torch.linspace(0.5, 1.5, num_tasks))
+
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """Theirs; an absent task's goes unused."""
         return self._of(self.task_weights, tasks)
@@ -81,6 +87,11 @@ class InverseSampleSize(_BySampleSize):
         """See the class."""
         super().__init__(sample_sizes)
         self.beta = beta
+
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """With 100 to 400 samples."""
+        return cls(torch.linspace(100, 400, num_tasks))
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """They add up to K."""
@@ -110,6 +121,11 @@ class ClassBalanced(_BySampleSize):
         """See the class."""
         super().__init__(sample_sizes)
         self.beta = beta
+
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """With 100 to 400 samples."""
+        return cls(torch.linspace(100, 400, num_tasks), beta=0.99)
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """They add up to K."""

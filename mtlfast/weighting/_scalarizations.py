@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from mtlfast._settings import Real
 from mtlfast._vectors import Vector, vector
@@ -104,6 +105,11 @@ class Tchebycheff(_Preferring):
         """See the class."""
         super().__init__(weights, reference)
 
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """Without preferences."""
+        return cls()
+
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """The largest term; where several are, their gradients' mean counts."""
         return (self._preferred(values, tasks) * self._shifted(values, tasks)).amax()
@@ -132,6 +138,11 @@ class STCH(_Preferring):
         """See the class."""
         super().__init__(weights, reference)
         self.mu = mu
+
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """With mu = 0.1, without preferences."""
+        return cls(mu=0.1)
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """The smooth maximum; torch's logsumexp takes the largest off first, so it cannot overflow."""
@@ -168,6 +179,11 @@ class PBI(_Preferring):
         """See the class."""
         super().__init__(weights, reference)
         self.theta = theta
+
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """With theta = 1, every task preferred alike."""
+        return cls(theta=1.0, weights=torch.ones(num_tasks))
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """Of the present tasks' coordinates."""
@@ -206,6 +222,11 @@ class COSMOS(_Preferring):
         """See the class."""
         super().__init__(weights, None)
         self.lambda_ = lambda_
+
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """With lambda = 1, every task preferred alike."""
+        return cls(lambda_=1.0, weights=torch.ones(num_tasks))
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """Of the present tasks' coordinates."""

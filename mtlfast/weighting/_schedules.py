@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from mtlfast._settings import Choice, Real, Whole
 from mtlfast._vectors import vector
@@ -79,6 +80,11 @@ class CurriculumSchedule(_Scheduled):
         self.ramp = ramp
         self.register_buffer("starts", numbers)
 
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """A task enters at each call of `update()`, and has its full weight two calls later."""
+        return cls(list(range(num_tasks)), ramp=2, unit="update")
+
     def _at(self, time: Tensor, tasks: tuple[int, ...]) -> Tensor:
         return ((time - self._of(self.starts, tasks) + 1) / (self.ramp + 1)).clamp(0, 1)
 
@@ -124,6 +130,11 @@ class AnnealingSchedule(_Scheduled):
         self.shape = shape
         self.register_buffer("start", first)
         self.register_buffer("end", last)
+
+    @classmethod
+    def for_tasks(cls, num_tasks: int) -> Self:
+        """Weights from 2 to 1 in ten calls of `update()`."""
+        return cls([2.0] * num_tasks, [1.0] * num_tasks, 10, unit="update")
 
     def _at(self, time: Tensor, tasks: tuple[int, ...]) -> Tensor:
         start, end = self._of(self.start, tasks), self._of(self.end, tasks)
