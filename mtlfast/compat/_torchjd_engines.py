@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,48 @@ def _rtol(given: Tensor) -> float:
     return len(given) * torch.finfo(given.dtype).eps
 
 
-def _zero_below(gram: Tensor, eps: float) -> Tensor:
-    """TorchJD takes a matrix whose trace is below eps for zero."""
-    return torch.where(gram.trace() < eps, 0.0, gram)
+def is_gramian(given: Tensor) -> bool:
+    """Is it what solvers take: float32 or float64, finite, symmetric and positive semi-definite but for rounding?
+
+    All else is TorchJD's own, with its errors: half precision, which most of its solvers refuse; NaN and infinity;
+    Gramians that are none; and zero.
+    """
+    if given.dtype not in (torch.float32, torch.float64) or given.shape[0] != given.shape[1]:
+        return False
+    trace, rounding = given.trace(), 4 * _rtol(given)
+    unit = given.double() / trace
+    skew = (unit - unit.mT).abs().amax()
+    unit.diagonal().add_(rounding)
+    right = (torch.linalg.cholesky_ex(unit).info == 0) & (skew <= rounding) & (trace > 0)
+    return bool(right)  # host: TorchJD's own methods work there
+
+
+def _preferences(owner: Any, given: Tensor, *, same_dtype: bool) -> Tensor | None:
+    """What the method's inner weighting prefers, one number a row of `given`; None: TorchJD must look at it itself.
+
+    Args:
+        owner: the weighting, or ConFIG.
+        given: a matrix of K rows.
+        same_dtype: does TorchJD compute with them in the dtype of `given`, differentiably?
+    """
+    from torchjd.aggregation import ConstantWeighting, MeanWeighting, SumWeighting
+
+    inner = owner.weighting
+    if type(inner) not in (ConstantWeighting, MeanWeighting, SumWeighting) or _is_hooked(inner):
+        return None
+    if type(inner) is ConstantWeighting:
+        fixed = inner.weights
+        differentiable = torch.is_grad_enabled() and fixed.requires_grad
+        if same_dtype and (fixed.dtype != given.dtype or fixed.device != given.device or differentiable):
+            return None
+        if not bool(fixed.isfinite().all()):  # host: where the user keeps them
+            return None
+    preferences: Tensor = inner(given)
+    return preferences.detach().to(given.device, torch.float64)
+
+
+def _is_hooked(module: Any) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _keys(orders: list[Tensor], others: bool, device: torch.device) -> Tensor:
@@ -59,11 +99,13 @@ def mgda(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
     return ops.solve(gram, "mgda", params)
 
 
-def cagrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
-    """To the optimum, where TorchJD's convex solver stops some digits before."""
+def cagrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
+    """To the optimum, where TorchJD's convex solver stops some digits before; without a ball it has no optimum."""
+    if not 0 < weighting.c < math.inf:
+        return None
     eps = float(weighting.norm_eps)
-    params = {"c": float(weighting.c), "rescale": 0, "norm_eps": eps}
-    return ops.solve(_zero_below(gram, eps), "cagrad", params)
+    weights = ops.solve(gram, "cagrad", {"c": float(weighting.c), "rescale": 0, "norm_eps": eps})
+    return torch.where(gram.trace() < eps, 0.0, weights)
 
 
 def _dual_cone(method: str) -> Engine:
@@ -73,9 +115,15 @@ def _dual_cone(method: str) -> Engine:
         projector = weighting.projector
         if type(projector) is not QuadprogProjector:  # someone's own
             return None
-        params = {"reg_eps": float(projector.reg_eps), "of_trace": True}
-        inputs = {"preferences": weighting.weighting(given)}
-        return ops.solve(_zero_below(gram, projector.norm_eps), method, params, inputs)
+        reg_eps = float(projector.reg_eps)
+        if reg_eps < 4 * _rtol(given):  # its solver may refuse such a matrix
+            return None
+        preferences = _preferences(weighting, given, same_dtype=False)
+        if preferences is None:
+            return None
+        weights = ops.solve(gram, method, {"reg_eps": reg_eps, "of_trace": True}, {"preferences": preferences})
+        # It takes a matrix whose trace is below eps for zero; then the preferences must be kept, and nothing else.
+        return torch.where(gram.trace() < projector.norm_eps, preferences.clamp(min=0.0), weights)
 
     return engine
 
@@ -84,18 +132,26 @@ def aligned_mtl(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
     """An unknown scale mode is left to TorchJD's own error."""
     if weighting.scale_mode not in ("min", "median", "rmse"):
         return None
+    preferences = _preferences(weighting, given, same_dtype=True)
+    if preferences is None:
+        return None
     params = {"scale_mode": ("min", "median", "rmse").index(weighting.scale_mode), "rtol": _rtol(given)}
-    return ops.solve(gram, "aligned_mtl", params, {"preferences": weighting.weighting(given)})
+    return ops.solve(gram, "aligned_mtl", params, {"preferences": preferences})
 
 
 def imtlg(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
-    """The pseudo-inverse with torch's own cutoff."""
-    return ops.solve(gram, "imtlg", {"rtol": _rtol(given)})
+    """The pseudo-inverse with torch's own cutoff; TorchJD's weights are zero where the inverse is as small as 1e-12."""
+    weights = ops.solve(gram, "imtlg", {"rtol": _rtol(given)})
+    norms, products = gram.diagonal().sqrt(), gram @ weights
+    total = (norms @ products) / (products @ products)  # of v = G^+ norms: weights = v / total
+    return torch.where(total.abs() < 1e-12, 0.0, weights)
 
 
-def krum(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
-    """Too few gradients are TorchJD's own error."""
+def krum(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
+    """Too few gradients are TorchJD's own error, and where one nearest other counts it breaks the tie of each two."""
     weighting._check_matrix_shape(given)
+    if len(gram) - weighting.n_byzantine - 2 == 1:
+        return None
     params = {"n_byzantine": weighting.n_byzantine, "n_selected": weighting.n_selected}
     return ops.solve(gram, "krum", params)
 
@@ -122,8 +178,23 @@ ENGINES: dict[str, Engine] = {
 }
 
 
-def config(aggregator: Any, gram: Tensor, jacobian: Tensor, columns: int) -> Tensor:
-    """ConFIG's weights; its pseudo-inverse cuts singular values of a matrix that wide off by torch's own rule."""
+def config(aggregator: Any, gram: Tensor, jacobian: Tensor, columns: int) -> Tensor | None:
+    """ConFIG's weights; its pseudo-inverse cuts singular values of a matrix that wide off by torch's own rule.
+
+    Args:
+        aggregator: a ConFIG of TorchJD's.
+        gram: [K, K] float64.
+        jacobian: [K, ...], a part of the Jacobian, for its dtype and its number of rows.
+        columns: of the whole Jacobian.
+
+    Returns:
+        [K] float64, or None: not this time.
+    """
+    if not is_gramian(gram.to(jacobian.dtype)):
+        return None
+    preferences = _preferences(aggregator, jacobian, same_dtype=True)
+    if preferences is None:
+        return None
     cutoff = max(len(gram), columns) * torch.finfo(jacobian.dtype).eps
-    params = {"length": -1, "task": 0, "rtol": cutoff**2}
-    return ops.solve(gram, "config", params, {"preferences": aggregator.weighting(jacobian)})
+    rtol = max(cutoff**2, _rtol(gram))  # of a Gram matrix in float64 no more is known
+    return ops.solve(gram, "config", {"length": -1, "task": 0, "rtol": rtol}, {"preferences": preferences})

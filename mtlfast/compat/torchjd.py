@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtlfast import ops
 from mtlfast.compat import _torchjd_engines as engines
@@ -17,6 +17,7 @@ from mtlfast.task_gradients import DTYPES, TaskGradients
 
 VERSIONS = ("0.17", "0.18")
 MOST_ROWS = 128  # of a Jacobian; TorchJD itself serves a larger one
+WITHIN = ("forward", "_combine")  # what an aggregator's direction is made by
 
 _patched: list[tuple[Any, str, Any]] = []  # what, its attribute, what that was
 
@@ -33,11 +34,17 @@ class accelerate:
 
     What has no engine here passes through untouched: methods that are not in `_torchjd_engines.ENGINES`
     (docs/migrate.md names them), weightings and projectors of the user's own, aggregators with forward hooks on the
-    Jacobian, differentiable calls, more than 128 rows, and what is not of a dtype that mtlfast has kernels for.
+    Jacobian, aggregators whose `forward`, `_combine` or weightings were replaced, differentiable calls, more than 128
+    rows, and what is not of a dtype that mtlfast has kernels for. Solvers take float32 and float64 Gramians that are
+    finite and positive semi-definite; all others, and zero, are TorchJD's, so that errors and NaN are the same. On a
+    GPU that question waits for the Gramian, once a call.
 
     Otherwise than in TorchJD: Gram matrices are summed in float64 before they are rounded to the Jacobian's dtype;
     CAGrad and FairGrad are solved to the optimum, and where FairGrad's equations have no solution its weights are
     MGDA's; IMTLG and ConFIG decide the rank on unit gradients.
+
+    Several ranks: TorchJD's functions work on each rank's own gradients, with `accelerate()` and without. Replicas stay
+    equal only if the user averages what they leave in `.jac` or `.grad`.
 
     Raises:
         ImportError: there is no TorchJD; RuntimeError: it is of another version.
@@ -120,7 +127,7 @@ def _ours(*tensors: Tensor) -> bool:
 
 def _on_solver(engine: engines.Engine, original: Any) -> Any:
     def forward(self: Any, gramian: Tensor, /) -> Tensor:
-        if gramian.dim() == 2 and len(gramian) == gramian.shape[1] and _ours(gramian):
+        if gramian.dim() == 2 and _ours(gramian) and engines.is_gramian(gramian):
             weights = engine(self, gramian.double(), gramian)
             if weights is not None:
                 return weights.to(gramian.dtype)
@@ -143,25 +150,27 @@ def _gram_first(original: Any, compute_gramian: Any) -> Any:
 
 def _without_a_pseudo_inverse(original: Any) -> Any:
     def forward(self: Any, matrix: Tensor, /) -> Tensor:
-        if matrix.dim() == 2 and _ours(matrix):
-            return _config(self, [matrix])[0]
+        if matrix.dim() == 2 and _ours(matrix) and (vectors := _config(self, [matrix])) is not None:
+            return vectors[0]
         result: Tensor = original(self, matrix)
         return result
 
     return forward
 
 
-def _config(aggregator: Any, jacobians: Any) -> list[Tensor]:
+def _config(aggregator: Any, jacobians: Any) -> list[Tensor] | None:
+    """ConFIG's directions; None, with the Jacobians as they were: TorchJD's own function must find them."""
     grads = TaskGradients.from_stacked(list(jacobians))
-    columns = sum(jacobian[0].numel() for jacobian in jacobians)
-    weights = engines.config(aggregator, ops.gram(grads), jacobians[0].flatten(1), columns)
+    weights = engines.config(aggregator, ops.gram(grads), jacobians[0], grads.numel())
+    if weights is None:
+        return None
     jacobians.clear()
     return _combined(grads, weights)
 
 
 def _combine_rows(original: Any) -> Any:
     def combine(matrix: Tensor, weights: Tensor) -> Tensor:
-        if matrix.dim() == 2 and _ours(matrix, weights):
+        if matrix.dim() == 2 and _ours(matrix, weights) and weights.shape == matrix.shape[:1]:
             (vector,) = ops.combine(TaskGradients.from_matrix(matrix), weights.double())
             assert vector is not None
             return vector
@@ -178,13 +187,25 @@ def _without_a_matrix(module: Any) -> Any:
     def jacobian_based(aggregator: Any, jacobians: deque[Tensor], tensors: Any) -> tuple[list[Tensor], Tensor | None]:
         from torchjd.aggregation import ConFIG
 
-        if _ours(*jacobians) and not module._has_forward_hook(aggregator):
-            if module._can_skip_jacobian_combination(aggregator):
-                return _weighed(aggregator, jacobians)
-            if type(aggregator) is ConFIG and not module._has_forward_hook(aggregator.weighting):
-                return _config(aggregator, jacobians), None
+        if not _ours(*jacobians) or _is_watched(aggregator):
+            pass
+        elif module._can_skip_jacobian_combination(aggregator) and _is_as_made(aggregator):
+            return weighted(aggregator, jacobians, tensors)
+        elif type(aggregator) is ConFIG and (directions := _config(aggregator, jacobians)) is not None:
+            return _as_parameters(directions, tensors), None
         result: tuple[list[Tensor], Tensor | None] = original(aggregator, jacobians, tensors)
         return result
+
+    def weighted(aggregator: Any, jacobians: deque[Tensor], tensors: Any) -> tuple[list[Tensor], Tensor]:
+        from torchjd.aggregation._mixins import _NonDifferentiable
+
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not isinstance(aggregator, _NonDifferentiable)):
+            grads, weights = _weigh(aggregator, jacobians)
+            if not _fits(weights, grads):
+                vector = aggregator._combine(module._unite_jacobians(jacobians), weights)
+                return module._disunite_gradient(vector, tensors), weights
+        jacobians.clear()  # the caller's: what it adds into .grad comes after these are gone
+        return _as_parameters(_combined(grads, weights), tensors), weights
 
     return jacobian_based
 
@@ -193,23 +214,60 @@ def _in_two_reads(original: Any) -> Any:
     """`_gramian_based` of TorchJD's module."""
 
     def gramian_based(aggregator: Any, jacobians: deque[Tensor]) -> tuple[list[Tensor], Tensor]:
-        if _ours(*jacobians):
-            return _weighed(aggregator, jacobians)
-        result: tuple[list[Tensor], Tensor] = original(aggregator, jacobians)
-        return result
+        if not _ours(*jacobians):
+            result: tuple[list[Tensor], Tensor] = original(aggregator, jacobians)
+            return result
+        grads, weights = _weigh(aggregator, jacobians)
+        if not _fits(weights, grads):
+            return [torch.tensordot(weights.to(dtype=j.dtype), j, dims=1) for j in jacobians], weights
+        jacobians.clear()
+        return _combined(grads, weights), weights
 
     return gramian_based
 
 
-def _weighed(aggregator: Any, jacobians: Any) -> tuple[list[Tensor], Tensor]:
-    """The directions and the weights of a Gramian weighting, which sees G in the Jacobian's dtype."""
+def _is_watched(aggregator: Any) -> bool:
+    """Has it hooks, or has every module, that would have to see the Jacobian matrix?"""
+    everywhere = nn.modules.module
+    own = aggregator._forward_hooks or aggregator._forward_pre_hooks
+    return bool(own or everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks)
+
+
+def _is_as_made(aggregator: Any) -> bool:
+    """Is its direction w(J J^T)^T J with its `gramian_weighting`, so that nobody misses the Jacobian matrix?"""
+    from torchjd._linalg import compute_gramian
+    from torchjd.aggregation import WeightedAggregator
+    from torchjd.aggregation._weighting_bases import _Composition
+
+    own = (getattr(type(aggregator), name) is getattr(WeightedAggregator, name) for name in ("__call__", *WITHIN))
+    weighting = aggregator.weighting
+    return (
+        all(own)
+        and vars(aggregator).keys().isdisjoint(WITHIN)
+        and type(weighting) is _Composition
+        and weighting.fn is compute_gramian
+        and weighting.weighting is aggregator.gramian_weighting
+    )
+
+
+def _weigh(aggregator: Any, jacobians: Any) -> tuple[TaskGradients, Tensor]:
+    """The task gradients and the weights of a Gramian weighting, which sees G in the Jacobian's dtype."""
     grads = TaskGradients.from_stacked(list(jacobians))
-    jacobians.clear()  # the caller's: what it adds into .grad comes after these are gone
-    weights = aggregator.gramian_weighting(ops.gram(grads).to(grads.dtype))
-    return _combined(grads, weights), weights
+    return grads, aggregator.gramian_weighting(ops.gram(grads).to(grads.dtype))
+
+
+def _fits(weights: Tensor, grads: TaskGradients) -> bool:
+    """Are they a weight for each row, of the rows' dtype, with nothing to differentiate? Hooks may give others."""
+    alike = (weights.dtype, weights.device, weights.shape) == (grads.dtype, grads.device, (grads.num_tasks,))
+    return alike and not (weights.requires_grad and torch.is_grad_enabled())
 
 
 def _combined(grads: TaskGradients, weights: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        directions = ops.combine(grads, weights.detach().double())
+        directions = ops.combine(grads, weights.double())
     return [direction for direction in directions if direction is not None]
+
+
+def _as_parameters(directions: list[Tensor], tensors: Any) -> list[Tensor]:
+    """What TorchJD's own function makes of its vector: each parameter's shape and dtype."""
+    return [direction.reshape(t.shape).to(t.dtype) for direction, t in zip(directions, tensors, strict=True)]
