@@ -28,12 +28,14 @@ def is_gramian(given: Tensor) -> bool:
     """
     if given.dtype not in (torch.float32, torch.float64) or given.shape[0] != given.shape[1]:
         return False
-    trace, rounding = given.trace(), 4 * _rtol(given)
-    unit = given.double() / trace
-    skew = (unit - unit.mT).abs().amax()
-    unit.diagonal().add_(rounding)
-    right = (torch.linalg.cholesky_ex(unit).info == 0) & (skew <= rounding) & (trace > 0)
-    return bool(right)  # host: TorchJD's own methods work there
+    gram, rounding = given.double(), 4 * _rtol(given)
+    trace = gram.trace()
+    if not torch.equal(gram, gram.mT) and not bool((gram - gram.mT).abs().amax() <= rounding * trace):  # host: as below
+        return False
+    shifted = gram.clone()
+    shifted.diagonal().add_(rounding * trace)
+    # host: TorchJD's own methods work there. A factor exists of what is above zero and holds no NaN.
+    return bool((torch.linalg.cholesky_ex(shifted).info == 0) & (trace < math.inf))
 
 
 def _preferences(owner: Any, given: Tensor, *, same_dtype: bool) -> Tensor | None:
