@@ -12,48 +12,105 @@ import torch
 from torch import Tensor, nn
 
 from mtlfast import aggregation
-from mtlfast.aggregation import (
-    IMTLG,
-    PCD,
-    AlignedMTL,
-    ConFIG,
-    Constant,
-    Krum,
-    Mean,
-    PCGrad,
-    Random,
-    Sum,
+from mtlfast._vectors import vector
+from mtlfast.compat._torchjd_faces import (
+    GramianWeighted,
+    MatrixWeighting,
+    OfMatrix,
+    Projecting,
+    Weighted,
+    Weighting,
+    joining,
+    refuse_parts,
 )
 
 
-def _regularisation(projector: Any) -> float:
-    """`reg_eps` of a TorchJD projector, or its default."""
-    if projector is not None and not hasattr(projector, "reg_eps"):
-        raise ValueError(f"projector is a {type(projector).__name__}, expected one with reg_eps (a QuadprogProjector)")
-    return 1e-4 if projector is None else float(projector.reg_eps)
+@joining
+class Sum(Weighted, aggregation.Sum):
+    """mtlfast's Sum."""
 
 
-class UPGrad(aggregation.UPGrad):
+@joining
+class Mean(Weighted, aggregation.Mean):
+    """mtlfast's Mean."""
+
+
+@joining
+class Random(Weighted, aggregation.Random):
+    """mtlfast's Random."""
+
+
+@joining
+class Constant(Weighted, aggregation.Constant):
+    """mtlfast's Constant."""
+
+
+@joining
+class PCGrad(GramianWeighted, aggregation.PCGrad):
+    """mtlfast's PCGrad."""
+
+
+@joining
+class PCD(GramianWeighted, aggregation.PCD):
+    """mtlfast's PCD."""
+
+
+@joining
+class Krum(GramianWeighted, aggregation.Krum):
+    """mtlfast's Krum."""
+
+
+@joining
+class IMTLG(GramianWeighted, aggregation.IMTLG):
+    """mtlfast's IMTLG."""
+
+
+@joining
+class AlignedMTL(GramianWeighted, aggregation.AlignedMTL):
+    """mtlfast's AlignedMTL."""
+
+
+@joining
+class ConFIG(aggregation.ConFIG):
+    """mtlfast's ConFIG; as in TorchJD its `weighting` gives what is preferred, and the direction has no weights."""
+
+    @property
+    def weighting(self) -> Weighting:
+        """The preferences' weighting."""
+        return SumWeighting() if self.pref_vector is None else ConstantWeighting(self.pref_vector)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses to take another weighting, which would change nothing."""
+        refuse_parts(self, name)
+        super().__setattr__(name, value)
+
+
+@joining
+class UPGrad(Projecting, aggregation.UPGrad):
     """mtlfast's UPGrad, regularised relative to the Gramian's trace as TorchJD's; of `projector` it reads `reg_eps`."""
 
     _of_trace = True
 
     def __init__(self, pref_vector: Tensor | None = None, projector: Any = None) -> None:
         """TorchJD's arguments."""
-        super().__init__(pref_vector, _regularisation(projector))
+        self.projector = projector
+        super().__init__(pref_vector, self.reg_eps)
 
 
-class DualProj(aggregation.DualProj):
+@joining
+class DualProj(Projecting, aggregation.DualProj):
     """mtlfast's DualProj, regularised as TorchJD's; of `projector` it reads `reg_eps`."""
 
     _of_trace = True
 
     def __init__(self, pref_vector: Tensor | None = None, projector: Any = None) -> None:
         """TorchJD's arguments."""
-        super().__init__(pref_vector, _regularisation(projector))
+        self.projector = projector
+        super().__init__(pref_vector, self.reg_eps)
 
 
-class CAGrad(aggregation.CAGrad):
+@joining
+class CAGrad(GramianWeighted, aggregation.CAGrad):
     """mtlfast's CAGrad."""
 
     def __init__(self, c: float, norm_eps: float = 1e-4, rescale: Literal[0, 1, 2] = 0) -> None:
@@ -61,8 +118,9 @@ class CAGrad(aggregation.CAGrad):
         super().__init__(c, rescale, norm_eps)
 
 
-class GradVac(aggregation.GradVac):
-    """mtlfast's GradVac, which divides by no norm of zero and needs no `eps`."""
+@joining
+class GradVac(GramianWeighted, aggregation.GradVac):
+    """mtlfast's GradVac, which divides by no norm of zero and needs no `eps`: it is kept, and read by nothing."""
 
     def __init__(
         self,
@@ -73,9 +131,11 @@ class GradVac(aggregation.GradVac):
     ) -> None:
         """TorchJD's arguments, then mtlfast's own."""
         super().__init__(beta, order, generator)
+        self.eps = eps
 
 
-class MGDA(aggregation.MGDA):
+@joining
+class MGDA(GramianWeighted, aggregation.MGDA):
     """mtlfast's MGDA by Frank and Wolfe's steps, as TorchJD's."""
 
     def __init__(self, epsilon: float = 0.001, max_iters: int = 100) -> None:
@@ -83,40 +143,31 @@ class MGDA(aggregation.MGDA):
         super().__init__(epsilon, max_iters)
 
 
-class NashMTL(aggregation.NashMTL):
-    """mtlfast's NashMTL, which is exact and needs no `optim_niter`."""
+@joining
+class NashMTL(Weighted, aggregation.NashMTL):
+    """mtlfast's NashMTL, which is exact and needs no `optim_niter`: it is kept, and read by nothing."""
 
     def __init__(
         self, n_tasks: int, max_norm: float = 1.0, update_weights_every: int = 1, optim_niter: int = 20
     ) -> None:
         """TorchJD's arguments."""
         super().__init__(n_tasks, max_norm, update_weights_every)
+        self.optim_niter = optim_niter
+
+    @property
+    def weighting(self) -> nn.Module:
+        """What makes the weights of a Jacobian [m, n]."""
+        return self._part("weighting", lambda: OfMatrix(NashMTLWeighting.looking_at(self)))
 
 
-class FairGrad(aggregation.FairGrad):
-    """mtlfast's FairGrad, which is exact and needs no `max_iters`."""
+@joining
+class FairGrad(GramianWeighted, aggregation.FairGrad):
+    """mtlfast's FairGrad, which is exact and needs no `max_iters`: it is kept, and read by nothing."""
 
     def __init__(self, alpha: float, max_iters: int | None = None) -> None:
         """TorchJD's arguments."""
         super().__init__(alpha)
-
-
-class _Weighting(nn.Module):
-    """The weights of an aggregator for a Gramian [m, m]."""
-
-    of: type[aggregation.GramAggregator]
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__()
-        self.aggregator = self.of(*arguments, **settings)
-
-    def forward(self, gramian: Tensor) -> Tensor:
-        """[m], in the Gramian's dtype."""
-        return self.aggregator.weights(gramian.double()).to(gramian.dtype)
-
-    def reset(self) -> None:
-        """Forgets the state."""
-        self.aggregator.reset()
+        self.max_iters = max_iters
 
 
 class _CRMOGM(aggregation.CRMOGM):
@@ -124,37 +175,77 @@ class _CRMOGM(aggregation.CRMOGM):
 
     def __init__(
         self,
-        weighting: _Weighting | aggregation.GramAggregator,
+        weighting: Weighting | aggregation.GramAggregator,
         alpha: float = 0.9,
         initial_weights: Tensor | None = None,
     ) -> None:
         """TorchJD's arguments."""
-        aggregator = weighting.aggregator if isinstance(weighting, _Weighting) else weighting
+        aggregator = weighting.aggregator if isinstance(weighting, Weighting) else weighting
         super().__init__(aggregator, alpha, initial_weights)
 
 
-def _weighting(of: type[aggregation.GramAggregator]) -> type[_Weighting]:
-    return type(f"{of.__name__.lstrip('_')}Weighting", (_Weighting,), {"of": of, "__doc__": _Weighting.__doc__})
+class _Preferring(Weighting):
+    """One whose preferences have a weighting of their own, as in TorchJD."""
+
+    @property
+    def weighting(self) -> Weighting:
+        """The preferences' weighting."""
+        return MeanWeighting() if self.pref_vector is None else ConstantWeighting(self.pref_vector)
 
 
-AlignedMTLWeighting = _weighting(AlignedMTL)
+def _weighting(of: type[aggregation.GramAggregator], kind: type[Weighting] = Weighting) -> type[Weighting]:
+    made = type(f"{of.__name__.lstrip('_')}Weighting", (kind,), {"of": of, "__doc__": kind.__doc__})
+    if issubclass(of, Weighted):
+        of.weighting_class = made
+    return made
+
+
+class ConstantWeighting(MatrixWeighting):
+    """The user's weights, for any matrix [m, ...]."""
+
+    of = Constant
+
+    @property
+    def weights(self) -> Tensor:
+        """[m] float64."""
+        assert isinstance(self.aggregator, Constant)
+        return self.aggregator.task_weights
+
+    @weights.setter
+    def weights(self, value: Tensor) -> None:
+        self.aggregator.task_weights = vector(self, "weights", value, size="m")
+
+
+class MeanWeighting(MatrixWeighting):
+    """1 / m each, for any matrix [m, ...]."""
+
+    of = Mean
+
+    def forward(self, matrix: Tensor, *, rtol: float | None = None) -> Tensor:
+        """[m], in the matrix's dtype."""
+        if matrix.dim() > 0 and len(matrix) == 0:
+            raise ValueError(f"MeanWeighting: matrix has shape {list(matrix.shape)}, expected at least one row")
+        return super().forward(matrix, rtol=rtol)
+
+
+Constant.weighting_class, Mean.weighting_class = ConstantWeighting, MeanWeighting
+AlignedMTLWeighting = _weighting(AlignedMTL, _Preferring)
 CAGradWeighting = _weighting(CAGrad)
-ConstantWeighting = _weighting(Constant)
 CRMOGMWeighting = _weighting(_CRMOGM)
-DualProjWeighting = _weighting(DualProj)
+DualProjWeighting = _weighting(DualProj, _Preferring)
 FairGradWeighting = _weighting(FairGrad)
 GradVacWeighting = _weighting(GradVac)
 IMTLGWeighting = _weighting(IMTLG)
 KrumWeighting = _weighting(Krum)
-MeanWeighting = _weighting(Mean)
 MGDAWeighting = _weighting(MGDA)
 MoDoWeighting = _weighting(aggregation.MoDo)
+NashMTLWeighting = _weighting(NashMTL)
 PCDWeighting = _weighting(PCD)
 PCGradWeighting = _weighting(PCGrad)
-RandomWeighting = _weighting(Random)
+RandomWeighting = _weighting(Random, MatrixWeighting)
 SDMGradWeighting = _weighting(aggregation.SDMGrad)
-SumWeighting = _weighting(Sum)
-UPGradWeighting = _weighting(UPGrad)
+SumWeighting = _weighting(Sum, MatrixWeighting)
+UPGradWeighting = _weighting(UPGrad, _Preferring)
 
 __all__ = [
     "IMTLG",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mtlfast import ops
 from mtlfast.compat import _torchjd_engines as engines
+from mtlfast.compat._torchjd_faces import Weighted
 from mtlfast.compat._torchjd_names import *  # noqa: F403
 from mtlfast.compat._torchjd_names import __all__ as _names
 from mtlfast.task_gradients import DTYPES, TaskGradients
@@ -240,6 +241,8 @@ def _is_as_made(aggregator: Any) -> bool:
     from torchjd.aggregation._weighting_bases import _Composition
 
     own = (getattr(type(aggregator), name) is getattr(WeightedAggregator, name) for name in ("__call__", *WITHIN))
+    if isinstance(aggregator, Weighted):  # a face
+        return not any(vars(type(aggregator)).get(name) for name in WITHIN)
     weighting = aggregator.weighting
     return (
         all(own)

@@ -34,7 +34,7 @@ def test_every_name_of_a_method_that_is_here():
     assert {method_of(name) for name in methods} - {m.__name__ for m in gram_aggregators()} == NO_METHOD_HERE
     assert set(names.__all__) == here
     for name in names.__all__:
-        kind = GramAggregator if name in vars(aggregation) else names._Weighting
+        kind = GramAggregator if name in vars(aggregation) else names.Weighting
         assert issubclass(getattr(names, name), kind), name
         assert getattr(names, name).__name__ == name
 
@@ -47,7 +47,7 @@ def gram_aggregators() -> list[type[GramAggregator]]:
 @pytest.mark.parametrize("name", names.__all__)
 def test_torchjds_arguments_come_first(name):
     ours = getattr(names, name)
-    takes = [(p.name, p.default) for p in parameters(ours.of if issubclass(ours, names._Weighting) else ours)]
+    takes = [(p.name, p.default) for p in parameters(ours.of if issubclass(ours, names.Weighting) else ours)]
     wanted = [(p.name, p.default) for p in parameters(getattr(torchjd, name))]
     assert takes[: len(wanted)] == wanted
 
