@@ -113,17 +113,25 @@ def weighted(parameters: Sequence[Tensor], grads: TaskGradients, weights: Tensor
     return prepared(parameters, directions, [True] * len(parameters))
 
 
-def forget(parameters: Iterable[Tensor]) -> None:
-    """Sets every `.grad` to None."""
+def forget(parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """Sets every `.grad` to None, and returns what they were."""
+    before = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
+    return before
+
+
+def bring_back(parameters: Iterable[Tensor], before: Iterable[Tensor | None]) -> None:
+    """Sets every `.grad` to what it was."""
+    for parameter, gradient in zip(parameters, before, strict=True):
+        parameter.grad = gradient
 
 
 def fill_with_zeros(parameters: Iterable[Tensor]) -> None:
     """Gives each parameter without a `.grad` one of zeros."""
     for parameter in parameters:
         if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.zeros_like(parameter, dtype=dtype_of(parameter))
 
 
 class PlainGradients:

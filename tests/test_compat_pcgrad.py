@@ -285,3 +285,35 @@ def test_parameters_of_two_dtypes_have_one_gram_matrix(strict):
     )
     assert (a.grad.dtype, b.grad.dtype) == (torch.bfloat16, torch.float32)
     assert torch.allclose(torch.cat([a.grad.float(), b.grad]), joined.grad, rtol=1e-2)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_gradients_of_another_dtype_than_the_parameters(strict, device):
+    network, other, x = two(3, 5, torch.bfloat16, device)
+    for parameter in network.parameters():
+        parameter.grad_dtype = torch.float32
+    for n in (network, other):
+        random.seed(0)
+        PCGrad(torch.optim.SGD(n.parameters(), lr=0.1), strict=strict).pc_backward(n(x))
+    for a, b in zip(network.parameters(), other.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        assert a.grad is None or (a.grad.dtype, b.grad.dtype) == (torch.float32, torch.bfloat16)
+        assert a.grad is None or torch.allclose(a.grad, b.grad.float(), rtol=5e-2, atol=5e-2)
+
+
+def test_a_failure_while_gradients_are_written_leaves_them_as_they_were(device, monkeypatch):
+    network, _, x = two(3, 6, torch.float32, device)
+    face = PCGrad(torch.optim.SGD(network.parameters(), lr=0.1))
+    face.pc_backward(network(x))
+    before = [parameter.grad for parameter in network.parameters()]
+    values = [gradient.clone() for gradient in before]
+
+    def out_of_memory(parameters):
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr("mtlfast._grad.fill_with_zeros", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="planted"):
+        face.pc_backward(network(2 * x))
+    for parameter, gradient, value in zip(network.parameters(), before, values, strict=True):
+        assert parameter.grad is gradient
+        assert torch.equal(gradient, value)

@@ -128,12 +128,16 @@ class PCGrad(Optimizer):
                 # host: drawn there, by Python's generator as in the original
                 keys = torch.tensor(places, dtype=torch.float64, device=gram.device)
                 weights = ops.solve(gram, "pcgrad", {"mean": False, "itself": self._strict}, {"keys": keys})
-            _grad.forget(everything)
+            before = _grad.forget(everything)
             mean = weights / K if self._strict else weights
-            _write(wanted, rows, shared, mean)
-            _write(wanted, rows, others, weights if self._strict else torch.ones_like(weights))
-            if self._strict:
-                _grad.fill_with_zeros(everything)
+            try:
+                _write(wanted, rows, shared, mean)
+                _write(wanted, rows, others, weights if self._strict else torch.ones_like(weights))
+                if self._strict:
+                    _grad.fill_with_zeros(everything)
+            except BaseException:
+                _grad.bring_back(everything, before)
+                raise
 
     def _orders(self, num_tasks: int) -> list[list[int]]:
         """In which order each task's gradient meets the K, drawn by Python's generator."""
