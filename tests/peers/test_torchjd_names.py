@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtlfast import aggregation
+from mtlfast import aggregation, weighting
 from mtlfast.aggregation import GramAggregator
 from mtlfast.compat import _torchjd_engines as engines
 from mtlfast.compat import _torchjd_names as names
@@ -71,3 +71,36 @@ def test_the_page_names_what_accelerate_leaves_alone():
     methods = {method_of(name) for name in torchjd.__all__ if name not in BASES}
     accelerated = {method_of(name) for name in engines.ENGINES} | NO_SOLVER | {"ConFIG"}
     assert methods & set(re.findall(r"\w+", left_alone)) == methods - accelerated
+
+
+# How constructors of mtlfast.weighting differ from torchjd.scalarization's, as the table in docs/migrate.md has it.
+SCALARIZATIONS = {
+    "the same arguments": ["Constant", "COSMOS", "PBI", "STCH"],
+    "the same; an optional `num_tasks` beside": ["Mean", "Sum", "Random", "GeometricMean"],
+    "`num_tasks` in place of `shape`": ["FAMO", "IMTLL", "UW"],
+    "`num_tasks` comes first": ["DWA"],
+}
+
+
+def test_the_page_says_how_constructors_of_weightings_differ():
+    theirs = pytest.importorskip("torchjd.scalarization", reason="needs the optional group peers")
+    assert {name for names in SCALARIZATIONS.values() for name in names} == {*theirs.__all__} - {"Scalarizer"}
+    for how, methods in SCALARIZATIONS.items():
+        for name in methods:
+            ours = [(p.name, p.default) for p in parameters(getattr(weighting, name))]
+            wanted = [(p.name, p.default) for p in parameters(getattr(theirs, name))]
+            if "beside" in how:
+                assert ours == [*wanted, ("num_tasks", None)], name
+            elif "place" in how:
+                assert wanted[0][0] == "shape", name
+                assert ours[: len(wanted)] == [("num_tasks", inspect.Parameter.empty), *wanted[1:]], name
+            elif "first" in how:
+                assert ours[: len(wanted) + 1] == [("num_tasks", inspect.Parameter.empty), *wanted], name
+            else:
+                assert ours == wanted, name
+    page = Path(__file__).parents[2] / "docs" / "migrate.md"
+    if page.exists():
+        rows = [line for line in page.read_text().splitlines() if line.startswith("| `")]
+        for how, methods in SCALARIZATIONS.items():
+            (row,) = [row for row in rows if re.findall(r"`(\w+)`", row.split("|")[1]) == methods]
+            assert how in row, row
