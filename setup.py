@@ -225,7 +225,7 @@ class BuildKernelsAndGlue(BuildExtension):
 
 def extension() -> CppExtension:
     """The one extension: the glue's sources, all against torch's headers."""
-    glue = ["bindings", "task_table", *sorted(p.stem for p in CSRC.glob("ops_*.cpp"))]
+    glue = ["bindings", "graph", "task_table", *sorted(p.stem for p in CSRC.glob("ops_*.cpp"))]
     return CppExtension(
         "mtlfast._C",
         [f"csrc/{name}.cpp" for name in glue],

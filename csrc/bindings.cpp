@@ -6,6 +6,7 @@
 
 #include "chunks.h"
 #include "cuda/launchers.h"
+#include "graph.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -81,6 +82,15 @@ std::vector<bool> exclusive(const py::handle& rows) {
   return alone;
 }
 
+// mtlfast::reached_by as two lists.
+py::tuple reached_by(const std::vector<at::Tensor>& losses) {
+  const mtlfast::Reached found = mtlfast::reached_by(losses);
+  py::list leaves, functions;
+  for (const at::Tensor& leaf : found.leaves) leaves.append(py::reinterpret_steal<py::object>(THPVariable_Wrap(leaf)));
+  for (const std::string& name : found.functions) functions.append(name);
+  return py::make_tuple(leaves, functions);
+}
+
 py::dict cuda_facts() {
   py::dict facts;
 #ifdef MTLFAST_WITH_CUDA
@@ -112,6 +122,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("marshal", &marshal);
   m.def("accepts", &accepts);
   m.def("exclusive", &exclusive);
+  m.def("reached_by", &reached_by);
   m.def("gram", &mtlfast::gram, NoGil());
   m.def("norms", &mtlfast::norms, NoGil());
   m.def("gram_plain", &mtlfast::gram_plain, NoGil());

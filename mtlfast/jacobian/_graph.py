@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtlfast import _native
+
 # What `torch.autograd.grad` cannot go through, by the name of its node: it hides parameters, or moves them.
 HIDING = {
     "CheckpointFunctionBackward": (
@@ -44,8 +46,16 @@ def reached_by(losses: Sequence[Tensor]) -> Reached:
 
     Cost: a visit of each node of the graph, on the host.
     """
+    native = _native.module()
+    leaves, functions = _walk(losses) if native is None else native.reached_by(losses)
+    hiding = [HIDING[name] for name in functions if name in HIDING]
+    return Reached(leaves, hiding[0] if hiding else None)
+
+
+def _walk(losses: Sequence[Tensor]) -> tuple[list[Tensor], set[str]]:
+    """The leaves, and the names of the functions on the way to them; the native twin names those of Python alone."""
     leaves = {id(loss): loss for loss in losses if loss.grad_fn is None}
-    kinds: set[type[Any]] = set()
+    functions: set[str] = set()
     seen: set[Any] = set()  # the nodes themselves: a node's Python object must live on to be recognised again
     waiting: list[Any] = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
     while waiting:
@@ -53,13 +63,11 @@ def reached_by(losses: Sequence[Tensor]) -> Reached:
         if node is None or node in seen:
             continue
         seen.add(node)
-        kind = type(node)
-        if kind is AccumulateGrad:
+        if type(node) is AccumulateGrad:
             leaf = node.variable
             if leaf.requires_grad:
                 leaves[id(leaf)] = leaf
         else:
-            kinds.add(kind)
+            functions.add(type(node).__name__)
             waiting.extend([next_node for next_node, _ in node.next_functions])
-    hiding = [HIDING[kind.__name__] for kind in kinds if kind.__name__ in HIDING]
-    return Reached(list(leaves.values()), hiding[0] if hiding else None)
+    return list(leaves.values()), functions
