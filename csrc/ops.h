@@ -27,10 +27,10 @@ void scale_(const TaskTable& grads, const at::Tensor& factors);    // factors: [
 
 // gram: [..., K, K] -> [..., K], or [..., K, K] for a method of coefficients. See solve/solvers.h for the methods:
 // params and inputs come in the order in which the method names them, an absent input as nullopt or, at the end, not at
-// all.
+// all. mask: [..., K] bool, which tasks have a part; the others' results are zeros.
 at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<double> params,
                  const c10::List<std::optional<at::Tensor>>& inputs, const std::optional<at::Tensor>& state,
-                 at::OptionalIntArrayRef tasks);
+                 at::OptionalIntArrayRef tasks, const std::optional<at::Tensor>& mask);
 
 // What a solver says about itself, for Python, whose own table is tested against it.
 struct SolverFacts {

@@ -3,12 +3,11 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <vector>
 
 #include "device.h"
 #include "ops.h"
+#include "solve/group.h"
 #include "solve/solvers.h"
 
 namespace mtlfast {
@@ -25,11 +24,8 @@ struct Call {
   double* state;
   int64_t state_size;
   const int64_t* tasks;
+  const bool* mask;
 };
-
-bool all_finite(const double* values, int64_t count) {
-  return std::all_of(values, values + count, [](double v) { return std::isfinite(v); });
-}
 
 // A slot for each input that the method names; what is not float64 and contiguous is copied.
 template <class Method>
@@ -70,42 +66,37 @@ void check_state(const Call& call) {
 
 template <class Method>
 void solve_on_cpu(const Call& call) {
+  constexpr int kInputs = Method::Input::count;
   const int64_t K = call.K, each = Method::square ? K * K : K;
+  std::vector<int> sizes(kInputs);
+  for (int i = 0; i < kInputs; ++i) sizes[i] = Method::input_size(i, static_cast<int>(K));
   at::parallel_for(0, call.groups, 1, [&](int64_t first, int64_t last) {
-    std::vector<double> scratch(Method::scratch_size(K));
-    std::vector<const double*> inputs(Method::Input::count);
+    std::vector<double> workspace(solvers::workspace_size<Method>(K, call.mask));
+    std::vector<const double*> inputs(kInputs);
     for (int64_t group = first; group < last; ++group) {
+      for (int i = 0; i < kInputs; ++i)
+        inputs[i] = call.input_data[i] ? call.input_data[i] + group * sizes[i] : nullptr;
       const double* matrix = call.gram.const_data_ptr<double>() + group * K * K;
-      double* result = call.out.mutable_data_ptr<double>() + group * each;
-      bool finite = all_finite(matrix, K * K);
-      for (int i = 0; i < Method::Input::count; ++i) {
-        if (!call.input_data[i]) continue;
-        const int64_t size = Method::input_size(i, static_cast<int>(K));
-        inputs[i] = call.input_data[i] + group * size;
-        finite = finite && all_finite(inputs[i], size);
-      }
-      if (!finite) {
-        std::fill_n(result, each, std::numeric_limits<double>::quiet_NaN());
-        continue;  // the state stays as it was
-      }
       solvers::Problem problem{static_cast<int>(K), matrix, call.params.data(), inputs.data()};
       problem.state = call.state ? call.state + group * call.state_size : nullptr;
       problem.state_size = static_cast<int>(call.state_size);
       problem.tasks = call.tasks;
-      problem.scratch = scratch.data();
-      problem.out = result;
-      Method::solve(solvers::SerialTeam{}, problem);
+      problem.out = call.out.mutable_data_ptr<double>() + group * each;
+      solvers::solve_group<Method>(solvers::SerialTeam{}, problem, sizes.data(),
+                                   call.mask ? call.mask + group * K : nullptr,
+                                   {workspace.data(), call.mask ? solvers::packed_size<Method>(K) : 0});
     }
   });
 }
 
 template <class Method>
 void solve_on_gpu(const Call& call) {
-  const at::Tensor scratch = at::empty({call.groups * Method::scratch_size(call.K)}, call.gram.options());
+  const int64_t size = call.groups * solvers::workspace_size<Method>(call.K, call.mask);
+  const at::Tensor workspace = at::empty({size}, call.gram.options());
   on_gpu("solve", call.gram.device(), [&](void* stream) {
     return cuda::solve({Method::name, call.groups, call.K, call.gram.const_data_ptr<double>(), call.params.data(),
-                        call.input_data.data(), call.state, call.state_size, call.tasks,
-                        scratch.mutable_data_ptr<double>(), call.out.mutable_data_ptr<double>()},
+                        call.input_data.data(), call.state, call.state_size, call.tasks, call.mask,
+                        workspace.mutable_data_ptr<double>(), call.out.mutable_data_ptr<double>()},
                        stream);
   });
 }
@@ -114,7 +105,7 @@ void solve_on_gpu(const Call& call) {
 
 at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<double> params,
                  const c10::List<std::optional<at::Tensor>>& inputs, const std::optional<at::Tensor>& state,
-                 at::OptionalIntArrayRef tasks) {
+                 at::OptionalIntArrayRef tasks, const std::optional<at::Tensor>& mask) {
   TORCH_CHECK_VALUE(gram.dim() >= 2 && gram.size(-1) == gram.size(-2) && gram.scalar_type() == at::kDouble,
                     "solve: gram has shape ", gram.sizes(), " and dtype ", gram.scalar_type(),
                     ", expected [..., K, K] float64");
@@ -124,13 +115,22 @@ at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<d
       !state || (state->scalar_type() == at::kDouble && state->is_contiguous() && state->device() == gram.device()),
       "solve: state must be contiguous float64 on gram's device");
   const int64_t K = gram.size(-1), groups = K == 0 ? 0 : gram.numel() / (K * K);
-  Call call{K, groups, gram.contiguous(), {}, params, {}, {}, nullptr, 0, tasks ? tasks->data() : nullptr};
+  Call call{K, groups, gram.contiguous(), {}, params, {}, {}, nullptr, 0, tasks ? tasks->data() : nullptr, nullptr};
   if (state) call.state = state->mutable_data_ptr<double>();
   if (state && groups) call.state_size = state->numel() / groups;
   TORCH_CHECK_VALUE(!state || call.state_size * groups == state->numel() || groups == 0, "solve: got a state of ",
                     state ? state->numel() : 0, " elements, expected as many for each of ", groups, " groups");
   TORCH_CHECK_VALUE(!tasks || static_cast<int64_t>(tasks->size()) == K, "solve: got ", tasks ? tasks->size() : 0,
                     " tasks, expected ", K, " as gram has");
+  at::Tensor dense_mask;
+  if (mask) {
+    TORCH_CHECK_VALUE(mask->scalar_type() == at::kBool && mask->device() == gram.device() &&
+                          mask->sizes() == gram.sizes().slice(0, gram.dim() - 1),
+                      "solve: mask is ", mask->sizes(), " ", mask->scalar_type(), " on ", mask->device(),
+                      ", expected gram's shape without its last dimension, bool on ", gram.device());
+    dense_mask = mask->contiguous();
+    call.mask = dense_mask.const_data_ptr<bool>();
+  }
   const bool found = solvers::Solvers::visit(std::string(method).c_str(), [&]<class Method>(Method) {
     TORCH_CHECK_VALUE(params.size() == Method::Param::count, "solve: ", method, " got ", params.size(),
                       " params, expected ", static_cast<int>(Method::Param::count));
@@ -160,7 +160,9 @@ std::vector<SolverFacts> solver_facts(int64_t num_tasks) {
 }
 
 TORCH_LIBRARY_FRAGMENT(mtlfast, m) {
-  m.def("solve(Tensor gram, str method, float[] params, Tensor?[] inputs, Tensor(a!)? state, int[]? tasks) -> Tensor");
+  m.def(
+      "solve(Tensor gram, str method, float[] params, Tensor?[] inputs, Tensor(a!)? state, int[]? tasks, "
+      "Tensor? mask=None) -> Tensor");
 }
 MTLFAST_IMPL(m) { m.impl("solve", solve); }
 

@@ -124,9 +124,13 @@ def shared_parameters(shared: Shared) -> Columns:
         seen[id(parameter)] = name
     wanted = [(name, parameter) for name, parameter in everything if parameter.requires_grad]
     if not wanted:
+        if not everything:
+            raise ValueError(
+                "backward: shared has no parameters, expected at least one (a generator is empty after its first use)"
+            )
         raise ValueError(
-            f"backward: shared has {len(everything)} parameters, none that requires grad, expected at least one "
-            "(a generator is empty after its first use)"
+            f"backward: shared has {len(everything)} parameters, none that requires grad, expected at least one (heads "
+            "alone are trained by sum(losses).backward())"
         )
     first, device = wanted[0][0], wanted[0][1].device
     for name, parameter in wanted:

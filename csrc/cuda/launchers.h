@@ -37,7 +37,8 @@ struct SolveArguments {
   double* state;                // or nullptr
   int64_t state_size;
   const int64_t* tasks;  // host memory, or nullptr
-  double* scratch;
+  const bool* mask;      // [groups, K], which tasks have a part, or nullptr: all
+  double* workspace;     // [groups, solvers::workspace_size]
   double* out;
 };
 const char* solve(const SolveArguments& arguments, void* stream);

@@ -15,7 +15,8 @@ const char* solve(const SolveArguments& arguments, void* stream) {
   groups.state_size = static_cast<int>(a.state_size);
   groups.has_tasks = a.tasks != nullptr;
   for (int64_t k = 0; a.tasks && k < a.num_tasks; ++k) groups.tasks[k] = a.tasks[k];
-  groups.scratch = a.scratch;
+  groups.mask = a.mask;
+  groups.workspace = a.workspace;
   groups.out = a.out;
   const char* error = "no method has that name";
   solvers::Solvers::visit(a.method, [&]<class Method>(Method) {
@@ -26,7 +27,8 @@ const char* solve(const SolveArguments& arguments, void* stream) {
       groups.input_sizes[i] = Method::input_size(i, groups.num_tasks);
     }
     groups.out_size = groups.num_tasks * (Method::square ? groups.num_tasks : 1);
-    groups.scratch_size = static_cast<int>(Method::scratch_size(groups.num_tasks));
+    groups.packed_size = a.mask ? static_cast<int>(solvers::packed_size<Method>(a.num_tasks)) : 0;
+    groups.workspace_size = solvers::workspace_size<Method>(a.num_tasks, a.mask);
     error = launch<solve_kernel<Method>>(dim3(static_cast<unsigned>(a.groups)), kSolveThreads, 0, stream, groups);
   });
   return error;

@@ -1,9 +1,9 @@
 // w = f(G): one K x K solver on each group's Gram matrix, in double.
 //
-// Thread to work: a block a group, its threads a Team (solve/team.h). A group whose matrix or inputs are not finite
-// gets NaN and keeps its state. Bytes moved: K * K doubles a group. Deterministic: solvers are.
+// Thread to work: a block a group, its threads a Team (solve/team.h). Bytes moved: K * K doubles a group, three times
+// that with a mask. Deterministic: solvers are.
 #pragma once
-#include "../solve/team.h"
+#include "../solve/group.h"
 #include "elements.cuh"
 
 namespace mtlfast::cuda {
@@ -14,6 +14,7 @@ constexpr int kMostParams = 16, kMostInputs = 4;
 struct BlockTeam {
   int rank, size;
   __device__ void sync() const { __syncthreads(); }
+  __device__ bool any(bool value) const { return __syncthreads_or(value); }
 };
 
 struct WarpTeam {
@@ -28,12 +29,14 @@ __device__ inline solvers::Part<WarpTeam> part_of(const BlockTeam& team) {
 
 // Every array but params and tasks lies in global memory, one part for each group.
 struct Groups {
-  int num_tasks, out_size, state_size, scratch_size;
+  int num_tasks, out_size, state_size, packed_size;
+  int64_t workspace_size;
   const double* gram;                 // [groups, K, K]
   const double* inputs[kMostInputs];  // nullptr: absent
   int input_sizes[kMostInputs];
-  double* state;  // [groups, state_size], or nullptr
-  double* scratch;
+  const bool* mask;  // [groups, K], or nullptr
+  double* state;     // [groups, state_size], or nullptr
+  double* workspace;
   double* out;
   double params[kMostParams];
   int64_t tasks[solvers::kMostTasks];
@@ -51,33 +54,26 @@ template <class Method>
 __global__ void __launch_bounds__(kSolveThreads, 1) solve_kernel(const Groups __grid_constant__ groups) {
   const int K = groups.num_tasks;
   const long long group = blockIdx.x;
-  const double* gram = groups.gram + group * K * K;
-  double* out = groups.out + group * groups.out_size;
-  bool finite = true;
-  for (int i = thread(); i < K * K; i += kSolveThreads) finite = finite && isfinite(gram[i]);
-  for (int n = 0; n < Method::Input::count; ++n) {
-    const double* input = input_of(groups, n);
-    for (int i = thread(); input && i < groups.input_sizes[n]; i += kSolveThreads)
-      finite = finite && isfinite(input[i]);
-  }
-  if (__syncthreads_or(!finite)) {
-    for (int i = thread(); i < groups.out_size; i += kSolveThreads) out[i] = __longlong_as_double(0x7ff8000000000000);
-    return;
-  }
   __shared__ const double* inputs[kMostInputs];
-  // All of them: a pointer that the method does not name may still be loaded, before it is known that nobody wants it.
+  // In shared memory: of a Problem of each thread's own, nvcc 13.0 reads some fields from the kernel's argument, in
+  // which others lie there.
+  __shared__ solvers::Problem problem;
+  // All inputs: a pointer that the method does not name may still be loaded, before it is known that nobody wants it.
   if (thread() < kMostInputs) inputs[thread()] = input_of(groups, thread());
+  if (thread() == 0) {
+    problem.num_tasks = K;
+    problem.gram = groups.gram + group * K * K;
+    problem.params = groups.params;
+    problem.inputs = inputs;
+    problem.state = groups.state ? groups.state + group * groups.state_size : nullptr;
+    problem.state_size = groups.state_size;
+    problem.tasks = groups.has_tasks ? groups.tasks : nullptr;
+    problem.out = groups.out + group * groups.out_size;
+  }
   __syncthreads();
-  const solvers::Problem problem{K,
-                                 gram,
-                                 groups.params,
-                                 inputs,
-                                 groups.state ? groups.state + group * groups.state_size : nullptr,
-                                 groups.state_size,
-                                 groups.has_tasks ? groups.tasks : nullptr,
-                                 groups.scratch + group * groups.scratch_size,
-                                 out};
-  Method::solve(BlockTeam{thread(), kSolveThreads}, problem);
+  solvers::solve_group<Method>(BlockTeam{thread(), kSolveThreads}, problem, groups.input_sizes,
+                               groups.mask ? groups.mask + group * K : nullptr,
+                               {groups.workspace + group * groups.workspace_size, groups.packed_size});
 }
 
 }  // namespace mtlfast::cuda

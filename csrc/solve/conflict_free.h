@@ -36,7 +36,8 @@ struct ConFIG : Method {
     multiply(team, K, S, x, cosines);  // times |U^T x|, of which the square is x S x
     team.sync();
     const int length = static_cast<int>(p.params[Param::length]);
-    const double typical = length < 0 ? 0 : typical_norm(length, static_cast<int>(p.params[Param::task]), norms, K);
+    const double typical =
+        length < 0 ? 0 : typical_norm(length, p.place(static_cast<int>(p.params[Param::task])), norms, K);
     double projections = 0;
     for (int k = 0; k < K; ++k) projections += cosines[k] * (length < 0 ? norms[k] : typical);
     const double squared = dot(x, cosines, K), factor = squared > 0 ? projections / squared : 0;

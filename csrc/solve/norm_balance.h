@@ -18,8 +18,8 @@ struct NormBalance : OfNorms {
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     double* d = p.scratch;
     find_norms(team, p, d);
-    const double t = typical_norm(static_cast<int>(p.params[Param::target]), static_cast<int>(p.params[Param::task]), d,
-                                  p.num_tasks);
+    const double t = typical_norm(static_cast<int>(p.params[Param::target]),
+                                  p.place(static_cast<int>(p.params[Param::task])), d, p.num_tasks);
     for (int k = team.rank; k < p.num_tasks; k += team.size) p.out[k] = d[k] > 0 ? t / d[k] : 0;
     team.sync();
   }

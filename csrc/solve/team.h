@@ -6,14 +6,16 @@ namespace mtlfast::solvers {
 
 // K beyond which no solver is asked, on a GPU and on the CPU (mtlfast.ops.solve has the reference serve). On a GPU the
 // tasks' indices travel in the kernel's argument; on the CPU sizes of scratch are computed in 32 bits.
-constexpr int kMostTasks = 128, kMostTasksOnCpu = 8192;
+constexpr int kMostTasks = 512, kMostTasksOnCpu = 8192;
 constexpr int kMostParts = 4;  // into which a team splits, at most
 
 // The workers of one solve: one thread on the CPU; a block's threads on CUDA, where sync is __syncthreads. All workers
-// take the same branches: what decides them is read from memory after a sync, or computed by each.
+// take the same branches: what decides them is read from memory after a sync, or computed by each. `any` syncs, and
+// tells each worker whether one of them had true.
 struct SerialTeam {
   static constexpr int rank = 0, size = 1;
   MTLFAST_HD void sync() const {}
+  MTLFAST_HD bool any(bool value) const { return value; }
 };
 
 // A share of a team that works on its own: a warp of a block, or all of a serial team.
@@ -37,6 +39,13 @@ struct Problem {
   double* out;           // [K], or [K, K] for coefficients
 
   MTLFAST_HD int task(int k) const { return tasks ? static_cast<int>(tasks[k]) : k; }
+
+  // Where a task stands among the K; that of the first for one that is not there.
+  MTLFAST_HD int place(int task) const {
+    for (int k = 0; k < num_tasks; ++k)
+      if (this->task(k) == task) return k;
+    return 0;
+  }
 
   // Number i of an input, or `otherwise` where that input is absent.
   MTLFAST_HD double input_or(int input, int i, double otherwise) const {

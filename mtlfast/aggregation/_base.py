@@ -193,6 +193,7 @@ class GramAggregator(Aggregator):
         loss_scale: float | Tensor | None = None,
         tasks: Sequence[int] | None = None,
         rtol: float | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """The tasks' weights.
 
@@ -202,6 +203,8 @@ class GramAggregator(Aggregator):
             loss_scale: what the losses were multiplied by, for methods with an absolute norm.
             tasks: indices of the K present tasks; None: all.
             rtol: relative precision of the gradients behind `gram`, for rank decisions; None: K * 1e-6.
+            mask: [..., K] bool, which of the K tasks have a part in the direction; None: all. The others are left out
+                as if they had not been given: their weights are 0, and their state stays as it is.
 
         Returns:
             [..., K] float64, on gram's device; NaN where `gram` is not finite.
@@ -209,13 +212,16 @@ class GramAggregator(Aggregator):
         Raises:
             ValueError, TypeError: the method cannot work with these.
         """
-        step = Step(gram.shape[-1], losses, loss_scale, task_indices(tasks), rtol, self.training)
+        step = Step(gram.shape[-1], losses, loss_scale, task_indices(tasks), rtol, self.training, mask)
         self.check(step)
         return self.solve(gram, step)
 
     @abstractmethod
     def solve(self, gram: Tensor, step: Step) -> Tensor:
-        """The weights [..., K] float64 of Gram matrices [..., K, K], for a step that `check` let pass."""
+        """The weights [..., K] float64 of Gram matrices [..., K, K], for a step that `check` let pass.
+
+        The weight of a task that `step.mask` leaves out is 0, and its row of `gram` may hold anything.
+        """
 
     def diagnostics(self) -> dict[str, int]:
         """Counts of what went wrong since `reset()`, for methods that iterate; on a GPU this waits for it."""
@@ -261,11 +267,14 @@ class GramAggregator(Aggregator):
             K = jacobian.num_tasks
             read = torch.empty(K, K, dtype=torch.float64, device=jacobian.device)
         places = jacobian.taking_part
+        rtol, mask = jacobian.num_tasks * jacobian.product_rtol, jacobian.mask
         if places is None:
-            return self.solve(read, step._replace(rtol=jacobian.num_tasks * jacobian.product_rtol)), gram
+            return self.solve(read, step._replace(rtol=rtol, mask=mask)), gram
         weights = read.new_zeros(jacobian.num_tasks)
         if places:
-            some = step.among(places)._replace(rtol=len(places) * jacobian.product_rtol)
+            some = step.among(places)._replace(
+                rtol=len(places) * jacobian.product_rtol, mask=None if mask is None else take(mask, places)
+            )
             self.check(some)
             put(weights, places, self.solve(take(take(read, places).mT, places).mT.contiguous(), some))
         return weights, gram

@@ -47,7 +47,7 @@ class ConFIG(Preferring):
 
     def params(self, step: Step) -> dict[str, float]:
         """The length, and which eigenvalues count as zero."""
-        length, task = typical_norm(self.length, step)
+        length, task = typical_norm(self.length)
         return {"length": length, "task": task, "rtol": step.precision}
 
     def extra_repr(self) -> str:

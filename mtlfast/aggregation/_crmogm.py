@@ -12,6 +12,7 @@ from mtlfast._by_task import put, take
 from mtlfast._settings import Real
 from mtlfast._vectors import Vector, vector
 from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._fixed import masked
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._mgda import MGDA
 from mtlfast.aggregation._reads import Reads
@@ -84,10 +85,11 @@ class CRMOGM(GramAggregator):
         first = new if self.first_weights is None else self.entries("first_weights", gram, step)
         smoothed = self.alpha * torch.where(old.isnan(), first, old) + (1 - self.alpha) * new
         finite = new.isfinite().all(dim=-1, keepdim=True)
+        moved = finite if step.mask is None else finite & step.mask
         if step.training:
             self.state = state
-            put(state, present, torch.where(finite, smoothed, old))
-        return torch.where(finite, smoothed, torch.nan)
+            put(state, present, torch.where(moved, smoothed, old))
+        return masked(torch.where(finite, smoothed, torch.nan), step)
 
     def reset(self) -> None:
         """Forgets the weights, and the aggregator's state."""

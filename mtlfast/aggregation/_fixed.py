@@ -13,6 +13,19 @@ from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step
 
 
+def masked(weights: Tensor, step: Step) -> Tensor:
+    """Weights [..., K] with zeros for the tasks that have no part."""
+    return weights if step.mask is None else weights.where(step.mask, 0)
+
+
+def equal_weights(gram: Tensor, step: Step) -> Tensor:
+    """1 over their number for the tasks that have a part, [..., K]."""
+    if step.mask is None:
+        return gram.new_full(gram.shape[:-1], 1 / gram.shape[-1])
+    count = step.mask.sum(dim=-1, keepdim=True, dtype=torch.float64)
+    return masked((1 / count).expand(step.mask.shape), step)
+
+
 class Sum(GramAggregator):
     """The sum of the task gradients: what `sum(losses).backward()` gives.
 
@@ -23,7 +36,7 @@ class Sum(GramAggregator):
 
     def solve(self, gram: Tensor, step: Step) -> Tensor:
         """Ones, [..., K]."""
-        return gram.new_ones(gram.shape[:-1])
+        return masked(gram.new_ones(gram.shape[:-1]), step)
 
 
 class Mean(GramAggregator):
@@ -36,7 +49,7 @@ class Mean(GramAggregator):
 
     def solve(self, gram: Tensor, step: Step) -> Tensor:
         """1/K, [..., K]."""
-        return gram.new_full(gram.shape[:-1], 1 / gram.shape[-1])
+        return equal_weights(gram, step)
 
 
 class Constant(GramAggregator):
@@ -74,7 +87,7 @@ class Constant(GramAggregator):
 
     def solve(self, gram: Tensor, step: Step) -> Tensor:
         """The present tasks' weights, [..., K]."""
-        return self.entries("task_weights", gram, step)
+        return masked(self.entries("task_weights", gram, step), step)
 
     def extra_repr(self) -> str:
         """The number of tasks."""

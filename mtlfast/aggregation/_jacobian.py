@@ -35,7 +35,11 @@ class AsksJacobian(Protocol):
 
     @property
     def taking_part(self) -> list[int] | None:
-        """The rows of the tasks that have a part in the direction; None: all."""
+        """The rows of the tasks that have a part in the direction, as far as the host can see; None: all."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """[K] bool, which of them have one as only the device can see; None: all."""
 
     def gram(self) -> Tensor:
         """[K, K] float64."""
@@ -127,6 +131,11 @@ class RowsJacobian:
         """A task that reaches none of the tensors has no part in their direction."""
         reaching = [task for task in range(self.num_tasks) if self._reaches(task)]
         return None if len(reaching) == self.num_tasks else reaching
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Rows at hand have no loss weights."""
+        return None
 
     def _reaches(self, task: int) -> bool:
         for part in self._parts:

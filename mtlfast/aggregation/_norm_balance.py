@@ -35,7 +35,7 @@ class NormBalance(SolvedAggregator):
 
     def params(self, step: Step) -> dict[str, float]:
         """Which norm."""
-        target, task = typical_norm(self.target, step)
+        target, task = typical_norm(self.target)
         return {"target": target, "task": task}
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtlfast.aggregation._fixed import equal_weights, masked
 from mtlfast.aggregation._random_order import Drawing
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step
@@ -32,6 +33,8 @@ class Random(Drawing):
     def solve(self, gram: Tensor, step: Step) -> Tensor:
         """Positive weights that sum to 1, [..., K] float64."""
         if not step.training:
-            return gram.new_full(gram.shape[:-1], 1 / step.num_tasks)
+            return equal_weights(gram, step)
         drawn = torch.randn(gram.shape[:-1], generator=self.generator, dtype=torch.float64, device=gram.device)
-        return drawn.softmax(dim=-1)
+        if step.mask is not None:
+            drawn = drawn.where(step.mask, -torch.inf)
+        return masked(drawn.softmax(dim=-1), step)

@@ -73,18 +73,26 @@ class SolvedAggregator(GramAggregator):
 
     def solve_arguments(
         self, gram: Tensor, step: Step
-    ) -> tuple[Tensor, str, dict[str, float], dict[str, Tensor], Tensor | None, tuple[int, ...] | None]:
+    ) -> tuple[Tensor, str, dict[str, float], dict[str, Tensor], Tensor | None, tuple[int, ...] | None, Tensor | None]:
         """What `ops.solve` is called with: the state large enough, random numbers drawn."""
         if not step.training:
             state = self._grown(gram, step)
             state = state.clone() if state is not None and state is self.state else state
-            return gram, self.method, self.params(step), self.inputs(gram, step), state, step.tasks
+            return gram, self.method, self.params(step), self.inputs(gram, step), state, step.tasks, step.mask
         # Read past nn.Module's attribute search: for a few tasks it takes as long as the solve.
         call = (self._buffers["state"], gram.shape, gram.device, step.tasks)
         if call[0] is not self._fits[0] or call[1:] != self._fits[1:]:
             self.state = self._grown(gram, step)
             self._fits = (self.state, *call[1:])
-        return gram, self.method, self.params(step), self.inputs(gram, step), self._buffers["state"], step.tasks
+        return (
+            gram,
+            self.method,
+            self.params(step),
+            self.inputs(gram, step),
+            self._buffers["state"],
+            step.tasks,
+            step.mask,
+        )
 
     def _grown(self, gram: Tensor, step: Step) -> Tensor | None:
         """The state, large enough for the step's tasks, on gram's device; None for a method without one."""

@@ -21,6 +21,8 @@ class Step(NamedTuple):
         loss_scale: what the losses were multiplied by, a float or a tensor of one element; None: 1.
         tasks: the K present tasks' indices among all; None: there are no others.
         rtol: the relative precision of the gradients, for decisions about ranks; None: not known.
+        mask: [..., K] bool, which of these tasks have a part in the direction, where the device alone knows; None: all.
+            The others' weights are 0, what stands in their rows is not read, and their state stays as it is.
         training: does the step count? If not, no state moves, no random number is drawn, and a method that draws takes
             a fixed order or expected weights.
     """
@@ -31,6 +33,7 @@ class Step(NamedTuple):
     tasks: tuple[int, ...] | None = None
     rtol: float | None = None
     training: bool = True
+    mask: Tensor | None = None
 
     def among(self, places: Sequence[int]) -> Step:
         """The step of those of its tasks that stand in these places alone."""

@@ -31,12 +31,10 @@ def check_typical_norm(owner: object, name: str | int, step: Step) -> None:
         raise ValueError(f"{type(owner).__name__}: got {step.num_tasks} tasks, expected task {name} among them")
 
 
-def typical_norm(name: str | int, step: Step) -> tuple[float, float]:
-    """The solver's two constants for a name: which norm, and of which of the present tasks.
-
-    An absent task's place is taken by the first that is present.
+def typical_norm(name: str | int) -> tuple[float, float]:
+    """The solver's two constants for a name: which norm, and of which task, where an absent one's place is taken by the
+    first that is present.
     """
     if not isinstance(name, int):
         return float(NAMES.index(name)) if name in NAMES else -1.0, 0.0
-    place = name if step.tasks is None else step.tasks.index(name) if name in step.tasks else 0
-    return float(len(NAMES)), float(place)
+    return float(len(NAMES)), float(name)

@@ -65,6 +65,11 @@ class Jacobian(ABC):
         host can see that.
         """
 
+    @property
+    def mask(self) -> Tensor | None:
+        """[K] bool, which tasks have a loss weight other than 0, where only the device can see that; None: all."""
+        return None
+
     @abstractmethod
     def gram(self) -> Tensor:
         """G = J J^T, [K, K] float64."""

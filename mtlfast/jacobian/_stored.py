@@ -56,6 +56,7 @@ class StoredJacobian(RowsJacobian, Jacobian):
         self._losses, self._retain_graph = losses, retain_graph
         self._others = _grad.PlainGradients(others, loss_weights_later)
         self._ours: list[bool] = []
+        self._mask: Tensor | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -72,8 +73,10 @@ class StoredJacobian(RowsJacobian, Jacobian):
         """K backward passes; see `Jacobian.obtain`.
 
         On the CPU a task whose loss weight is 0 has none: its row is None, and so are its plain gradients. Elsewhere
-        the weight cannot be read without waiting, so that its gradients are zeros.
+        the weight cannot be read without waiting: its gradients are zeros, and the mask keeps them out of the solve.
         """
+        if loss_weights is not None and loss_weights.device.type != "cpu":
+            self._mask = loss_weights != 0
         inputs, T = [*self.parameters, *self._others.leaves], len(self.parameters)
         wanted = self._tasks_with_weight(loss_weights)
         rows: list[tuple[Tensor | None, ...]] = [(None,) * T] * self.num_tasks
@@ -95,6 +98,11 @@ class StoredJacobian(RowsJacobian, Jacobian):
         if weights is None or weights.device.type != "cpu":
             return list(range(self.num_tasks))
         return [k for k, weight in enumerate(weights.tolist()) if weight != 0]  # host: a CPU tensor
+
+    @property
+    def mask(self) -> Tensor | None:
+        """[K] bool on a GPU, where loss weights were given."""
+        return self._mask
 
     def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
         """See `Jacobian.write`."""

@@ -14,7 +14,7 @@ from mtlfast.ops._fake import fake
 OP: Any = None if _native.C is None else torch.ops.mtlfast.solve.default
 T = TypeVar("T")
 # Beyond, the reference serves: csrc/solve/team.h has the same numbers.
-MOST_TASKS = {"cpu": 8192, "cuda": 128}
+MOST_TASKS = {"cpu": 8192, "cuda": 512}
 
 
 def solve(
@@ -24,6 +24,7 @@ def solve(
     inputs: dict[str, Tensor] | Sequence[Tensor | None] = (),
     state: Tensor | None = None,
     tasks: Sequence[int] | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Runs one method's solver on Gram matrices.
 
@@ -35,16 +36,19 @@ def solve(
             that there are; or a sequence in the header's order, None for an absent one.
         state: [..., S] float64, the method's state, changed in place unless the group's `gram` is not finite.
         tasks: the K present tasks' indices; None: all.
+        mask: [..., K] bool, which of them have a part; None: all. The others are left out as if they had not been
+            given: what stands in their rows is not read, and their state stays as it is.
 
     Returns:
-        [..., K] float64 weights, or [..., K, K] for a method of coefficients; NaN for a group that is not finite.
+        [..., K] float64 weights, or [..., K, K] for a method of coefficients; NaN for a group that is not finite,
+        0 where `mask` is False.
 
     Raises:
         ValueError: `gram` is not [..., K, K] float64, no method has that name, the method takes other params or inputs,
-            an input, the state or tasks have another size or device than they need, or tasks are not different indices;
-            TypeError: an input is not a Tensor.
+            an input, the state, the mask or tasks have another size or device than they need, or tasks are not
+            different indices; TypeError: an input is not a Tensor.
 
-    Cost: none of K * P. Deterministic. Up to 8192 tasks on the CPU and 128 on a GPU are solved natively; beyond, the
+    Cost: none of K * P. Deterministic. Up to 8192 tasks on the CPU and 512 on a GPU are solved natively; beyond, the
     reference serves, which takes seconds to minutes for a step of the quadratic programs.
     """
     shape = gram.shape
@@ -60,16 +64,16 @@ def solve(
         # The op refuses what it cannot read safely. Which argument that is, is looked for only then: for a few tasks it
         # would take as long as the solve.
         try:
-            result: Tensor = OP(gram, method, values, slots, state, tasks)
+            result: Tensor = OP(gram, method, values, slots, state, tasks, mask)
             return result
         except (RuntimeError, ValueError) as error:
             refusal = error
-    _check(gram, method, solver, values, slots, state, tasks)
+    _check(gram, method, solver, values, slots, state, tasks, mask)
     if refusal is not None:
         raise refusal
     if gram.is_cuda and _native.serves(gram.device):
         _warn_of_the_reference(gram.device.type)
-    return reference.solve(gram, method, [x for x in values if x is not None], slots, state, tasks)
+    return reference.solve(gram, method, [x for x in values if x is not None], slots, state, tasks, mask)
 
 
 @functools.cache
@@ -107,6 +111,7 @@ def _check(
     slots: Sequence[Tensor | None],
     state: Tensor | None,
     tasks: Sequence[int] | None,
+    mask: Tensor | None,
 ) -> None:
     """Refuses in one sentence what the op refuses."""
     K = gram.shape[-1]
@@ -140,6 +145,11 @@ def _check(
             raise ValueError(f"solve: task {task} is there twice, expected each once")
     if tasks is not None and len(tasks) != K:
         raise ValueError(f"solve: got {len(tasks)} tasks, expected {K} as gram has")
+    if mask is not None and (mask.shape != gram.shape[:-1] or mask.dtype != torch.bool or mask.device != gram.device):
+        raise ValueError(
+            f"solve: mask is {list(mask.shape)} {mask.dtype} on {mask.device}, expected {list(gram.shape[:-1])} "
+            f"torch.bool on {gram.device}"
+        )
     if state is not None and (state.dtype != torch.float64 or state.device != gram.device):
         raise ValueError(f"solve: state is {state.dtype} on {state.device}, expected torch.float64 on {gram.device}")
     if state is not None and not state.is_contiguous():
@@ -158,7 +168,8 @@ def _fake_solve(
     inputs: list[Tensor | None],
     state: Tensor | None,
     tasks: list[int] | None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     solver = reference.SOLVERS[method]
-    _check(gram, method, solver, params, inputs, state, tasks)
+    _check(gram, method, solver, params, inputs, state, tasks, mask)
     return gram.new_empty(gram.shape if solver.square else gram.shape[:-1])

@@ -16,6 +16,6 @@ def config(group: Group) -> Tensor:
     direction = x @ units
     if not direction.any():
         return torch.zeros_like(norms)
-    lengths = norms if length < 0 else torch.full_like(norms, typical_norm(norms, int(length), int(task)))
+    lengths = norms if length < 0 else torch.full_like(norms, typical_norm(norms, int(length), group.place(int(task))))
     projections = lengths * (units @ direction) / direction.norm()
     return torch.where(norms > 0, projections.sum() / direction.norm() * x / norms, 0.0)

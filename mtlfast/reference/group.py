@@ -28,6 +28,10 @@ class Group(NamedTuple):
         """The tasks' indices in the state."""
         return range(self.num_tasks) if self.tasks is None else self.tasks
 
+    def place(self, task: int) -> int:
+        """Where a task stands among the K; that of the first for one that is not there."""
+        return list(self.present).index(task) if task in self.present else 0
+
     def preferences(self) -> Tensor:
         """The input of that name, or 1/K each."""
         equal = torch.full_like(self.matrix[:, 0], 1 / self.num_tasks)

@@ -26,7 +26,9 @@ def typical_norm(norms: Tensor, kind: int, task: int) -> float:
 def norm_balance(group: Group) -> Tensor:
     """Weights [K]; target: which norm all get; task: whose."""
     norms = group.matrix.norm(dim=1)
-    return _weights(norms, typical_norm(norms, int(group.params["target"]), int(group.params["task"])) / norms)
+    return _weights(
+        norms, typical_norm(norms, int(group.params["target"]), group.place(int(group.params["task"]))) / norms
+    )
 
 
 def clip_norm(group: Group) -> Tensor:

@@ -47,11 +47,12 @@ def solve(
     inputs: Sequence[Tensor | None] = (),
     state: Tensor | None = None,
     tasks: Sequence[int] | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """The registered op in plain PyTorch: one method on each group of Gram matrices [..., K, K].
 
     Its arguments are as the op's, params and inputs in order (None: absent), and were checked; NaN for a group that is
-    not finite.
+    not finite, 0 for tasks that the mask leaves out.
     """
     solver, K, lead = SOLVERS[method], gram.shape[-1], gram.shape[:-2]
     count = lead.numel() if K else 0
@@ -62,18 +63,44 @@ def solve(
         if x is not None
     }
     flat_state = None if state is None or state.numel() == 0 else state.view(count, -1)
+    flat_mask = None if mask is None else mask.reshape(count, K)
     results = []
     for i, matrix in enumerate(gram.reshape(count, K, K)):
         own = {name: x[i] for name, x in flat_inputs.items()}
-        if not all(x.isfinite().all() for x in (matrix, *own.values())):
-            results.append(torch.full_like(matrix if solver.square else matrix[0], torch.nan))
-            continue
-        group_state = None if flat_state is None else flat_state[i]
-        # Two batches' products have no factor: their methods read the matrix itself.
-        rows = matrix if solver.cross else factor_of(matrix)
-        results.append(solver.run(Group(rows, named, own, group_state, tasks, matrix if solver.cross else None)))
+        group = Group(matrix, named, own, None if flat_state is None else flat_state[i], tasks)
+        results.append(_solved(solver, group, None if flat_mask is None else flat_mask[i]))
     shape = (*lead, K, K) if solver.square else (*lead, K)
     return torch.stack(results).reshape(shape) if results else gram.new_empty(shape)
+
+
+def _solved(solver: Solver, group: Group, mask: Tensor | None) -> Tensor:
+    """One group's result; `group.matrix` is its Gram matrix."""
+    gram = group.matrix
+    if mask is not None:
+        result = torch.zeros_like(gram if solver.square else gram[0])
+        places = mask.nonzero().flatten()
+        if len(places):
+            some = places[:, None], places
+            result[some if solver.square else places] = _solved(solver, _among(group, places), None)
+        return result
+    if not all(x.isfinite().all() for x in (gram, *group.inputs.values())):
+        return torch.full_like(gram if solver.square else gram[0], torch.nan)
+    # Two batches' products have no factor: their methods read the matrix itself.
+    return solver.run(group._replace(cross=gram) if solver.cross else group._replace(matrix=factor_of(gram)))
+
+
+def _among(group: Group, places: Tensor) -> Group:
+    """The group as if its other tasks had not been given."""
+    params, n, K = dict(group.params), len(places), group.num_tasks
+    if "rtol" in params:  # K times the precision of one product
+        params["rtol"] *= n / K
+    take = {0: lambda x: x, 1: lambda x: x[places], 2: lambda x: x[places[:, None], places]}
+    return group._replace(
+        matrix=take[2](group.matrix),
+        params=params,
+        inputs={name: take[x.dim()](x) for name, x in group.inputs.items()},
+        tasks=[group.present[place] for place in places.tolist()],
+    )
 
 
 def factor_of(gram: Tensor) -> Tensor:

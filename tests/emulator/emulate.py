@@ -84,7 +84,8 @@ class SolveArguments(ctypes.Structure):
         ("state", ctypes.c_void_p),
         ("state_size", ctypes.c_int64),
         ("tasks", ctypes.POINTER(ctypes.c_int64)),
-        ("scratch", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
     )
 
@@ -133,7 +134,7 @@ class Emulator:
         sources = [s for s in sorted(CUDA.glob("*.cu")) if s.name != "device.cu"]
         self.library = ctypes.CDLL(build("kernels", [*sources, HERE / "emulator.cpp"]))
         self.library.emulator_launched.restype = ctypes.c_char_p
-        self.library.emulator_scratch_size.restype = ctypes.c_int64
+        self.library.emulator_workspace_size.restype = ctypes.c_int64
         self.launches: list[str] = []  # the kernels of the last call
         self.cases: set[tuple[str, int]] = set()  # kernels that ran, with their number of tasks
 
@@ -229,6 +230,7 @@ class Emulator:
         inputs: dict[str, Tensor] | Sequence[Tensor | None] = (),
         state: Tensor | None = None,
         tasks: Sequence[int] | None = None,
+        mask: Tensor | None = None,
         **options: int,
     ) -> Tensor:
         """As ops.solve."""
@@ -239,8 +241,8 @@ class Emulator:
             inputs = dict(zip(solver.inputs, inputs, strict=False))
         groups = gram.shape[:-2].numel()
         shape = gram.shape if solver.square else gram.shape[:-1]
-        size = self.library.emulator_scratch_size(method.encode(), ctypes.c_int64(K))
-        out, scratch = memory.new(shape, torch.float64), memory.new((groups, size), torch.float64)
+        size = self.library.emulator_workspace_size(method.encode(), ctypes.c_int64(K), mask is not None)
+        out, workspace = memory.new(shape, torch.float64), memory.new((groups, size), torch.float64)
         guarded_state = None
         if state is not None:
             guarded_state = memory.new(state.shape, torch.float64)
@@ -257,7 +259,8 @@ class Emulator:
             state=None if guarded_state is None else guarded_state.data_ptr(),
             state_size=0 if guarded_state is None else guarded_state.numel() // groups,
             tasks=None if tasks is None else (ctypes.c_int64 * len(tasks))(*tasks),
-            scratch=scratch.data_ptr(),
+            mask=None if mask is None else mask.data_ptr(),
+            workspace=workspace.data_ptr(),
             out=out.data_ptr(),
         )
         self.call("solve", K, ctypes.byref(arguments), **options)

@@ -2,6 +2,7 @@
 #include "cuda/launchers.h"
 #include "cuda/pack.h"
 #include "cuda_emulator.h"
+#include "solve/group.h"
 #include "solve/solvers.h"
 
 using namespace mtlfast;
@@ -60,10 +61,10 @@ const char* emulate_flatten(const TaskView* grads, int out_dtype, void* out) {
 const char* emulate_scale(const TaskView* grads, const double* factors) {
   return cuda::scale(*grads, factors, nullptr);
 }
-int64_t emulator_scratch_size(const char* method, int64_t num_tasks) {
+int64_t emulator_workspace_size(const char* method, int64_t num_tasks, bool masked) {
   int64_t size = -1;
   solvers::Solvers::visit(method,
-                          [&]<class Method>(Method) { size = Method::scratch_size(static_cast<int>(num_tasks)); });
+                          [&]<class Method>(Method) { size = solvers::workspace_size<Method>(num_tasks, masked); });
   return size;
 }
 const char* emulate_solve(const cuda::SolveArguments* arguments) { return cuda::solve(*arguments, nullptr); }

@@ -235,12 +235,18 @@ def test_solve(emulator: Emulator, name, num_tasks):
     for tasks in (None, tuple(range(0, 2 * num_tasks, 2)) if method.any_tasks else None):
         gram = products(method, torch.randn(3, num_tasks, num_tasks + 10, dtype=torch.float64))
         gram[1, 0, 0] = torch.inf
-        step = Step(num_tasks, losses(num_tasks), 3.0, tasks)
-        *arguments, state, present = aggregator.solve_arguments(gram, step)
+        mask = None
+        if tasks is not None and num_tasks > max(2, method.least_tasks):
+            mask = torch.rand(3, num_tasks) < 0.7
+            mask[:, : max(2, method.least_tasks)] = True
+            gram[2] = gram[2].where(mask[2][:, None] & mask[2], torch.nan)
+        step = Step(num_tasks, losses(num_tasks), 3.0, tasks, mask=mask)
+        *arguments, state, present, mask = aggregator.solve_arguments(gram, step)
         emulated_state = None if state is None else state.clone()
-        emulated = emulator.solve(*arguments, emulated_state, present, seed=1)
-        expected = ops.solve(*arguments, state, present)
-        assert emulated[1].isnan().all()
+        emulated = emulator.solve(*arguments, emulated_state, present, mask, seed=1)
+        expected = ops.solve(*arguments, state, present, mask)
+        assert emulated[1][:1].isnan().all()
+        assert not emulated[2].isnan().any()
         assert torch.allclose(emulated, expected, rtol=1e-9, atol=1e-10, equal_nan=True)
         if state is not None:
             assert torch.allclose(emulated_state, state, rtol=1e-9, atol=1e-10, equal_nan=True)
