@@ -51,6 +51,7 @@ TaskTable::TaskTable(int64_t num_tasks, int64_t num_tensors)
       first_dim_(num_tensors, -1),
       rank_(num_tensors, 0),
       options_(at::TensorOptions().dtype(at::kFloat).device(at::kCPU)) {
+  held_.reserve(num_tasks * num_tensors);
   sizes_.reserve(num_tensors * 2);
   strides_.reserve(num_tensors * 2);
 }
@@ -77,7 +78,9 @@ bool TaskTable::add(int64_t k, int64_t t, const at::Tensor& gradient) {
   } else if (sizes != this->sizes(t) || (numel > 0 && !same_strides(sizes, strides, this->strides(t)))) {
     return false;
   }
-  data_[t * num_tasks_ + k] = numel > 0 ? gradient.const_data_ptr() : nullptr;
+  if (numel == 0) return true;
+  data_[t * num_tasks_ + k] = gradient.const_data_ptr();
+  held_.push_back(gradient.storage());
   return true;
 }
 

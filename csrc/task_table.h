@@ -11,7 +11,7 @@
 
 namespace mtlfast {
 
-// Holds no tensor: whoever holds the table keeps the tensors alive (mtlfast.TaskGradients does).
+// It keeps the tensors' memory alive, which they themselves may have exchanged for another (`tensor.data = other`).
 class TaskTable {
  public:
   TaskTable(int64_t num_tasks, int64_t num_tensors);
@@ -51,6 +51,7 @@ class TaskTable {
 
   int64_t num_tasks_;
   std::vector<const void*> data_;   // [T, K]
+  std::vector<c10::Storage> held_;  // whose memory that is
   std::vector<int64_t> offsets_;    // [T + 1]
   std::vector<int64_t> first_dim_;  // [T] where tensor t's dimensions begin in sizes_ and strides_; -1: no task yet
   std::vector<int64_t> rank_;       // [T]
