@@ -9,6 +9,7 @@ from mtlfast import _grad
 from mtlfast._arguments import Losses, Shared, check_methods, present_losses, refuse_ranks, shared_parameters
 from mtlfast._step_result import StepResult
 from mtlfast.aggregation import Aggregator, GramAggregator, Step
+from mtlfast.aggregation._step import plain_number
 from mtlfast.jacobian import StoredJacobian
 from mtlfast.weighting import LossWeighting
 
@@ -72,10 +73,12 @@ def backward(
     number, tasks, values = present_losses(losses)
     jacobian = StoredJacobian(values, shared_parameters(shared), retain_graph)
     stacked = torch.stack([loss.detach() for loss in values])
-    step = Step(len(values), stacked, loss_scale, None if len(tasks) == number else tasks)
+    step = Step(len(values), stacked, plain_number(loss_scale), None if len(tasks) == number else tasks)
     aggregator.check(step, jacobian)
 
-    weighed = None if weighting is None else weighting.step_weights(stacked, tasks=step.tasks, loss_scale=loss_scale)
+    weighed = (
+        None if weighting is None else weighting.step_weights(stacked, tasks=step.tasks, loss_scale=step.loss_scale)
+    )
     loss_weights = None if weighed is None else weighed.loss_weights
     jacobian.obtain(loss_weights)
     learned = [] if weighed is None else _grad.prepared_pairs(weighed.learned)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import _native, ops
-from mtlfast._layout import same_layout
+from mtlfast._layout import overlaps_itself, same_layout
 from mtlfast.ops._check import fits_out
 from mtlfast.ops.combine import write
 from mtlfast.task_gradients import TaskGradients
@@ -54,6 +54,11 @@ def prepared(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], o
         elif parameter.grad.is_sparse:
             pending.append(partial(_set, parameter, _plus(parameter.grad, gradient)))
         else:
+            if overlaps_itself(parameter.grad):
+                raise RuntimeError(
+                    f"backward: the .grad of a parameter of shape {list(parameter.shape)} is an expanded tensor, which "
+                    "cannot be added to; expected one with memory for each element, or None"
+                )
             pending.append(partial(parameter.grad.add_, gradient))
     return pending
 

@@ -28,3 +28,8 @@ def is_dense(tensor: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Is it expanded, so that several elements share their memory?"""
+    return 0 in strides_that_count(tensor.shape, tensor.stride())

@@ -10,7 +10,7 @@ class StepResult:
     """The tensors of one step, on the gradients' device: reading one on the host waits for it.
 
     Attributes:
-        losses: [K] the present tasks' losses, detached.
+        losses: [K] the present tasks' losses as they were given, so times `loss_scale`; detached.
         tasks: the K present tasks' indices.
         weights: [K] float64, the tasks' weights; None for an aggregator that has none.
         loss_weights: [K] what the weighting multiplied each loss by before its backward pass; None without a weighting.

@@ -76,6 +76,9 @@ class TaskGradients:
             ValueError, TypeError: a row or tensor does not fit the others; the message names task and tensor. Or there
                 are not T parameters, or one differs from its gradients in shape.
         """
+        if not isinstance(rows, Sequence) or not all(isinstance(row, Sequence) for row in rows):
+            got = type(rows).__name__ if not isinstance(rows, Sequence) else "list with another entry"
+            raise TypeError(f"TaskGradients.from_rows: rows is a {got}, expected K lists of T tensors or None")
         return cls(rows, parameters)
 
     @classmethod
@@ -88,6 +91,9 @@ class TaskGradients:
         Raises:
             ValueError, TypeError: no tensor, one without a leading dimension, or two that differ in K.
         """
+        if not isinstance(jac, Sequence) or not all(isinstance(stacked, Tensor) for stacked in jac):
+            got = type(jac).__name__ if not isinstance(jac, Sequence) else "list with another entry"
+            raise TypeError(f"TaskGradients.from_stacked: jac is a {got}, expected T tensors [K, ...]")
         if len(jac) == 0:
             raise ValueError("TaskGradients.from_stacked: got no tensor, expected at least one")
         for t, stacked in enumerate(jac):
@@ -108,6 +114,8 @@ class TaskGradients:
         Raises:
             ValueError: `matrix` has not two dimensions.
         """
+        if not isinstance(matrix, Tensor):
+            raise TypeError(f"TaskGradients.from_matrix: matrix is a {type(matrix).__name__}, expected a Tensor [K, P]")
         if matrix.dim() != 2:
             raise ValueError(f"TaskGradients.from_matrix: matrix has shape {list(matrix.shape)}, expected [K, P]")
         return cls([(row,) for row in matrix.unbind(0)])

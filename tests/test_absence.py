@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import mtlfast
 from mtlfast import TaskGradients
-from mtlfast.aggregation import MGDA, Mean
-from mtlfast.weighting import Constant, FreezeConverged
+from mtlfast.aggregation import MGDA, Mean, Sum
+from mtlfast.weighting import FAMO, Constant, FreezeConverged
 
 DRIVEN = {name: method for name, method in METHODS.items() if not method.cross and method.any_tasks}
 
@@ -109,12 +109,24 @@ def test_by_hand_a_row_of_none_is_absent():
     assert direction[1].tolist() == [0.5] * 2
 
 
-def test_all_weights_0_leaves_everything_alone():
-    net = Net(2)
-    result, _, _ = trained(net, MGDA, net.losses(), weighting=Constant(torch.zeros(2)))
-    assert result.weights.tolist() == [0, 0]
-    assert Counted.passes == 0
-    assert all(p.grad is None for p in net.parameters())
+@pytest.mark.parametrize("name", DRIVEN)
+def test_where_all_weights_are_0_gradients_are_zeros_as_in_plain_torch(name):
+    (num_tasks, *_) = numbers_of_tasks(DRIVEN[name], 4)
+    net = Net(num_tasks)
+    weighting = Constant(torch.zeros(num_tasks))
+    result, _, _ = trained(net, DRIVEN[name].make, net.losses(), weighting=weighting)
+    assert result.weights.tolist() == [0] * num_tasks
+    assert all(p.grad is not None and not p.grad.any() for p in net.parameters())
+
+
+@pytest.mark.parametrize("loss", [torch.inf, torch.nan])
+def test_a_loss_that_is_not_finite_is_never_absent(loss):
+    # FAMO's weight of an infinite loss is 0, and a GradScaler must still see that the step is lost.
+    net = Net(3)
+    losses = net.losses()
+    losses[0] = losses[0] * loss
+    trained(net, Sum, losses, weighting=FAMO(3))
+    assert not all(p.grad.isfinite().all() for p in net.trunk.parameters())
 
 
 def test_a_schedule_that_freezes_a_task():
@@ -125,7 +137,8 @@ def test_a_schedule_that_freezes_a_task():
         result, _, _ = trained(net, MGDA, net.losses(), weighting=weighting)
     frozen = (result.loss_weights == 0).nonzero().flatten().tolist()
     assert frozen
-    assert all(net.heads[k].weight.grad is None for k in frozen)
+    untouched = (net.heads[k].weight.grad for k in frozen)
+    assert all(gradient is None or not gradient.any() for gradient in untouched)  # zeros if no task is left
 
 
 def test_the_graph_is_freed_when_the_last_task_is_absent():

@@ -75,7 +75,7 @@ BAD = [
     (
         call(shared=iter([])),
         ValueError,
-        "backward: shared has 0 parameters, none that requires grad, expected at least one "
+        "backward: shared has no parameters, expected at least one "
         "(a generator is empty after its first use)",
     ),
     (

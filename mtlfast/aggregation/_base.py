@@ -15,7 +15,7 @@ from mtlfast._by_task import put, take
 from mtlfast._exact_state import ExactState
 from mtlfast.aggregation._jacobian import AsksJacobian, RowsJacobian
 from mtlfast.aggregation._reads import Reads
-from mtlfast.aggregation._step import Step, check_loss_scale, check_tasks, task_indices
+from mtlfast.aggregation._step import Step, check_loss_scale, check_tasks, plain_number, task_indices
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -32,6 +32,9 @@ class Aggregator(ExactState, ABC):
 
     A method that needs more than products of gradients is a subclass of this class with an `aggregate`; one whose
     direction is w(G)^T J is a `GramAggregator`.
+
+    What a method remembers from step to step it keeps in a buffer `state`: a step that fails brings that back. `reset`
+    must forget it, and a step that is not finite must leave it alone.
 
     Attributes:
         paper: who published it where, or "".
@@ -66,7 +69,7 @@ class Aggregator(ExactState, ABC):
                 "(TaskGradients.from_rows makes them of lists of gradients) or a Jacobian matrix [K, P]"
             )
         rows = TaskGradients.from_matrix(grads) if isinstance(grads, Tensor) else grads
-        step = Step(rows.num_tasks, losses, loss_scale, task_indices(tasks), training=self.training)
+        step = Step(rows.num_tasks, losses, plain_number(loss_scale), task_indices(tasks), training=self.training)
         self.check(step, RowsJacobian(rows))
         directions = self.direction(rows, step)
         if not isinstance(grads, Tensor):
@@ -212,9 +215,14 @@ class GramAggregator(Aggregator):
         Raises:
             ValueError, TypeError: the method cannot work with these.
         """
-        step = Step(gram.shape[-1], losses, loss_scale, task_indices(tasks), rtol, self.training, mask)
+        name = type(self).__name__
+        if not isinstance(gram, Tensor):
+            raise TypeError(f"{name}: gram is a {type(gram).__name__}, expected a Tensor [..., K, K] of float64")
+        if gram.dim() < 2 or gram.shape[-1] != gram.shape[-2] or gram.dtype != torch.float64:
+            raise ValueError(f"{name}: gram is {list(gram.shape)} {gram.dtype}, expected [..., K, K] torch.float64")
+        step = Step(gram.shape[-1], losses, plain_number(loss_scale), task_indices(tasks), rtol, self.training, mask)
         self.check(step)
-        return self.solve(gram, step)
+        return self._solved(gram, step)
 
     @abstractmethod
     def solve(self, gram: Tensor, step: Step) -> Tensor:
@@ -222,6 +230,17 @@ class GramAggregator(Aggregator):
 
         The weight of a task that `step.mask` leaves out is 0, and its row of `gram` may hold anything.
         """
+
+    def _solved(self, gram: Tensor, step: Step) -> Tensor:
+        """`solve`, and one sentence if that returned something else."""
+        weights = self.solve(gram, step)
+        if not isinstance(weights, Tensor):
+            raise TypeError(f"{type(self).__name__}: solve returned a {type(weights).__name__}, expected a Tensor")
+        if weights.shape != gram.shape[:-1]:
+            raise ValueError(
+                f"{type(self).__name__}: solve returned {list(weights.shape)}, expected {list(gram.shape[:-1])}"
+            )
+        return weights.double()
 
     def diagnostics(self) -> dict[str, int]:
         """Counts of what went wrong since `reset()`, for methods that iterate; on a GPU this waits for it."""
@@ -269,14 +288,14 @@ class GramAggregator(Aggregator):
         places = jacobian.taking_part
         rtol, mask = jacobian.num_tasks * jacobian.product_rtol, jacobian.mask
         if places is None:
-            return self.solve(read, step._replace(rtol=rtol, mask=mask)), gram
+            return self._solved(read, step._replace(rtol=rtol, mask=mask)), gram
         weights = read.new_zeros(jacobian.num_tasks)
         if places:
             some = step.among(places)._replace(
                 rtol=len(places) * jacobian.product_rtol, mask=None if mask is None else take(mask, places)
             )
             self.check(some)
-            put(weights, places, self.solve(take(take(read, places).mT, places).mT.contiguous(), some))
+            put(weights, places, self._solved(take(take(read, places).mT, places).mT.contiguous(), some))
         return weights, gram
 
     def aggregate(

@@ -21,7 +21,7 @@ def masked(weights: Tensor, step: Step) -> Tensor:
 def equal_weights(gram: Tensor, step: Step) -> Tensor:
     """1 over their number for the tasks that have a part, [..., K]."""
     if step.mask is None:
-        return gram.new_full(gram.shape[:-1], 1 / gram.shape[-1])
+        return gram.new_full(gram.shape[:-1], 1 / max(1, gram.shape[-1]))
     count = step.mask.sum(dim=-1, keepdim=True, dtype=torch.float64)
     return masked((1 / count).expand(step.mask.shape), step)
 
@@ -40,7 +40,7 @@ class Sum(GramAggregator):
 
 
 class Mean(GramAggregator):
-    """The mean of the present tasks' gradients.
+    """The mean of the present tasks' gradients of the shared parameters; `backward` leaves heads their own gradients.
 
     Cost: one read of K * P, one write of P.
     """

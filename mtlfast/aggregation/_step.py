@@ -56,7 +56,12 @@ class Step(NamedTuple):
 
 def task_indices(tasks: Iterable[int] | None) -> tuple[int, ...] | None:
     """Tasks in any form of integers."""
-    return None if tasks is None else tuple(map(operator.index, tasks))
+    if tasks is None:
+        return None
+    try:
+        return tuple(map(operator.index, tasks))
+    except TypeError:
+        raise TypeError(f"tasks is {tasks!r}, expected the present tasks' indices") from None
 
 
 def check_tasks(caller: str, tasks: Sequence[int], num_tasks: int) -> None:
@@ -70,6 +75,18 @@ def check_tasks(caller: str, tasks: Sequence[int], num_tasks: int) -> None:
             raise ValueError(f"{caller}: task {task} is there twice, expected each once")
 
 
+def plain_number(loss_scale: float | Tensor | None) -> float | Tensor | None:
+    """A loss scale in one form: a tensor without dimensions, or a float; what is no number stays for the check."""
+    if loss_scale is None or type(loss_scale) in (float, int):
+        return loss_scale
+    if isinstance(loss_scale, Tensor):
+        return loss_scale.reshape(()) if loss_scale.numel() == 1 and loss_scale.dim() else loss_scale
+    try:
+        return loss_scale if isinstance(loss_scale, str | bool) else float(loss_scale)
+    except (TypeError, ValueError, OverflowError):
+        return loss_scale
+
+
 def check_loss_scale(caller: str, loss_scale: float | Tensor) -> None:
     """One sentence unless it is one number above 0, as far as that can be seen without waiting for a GPU."""
     if isinstance(loss_scale, Tensor):
@@ -79,7 +96,7 @@ def check_loss_scale(caller: str, loss_scale: float | Tensor) -> None:
             return
     try:
         value = math.nan if isinstance(loss_scale, str | bool) else float(loss_scale)  # host: a CPU tensor at most
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not 0 < value < math.inf:
         raise ValueError(f"{caller}: loss_scale is {loss_scale!r}, expected a number above 0")

@@ -89,7 +89,9 @@ def _patch() -> None:
     try:
         version = metadata.version("torchjd")
     except metadata.PackageNotFoundError:
-        raise ImportError("accelerate: there is no torchjd, expected one of " + " and ".join(VERSIONS)) from None
+        raise ImportError(
+            f"accelerate: there is no torchjd, expected one of {' and '.join(VERSIONS)} (pip install torchjd)"
+        ) from None
     if not version.startswith(VERSIONS):
         raise RuntimeError(f"accelerate: torchjd is {version}, expected one of {' and '.join(VERSIONS)}")
     import torchjd.aggregation

@@ -74,11 +74,11 @@ class StoredJacobian(RowsJacobian, Jacobian):
 
         On the CPU a task whose loss weight is 0 has none: its row is None, and so are its plain gradients. Elsewhere
         the weight cannot be read without waiting: its gradients are zeros, and the mask keeps them out of the solve.
+        If no task is left, each has its pass, so that `.grad` is zeros; and a loss that is not finite has one, so that
+        it is seen there.
         """
-        if loss_weights is not None and loss_weights.device.type != "cpu":
-            self._mask = loss_weights != 0
         inputs, T = [*self.parameters, *self._others.leaves], len(self.parameters)
-        wanted = self._tasks_with_weight(loss_weights)
+        wanted = range(self.num_tasks) if loss_weights is None else self._tasks_with_weight(loss_weights)
         rows: list[tuple[Tensor | None, ...]] = [(None,) * T] * self.num_tasks
         for k in wanted:
             loss = self._losses[k]
@@ -94,14 +94,17 @@ class StoredJacobian(RowsJacobian, Jacobian):
         instead = "pass sparse=False to the embedding, or leave it out of shared"
         self._parts = parts_of(held, self.parameters, lambda: refuse_sparse("backward", held, self._names, instead))
 
-    def _tasks_with_weight(self, weights: Tensor | None) -> list[int]:
-        if weights is None or weights.device.type != "cpu":
-            return list(range(self.num_tasks))
-        return [k for k, weight in enumerate(weights.tolist()) if weight != 0]  # host: a CPU tensor
+    def _tasks_with_weight(self, weights: Tensor) -> Sequence[int]:
+        """The tasks that get a backward pass; where they cannot be read, or none is left, the mask is set."""
+        mask = (weights != 0) | torch.stack([loss.detach().isfinite().logical_not() for loss in self._losses])
+        if weights.device.type == "cpu" and (places := mask.nonzero().flatten().tolist()):  # host: a CPU tensor
+            return places
+        self._mask = mask
+        return range(self.num_tasks)
 
     @property
     def mask(self) -> Tensor | None:
-        """[K] bool on a GPU, where loss weights were given."""
+        """[K] bool where loss weights were given and are on a GPU, or all 0."""
         return self._mask
 
     def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:

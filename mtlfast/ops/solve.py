@@ -51,6 +51,8 @@ def solve(
     Cost: none of K * P. Deterministic. Up to 8192 tasks on the CPU and 512 on a GPU are solved natively; beyond, the
     reference serves, which takes seconds to minutes for a step of the quadratic programs.
     """
+    if not isinstance(gram, Tensor):
+        raise TypeError(f"solve: gram is a {type(gram).__name__}, expected a Tensor [..., K, K]")
     shape = gram.shape
     if len(shape) < 2 or shape[-1] != shape[-2] or gram.dtype != torch.float64:
         raise ValueError(f"solve: gram is {list(shape)} {gram.dtype}, expected [..., K, K] torch.float64")

@@ -98,7 +98,7 @@ class LossWeighting(ExactState, ABC):
         """
         scale = 1.0 if loss_scale is None else loss_scale
         moves: list[Move] = []
-        with torch.enable_grad(), self._as_step(moves):
+        with torch.inference_mode(False), torch.enable_grad(), self._as_step(moves):
             values = (losses.detach() / scale).requires_grad_()
             total = self(values, tasks=tasks)
             parameters: list[Tensor] = [p for p in self.parameters() if p.requires_grad]
