@@ -2,7 +2,10 @@
 //
 // With G = sum_i l_i u_i u_i^T, the singular values of the Jacobian are made equal: w = sqrt(s) sum_i l_i^(-1/2)
 // u_i (u_i p) over the eigenvalues that count, for a preference p and s the smallest, the median or the mean of them.
+// As many count as the unit gradients' products have: of G's own, a gradient that is short against the others has a
+// small one as well as one that depends on them.
 #pragma once
+#include "norms.h"
 #include "spectrum.h"
 
 namespace mtlfast::solvers {
@@ -13,22 +16,30 @@ struct AlignedMTL : Method {
   static constexpr const char* name = "aligned_mtl";
   MTLFAST_NAMES(Param, scale_mode, rtol);
   MTLFAST_NAMES(Input, preferences);
-  static int64_t scratch_size(int K) { return K * K + K + Spectrum::scratch_size(K); }
+  static int64_t scratch_size(int K) { return K * K + 2 * K + 2 * Spectrum::scratch_size(K); }
 
   template <class Team>
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     const int K = p.num_tasks;
-    double *G = p.scratch, *preferences = G + K * K;
+    double *G = p.scratch, *preferences = G + K * K, *norms = preferences + K, *rest = norms + K;
     const double size = trace(p.gram, K), scale = size > 0 ? 1 / size : 0;
     for (int i = team.rank; i < K; i += team.size) {
       for (int j = 0; j < K; ++j) G[i * K + j] = p.gram[i * K + j] * scale;
       preferences[i] = p.preference(Input::preferences, i);
     }
     team.sync();
-    const Spectrum spectrum{K, G, preferences + K};
-    const bool solved = spectrum.solve(team);
-    const double least = p.params[Param::rtol] * spectrum.largest(),
-                 s = typical_value(spectrum, least, p.params[Param::scale_mode]);
+    const Spectrum spectrum{K, G, rest};
+    bool solved = spectrum.solve(team);
+    const double rtol = p.params[Param::rtol];
+    double least = 0;
+    // Unit gradients are no nearer to dependence than K times, so most often G itself tells that all count.
+    if (!(smallest(spectrum) > K * rtol * spectrum.largest())) {
+      unit_products(team, p, norms, G);
+      const Spectrum of_units{K, G, rest + Spectrum::scratch_size(K)};
+      solved = of_units.solve(team) && solved;
+      least = largest_but(spectrum, of_units.rank(rtol * of_units.largest()));
+    }
+    const double s = typical_value(spectrum, least, p.params[Param::scale_mode]);
     spectrum.apply(team, -0.5, least, preferences, p.out);
     for (int k = team.rank; k < K; k += team.size) p.out[k] = size > 0 ? std::sqrt(s) * p.out[k] : preferences[k];
     if (!solved && team.rank == 0 && p.state) p.state[0] += 1;
@@ -36,6 +47,24 @@ struct AlignedMTL : Method {
   }
 
  private:
+  MTLFAST_HD static double smallest(const Spectrum& spectrum) {
+    double least = spectrum.values()[0];
+    for (int i = 1; i < spectrum.n; ++i) least = spectrum.values()[i] < least ? spectrum.values()[i] : least;
+    return least;
+  }
+
+  // The largest eigenvalue behind so many, 0 if there is none.
+  MTLFAST_HD static double largest_but(const Spectrum& spectrum, int count) {
+    const double* values = spectrum.values();
+    double found = 0;
+    for (int i = 0; i < spectrum.n; ++i) {
+      int above = 0;
+      for (int j = 0; j < spectrum.n; ++j) above += values[j] > values[i] || (values[j] == values[i] && j < i);
+      if (above >= count) found = larger(found, values[i]);
+    }
+    return found;
+  }
+
   // Of the eigenvalues above `least`: the smallest, the lower median or the mean.
   MTLFAST_HD static double typical_value(const Spectrum& spectrum, double least, double mode) {
     const double* values = spectrum.values();

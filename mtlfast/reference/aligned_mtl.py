@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mtlfast.reference.group import Group
-from mtlfast.reference.singular import eigen
+from mtlfast.reference.singular import eigen, unit_rows
 
 
 def aligned_mtl(group: Group) -> Tensor:
@@ -12,7 +12,9 @@ def aligned_mtl(group: Group) -> Tensor:
     mode, rtol = group.params["scale_mode"], group.params["rtol"]
     if not group.matrix.any():
         return group.preferences()
-    values, vectors = eigen(group.matrix, rtol)
+    # A gradient that is short against the others has a small singular value as well as one that depends on them.
+    rank = len(eigen(unit_rows(group.matrix)[0], rtol)[0])
+    values, vectors = (found[..., :rank] for found in eigen(group.matrix, 0.0))
     scale = (values[-1], values.median(), values.mean())[int(mode)]
     weights: Tensor = torch.sqrt(scale) * vectors @ (vectors.T @ group.preferences() / values.sqrt())
     return weights
