@@ -75,8 +75,7 @@ BAD = [
     (
         call(shared=iter([])),
         ValueError,
-        "backward: shared has no parameters, expected at least one "
-        "(a generator is empty after its first use)",
+        "backward: shared has no parameters, expected at least one (a generator is empty after its first use)",
     ),
     (
         call(shared=[p0]),
