@@ -11,9 +11,9 @@
 
 namespace mtlfast {
 
-at::Tensor gram(const TaskTable& grads);        // [K, K] float64
-at::Tensor norms(const TaskTable& grads);       // [K] float64
-at::Tensor gram_plain(const TaskTable& grads);  // gram by the slow, obvious CUDA kernel, for tests
+at::Tensor gram(const TaskTable& grads, bool exact);  // [K, K] float64; exact: no float sums
+at::Tensor norms(const TaskTable& grads);             // [K] float64
+at::Tensor gram_plain(const TaskTable& grads);        // gram by the slow, obvious CUDA kernel, for tests
 
 // coefficients: [K] -> T tensors [*shape]; [R, K] -> T tensors [R, *shape]; scaled by `scale`. dtype: of new outputs,
 // the gradients' if none is given; given outputs share one of their own.

@@ -50,14 +50,17 @@ at::Tensor sum_on_gpu(const char* op, const TaskTable& grads, at::IntArrayRef sh
 
 }  // namespace
 
-at::Tensor gram(const TaskTable& grads) {
+at::Tensor gram(const TaskTable& grads, bool exact) {
   const TaskView view = grads.view();
   const int64_t K = view.num_tasks;
   if (!grads.options().device().is_cpu())
     return sum_on_gpu(
-        "gram", grads, {K, K}, [](auto... args) { return cuda::gram_partials(args...); },
-        [](auto... args) { return cuda::gram(args...); });
-  const std::vector<double> sums = sum_chunks(view, num_pairs(K), kernels().gram);
+        "gram", grads, {K, K}, [exact](const TaskView& view) { return cuda::gram_partials(view, exact); },
+        [exact](const TaskView& view, auto... args) { return cuda::gram(view, exact, args...); });
+  const std::vector<double> sums =
+      sum_chunks(view, num_pairs(K), [exact](const TaskView& view, int64_t begin, int64_t end, auto... args) {
+        kernels().gram(view, begin, end, exact, args...);
+      });
   at::Tensor out = at::empty({K, K}, grads.options().dtype(at::kDouble));
   double* g = out.mutable_data_ptr<double>();
   for (int64_t i = 0; i < K; ++i)
@@ -96,12 +99,13 @@ uint32_t read(const TaskTable& grads, int64_t streams) {
 }
 
 TORCH_LIBRARY_FRAGMENT(mtlfast, m) {
-  m.def("gram(Tensor?[] rows, int num_tasks) -> Tensor");
+  m.def("gram(Tensor?[] rows, int num_tasks, bool exact) -> Tensor");
   m.def("norms(Tensor?[] rows, int num_tasks) -> Tensor");
 }
 MTLFAST_IMPL(m) {
-  m.impl("gram",
-         [](const OptionalTensors& rows, int64_t num_tasks) { return gram(table_of("gram", rows, num_tasks)); });
+  m.impl("gram", [](const OptionalTensors& rows, int64_t num_tasks, bool exact) {
+    return gram(table_of("gram", rows, num_tasks), exact);
+  });
   m.impl("norms",
          [](const OptionalTensors& rows, int64_t num_tasks) { return norms(table_of("norms", rows, num_tasks)); });
 }

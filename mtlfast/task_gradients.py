@@ -127,6 +127,8 @@ class TaskGradients:
 
     def numel(self) -> int:
         """P, the elements of one task's gradient; a tensor that no task reaches has none."""
+        if self._table is not None:
+            return int(self._table.numel)
         return sum(shape.numel() for shape in self.shapes if shape is not None)
 
     def column(self, t: int) -> tuple[Tensor | None, ...]:

@@ -1,56 +1,109 @@
-"""gram and norms against float64, with the bound of promise 3."""
+"""gram and norms against float64, with the bounds of promise 3: of exact sums and of fast ones."""
 
 import pytest
 import torch
 from cases import DTYPES, LAYOUTS, SHAPES, TASKS, draw, draw_rows, laid_out, matrix
 
 from mtlfast import TaskGradients, ops, reference
+from mtlfast.aggregation._jacobian import RowsJacobian
+from mtlfast.ops._precision import exact_sums, sum_rtol
+
+PRECISIONS = ["exact", "fast"]
 
 
-def assert_gram_is_exact(grads: TaskGradients) -> None:
+def assert_gram_is_exact(grads: TaskGradients, precision: str | None = None) -> None:
     J = matrix(grads)
-    # sum|a b| times 1e-6 (float64: what the matrix product itself errs by); where nothing is summed, exactly 0.
-    bound = (J.abs() @ J.abs().T) * (1e-13 if grads.dtype == torch.float64 else 1e-6)
-    G, norms = ops.gram(grads), ops.norms(grads)
+    # Times sum|a b|: 1e-6, or what a sum of P doubles errs by, here and in the matrix product; of nothing, exactly 0.
+    exact = grads.dtype == torch.float64 or precision != "fast"  # these P are small: None is exact
+    rtol = 2e-16 * (10 + J.shape[1] ** 0.5) if exact else 1e-6
+    size = J.abs() @ J.abs().T
+    bound, exact_bound = size * rtol, size * 2e-16 * (10 + J.shape[1] ** 0.5)
+    G, norms = ops.gram(grads, precision=precision), ops.norms(grads)
     assert G.dtype == norms.dtype == torch.float64
     assert G.device == norms.device == grads.device
     G, norms = G.cpu(), norms.cpu()
     assert G.shape == (grads.num_tasks, grads.num_tasks)
     assert torch.equal(G, G.T)
     assert ((G - J @ J.T).abs() <= bound).all()
-    assert ((norms**2 - (J * J).sum(1)).abs() <= bound.diagonal() * 2).all()
-    assert ((reference.gram(grads).cpu() - J @ J.T).abs() <= bound).all()
-    assert ((reference.norms(grads).cpu() ** 2 - (J * J).sum(1)).abs() <= bound.diagonal() * 2).all()
+    assert ((norms**2 - (J * J).sum(1)).abs() <= exact_bound.diagonal() * 2).all()
+    assert ((reference.gram(grads, precision=precision).cpu() - J @ J.T).abs() <= exact_bound).all()
+    assert ((reference.norms(grads).cpu() ** 2 - (J * J).sum(1)).abs() <= exact_bound.diagonal() * 2).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("missing", [0.0, 0.4])
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 8])
-def test_shapes(num_tasks, missing, shapes, dtype, device):
-    assert_gram_is_exact(draw(num_tasks, shapes, dtype, missing=missing, device=device))
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_shapes(precision, num_tasks, missing, shapes, dtype, device):
+    assert_gram_is_exact(draw(num_tasks, shapes, dtype, missing=missing, device=device), precision)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_tasks", [*TASKS, 32, 40])
-def test_numbers_of_tasks(num_tasks, dtype, device):
-    assert_gram_is_exact(draw(num_tasks, SHAPES["borders"], dtype, missing=0.1, device=device))
+@pytest.mark.parametrize("num_tasks", [*TASKS, 32, 33, 40])
+@pytest.mark.parametrize("precision", [*PRECISIONS, None])
+def test_numbers_of_tasks(precision, num_tasks, dtype, device):
+    assert_gram_is_exact(draw(num_tasks, SHAPES["borders"], dtype, missing=0.1, device=device), precision)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout, dtype, device):
-    assert_gram_is_exact(draw(4, [(5, 7, 3, 3), (65, 33), (129,)], dtype, layout, 0.2, device))
+@pytest.mark.parametrize("num_tasks", [4, 6])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_layouts(precision, num_tasks, layout, dtype, device):
+    assert_gram_is_exact(draw(num_tasks, [(5, 7, 3, 3), (65, 33), (129,)], dtype, layout, 0.2, device), precision)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_constant_rows_are_the_worst_case(dtype, device):
-    # Every float add rounds the same way: few sequential adds keep the error below the bound at any length.
+@pytest.mark.parametrize("num_tasks", [3, 5])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_constant_rows_are_the_worst_case(precision, num_tasks, dtype, device):
+    # Every add rounds the same way: few sequential adds keep the error below the bound at any length.
     value = torch.tensor(1.1, dtype=dtype, device=device)
-    rows = [[value.expand(1_000_003).clone()] for _ in range(5)]
+    rows = [[value.expand(1_000_003).clone()] for _ in range(num_tasks)]
     grads = TaskGradients.from_rows(rows)
     exact = 1_000_003 * value.double() ** 2
-    assert ((ops.gram(grads) - exact).abs() <= exact * 1e-6).all()
+    error = (ops.gram(grads, precision=precision) - exact).abs()
+    assert (error <= exact * sum_rtol(dtype, precision == "exact")).all()
+    assert ((ops.norms(grads) ** 2 - exact).abs() <= exact * sum_rtol(dtype, exact=True)).all()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    ("num_tasks", "numel", "exact"),
+    [(1, 4 * 2**20 + 1, True), (4, 4 * 2**20 + 1, True), (5, 4 * 2**20 + 1, False), (5, 4 * 2**20, True)],
+)
+def test_none_takes_exact_sums_for_few_tasks_or_few_elements(num_tasks, numel, exact, device):
+    shared = torch.randn(numel, device=device)
+    grads = TaskGradients.from_rows([[shared]] * num_tasks)
+    chosen, other = PRECISIONS if exact else PRECISIONS[::-1]
+    assert exact_sums("gram", grads) is exact
+    assert RowsJacobian(grads).sum_rtol == (1e-13 if exact else 1e-6)
+    assert torch.equal(ops.gram(grads), ops.gram(grads, precision=chosen))
+    assert not torch.equal(ops.gram(grads), ops.gram(grads, precision=other))
+
+
+@pytest.mark.native
+def test_float64_has_one_way(device):
+    grads = draw(3, [(3001,)], torch.float64, device=device)
+    assert torch.equal(ops.gram(grads, precision="exact"), ops.gram(grads, precision="fast"))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("num_tasks", [2, 9])
+def test_exact_sums_take_products_that_float_cannot_hold(num_tasks, device):
+    for value in (1e-30, 1e30):
+        rows = [[torch.full((700,), value, device=device)] for _ in range(num_tasks)]
+        exact = 700 * rows[0][0][0].double() ** 2
+        grads = TaskGradients.from_rows(rows)
+        assert ((ops.gram(grads, precision="exact") - exact).abs() <= 1e-13 * exact).all()
+        assert ((ops.norms(grads) - exact.sqrt()).abs() <= 1e-13 * exact.sqrt()).all()
+
+
+def test_what_precision_can_be():
+    for value in ("double", "", True, 1):
+        with pytest.raises(ValueError, match=r"gram: precision is .*, expected 'exact', 'fast' or None"):
+            ops.gram(draw(2, [(3,)]), precision=value)
 
 
 def test_tasks_whose_strides_differ(device):
@@ -80,15 +133,17 @@ def test_none_is_never_read_even_beside_infinity(device):
 
 @pytest.mark.native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bitwise_equal_over_repeats_schedules_and_addresses(dtype, device, schedules):
+@pytest.mark.parametrize("num_tasks", [3, 7])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_bitwise_equal_over_repeats_schedules_and_addresses(precision, num_tasks, dtype, device, schedules):
     shapes = [(70_001,), (3, 5), (8193,), (255,), (400, 33), (1,)]
-    rows = draw_rows(7, shapes, dtype, missing=0.1, device=device)
+    rows = draw_rows(num_tasks, shapes, dtype, missing=0.1, device=device)
     elsewhere = [[None if g is None else laid_out(g, "misaligned") for g in row] for row in rows]
     results = []
     for _ in schedules:
         for same in (rows, elsewhere):
             grads = TaskGradients.from_rows(same)
-            results += [(ops.gram(grads), ops.norms(grads)) for _ in range(2)]
+            results += [(ops.gram(grads, precision=precision), ops.norms(grads)) for _ in range(2)]
     for G, norms in results[1:]:
         assert torch.equal(G, results[0][0])
         assert torch.equal(norms, results[0][1])

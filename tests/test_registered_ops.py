@@ -19,7 +19,7 @@ def samples(dtype, device):
     present = [(k, g) for k, row in enumerate(grads.rows) for g in row if g is not None]
     gram = ops.gram(grads)
     return {
-        "gram": [(flat, 3)],
+        "gram": [(flat, 3, True), (flat, 3, False)],
         "norms": [(flat, 3)],
         "combine": [
             (flat, 3, weights, 0.5),
@@ -86,9 +86,9 @@ def test_meta_tensors_have_shapes():
 def test_direct_calls_that_do_not_fit(device):
     x, ones = torch.zeros(3, device=device), torch.ones(2, device=device)
     with pytest.raises(ValueError, match="got 3 rows for 2 tasks"):
-        MT.gram([x, x, x], 2)
+        MT.gram([x, x, x], 2, True)
     with pytest.raises(ValueError, match="gram: task 1, tensor 0 is not dense or differs"):
-        MT.gram([x, x.double()], 2)
+        MT.gram([x, x.double()], 2, True)
     with pytest.raises(ValueError, match=r"combine: weights have shape \[2\]"):
         MT.combine([x, x, x], 3, ones, 1.0)
     with pytest.raises(ValueError, match="combine: out has 0 tensors, expected 1"):

@@ -6,6 +6,10 @@
 // summed in fp64 throughout. Up to six rows the processor's own prefetching keeps up; beyond, every tile asks for a
 // share of the rows two blocks ahead, so that memory works while tiles multiply.
 //
+// Exact sums of narrower rows: elements become doubles, whose products of floats are exact, and are summed as fp64 rows
+// are. Up to four rows, one strip, the tile's loads convert: each element is loaded once. Of more rows, whose elements
+// several tiles load, 128 columns at a time are converted into the first-level cache.
+//
 // Work: K(K+1)/2 multiply-adds a column. Deterministic: block borders depend on the column alone, lanes and pairs are
 // added in a fixed order, and the caller adds the ranges in order.
 //
@@ -21,6 +25,8 @@ constexpr int kSumLanes = MTLFAST_VECTOR_BYTES / 8;  // doubles a pair's running
 constexpr int kStripRows = 4;
 constexpr int kOwnPrefetch = 6;                                   // rows that need no help
 constexpr int kTileColumns = MTLFAST_VECTOR_BYTES == 64 ? 4 : 3;  // 32 registers hold a 4 x 4 tile, 16 a 4 x 3
+constexpr int64_t kWidened = 128;                                 // columns that are doubles at a time
+constexpr int64_t kExactRun = 32768;  // columns whose exact sums go one after the other: 256 adds of 128 columns
 
 // Some rows' memory two blocks ahead, for one tile to bring closer while it works.
 struct Ahead {
@@ -53,19 +59,19 @@ class AheadOfTiles {
 MTLFAST_INLINE void add_to(double* sum, F64 v) { store_unaligned(sum, load_unaligned<F64>(sum) + v); }
 
 // sums[i, j] += sum over n columns of a[i] * b[j]; on the diagonal a is b and j <= i.
-// Unroll: sets of accumulators, so that small tiles keep both multiply-add units busy.
-template <class T, int Rows, int Columns, bool Diagonal, int Unroll>
+// S: Simd<T> or Widened<T>. Unroll x Sets: sets of accumulators, one for each of `Sets` parts of a step, so that small
+// tiles keep both multiply-add units busy.
+template <class S, int Rows, int Columns, bool Diagonal, int Unroll, int Sets = 1, class T = typename S::Element>
 MTLFAST_INLINE void tile(const T* const* a, const T* const* b, int64_t n, double* const* sums, const Ahead& ahead) {
-  using S = Simd<T>;
   using Vec = typename S::Vec;
   static_assert(kGrain % (Unroll * S::kStep) == 0, "a block is a multiple of kGrain columns");
-  Vec acc[Unroll][Rows][Columns] = {};
+  Vec acc[Unroll * Sets][Rows][Columns] = {};
   for (int64_t c = 0; c < n; c += Unroll * S::kStep) {
     for (int row = 0; row < ahead.count; ++row)
       __builtin_prefetch(ahead.rows[row] + c * sizeof(T), 0, 2);  // to the second-level cache
 #pragma GCC unroll 4
     for (int u = 0; u < Unroll; ++u) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int part = 0; part < S::kParts; ++part) {
         Vec right[Columns];
 #pragma GCC unroll 4
@@ -74,7 +80,7 @@ MTLFAST_INLINE void tile(const T* const* a, const T* const* b, int64_t n, double
         for (int i = 0; i < Rows; ++i) {
           const Vec left = Diagonal ? right[i] : S::load(a[i] + c + u * S::kStep, part);
 #pragma GCC unroll 4
-          for (int j = 0; j < (Diagonal ? i + 1 : Columns); ++j) acc[u][i][j] += left * right[j];
+          for (int j = 0; j < (Diagonal ? i + 1 : Columns); ++j) acc[u * Sets + part % Sets][i][j] += left * right[j];
         }
       }
     }
@@ -84,23 +90,23 @@ MTLFAST_INLINE void tile(const T* const* a, const T* const* b, int64_t n, double
 #pragma GCC unroll 4
     for (int j = 0; j < (Diagonal ? i + 1 : Columns); ++j) {
       F64 total = fold_to_double(acc[0][i][j]);
-#pragma GCC unroll 4
-      for (int u = 1; u < Unroll; ++u) total += fold_to_double(acc[u][i][j]);
+#pragma GCC unroll 8
+      for (int u = 1; u < Unroll * Sets; ++u) total += fold_to_double(acc[u][i][j]);
       add_to(sums[i] + j * kSumLanes, total);
     }
 }
 
-template <class T, int Rows>
+template <class S, int Rows, class T = typename S::Element>
 void triangle(const T* const* rows, int64_t n, double* const* sums, const Ahead& ahead) {
   constexpr int unroll = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
-  constexpr int most = kGrain / Simd<T>::kStep;
-  tile<T, Rows, Rows, true, (unroll < most ? unroll : most)>(rows, rows, n, sums, ahead);
+  constexpr int most = kGrain / S::kStep, sets = S::kParts == 4 && Rows <= 2 ? 4 : 1;
+  tile<S, Rows, Rows, true, (unroll < most ? unroll : most), sets>(rows, rows, n, sums, ahead);
 }
 
 template <class T, int Rows, int Columns>
 void rectangle(const T* const* a, const T* const* b, int64_t n, double* const* sums, const Ahead& ahead) {
   constexpr int most = kGrain / Simd<T>::kStep, unroll = Rows * Columns <= 4 ? 2 : 1;
-  tile<T, Rows, Columns, false, (unroll < most ? unroll : most)>(a, b, n, sums, ahead);
+  tile<Simd<T>, Rows, Columns, false, (unroll < most ? unroll : most)>(a, b, n, sums, ahead);
 }
 
 // One strip of Rows rows from row `first`: its triangle, then rectangles against the rows before it.
@@ -108,7 +114,7 @@ template <class T, int Rows>
 void strip(const T* const* rows, int64_t first, int64_t n, double* pair_sums, AheadOfTiles<T>& ahead) {
   double* sums[Rows];
   for (int i = 0; i < Rows; ++i) sums[i] = pair_sums + (num_pairs(first + i) + first) * kSumLanes;
-  triangle<T, Rows>(rows + first, n, sums, ahead.next());
+  triangle<Simd<T>, Rows>(rows + first, n, sums, ahead.next());
   for (int64_t j = 0; j < first; j += kTileColumns) {
     for (int i = 0; i < Rows; ++i) sums[i] = pair_sums + (num_pairs(first + i) + j) * kSumLanes;
     switch (first - j) {
@@ -128,63 +134,126 @@ void strip(const T* const* rows, int64_t first, int64_t n, double* pair_sums, Ah
   }
 }
 
-void fold_lanes(const double* lanes, int64_t count, double* sums) {
+// All pairs of K rows over n columns.
+template <class T>
+void multiply(const T* const* rows, int64_t K, int64_t n, bool in_place, double* lanes) {
+  AheadOfTiles<T> ahead(rows, K, n, in_place);
+  int64_t first = 0;
+  for (; first + kStripRows <= K; first += kStripRows) strip<T, kStripRows>(rows, first, n, lanes, ahead);
+  switch (K - first) {
+    case 1:
+      strip<T, 1>(rows, first, n, lanes, ahead);
+      break;
+    case 2:
+      strip<T, 2>(rows, first, n, lanes, ahead);
+      break;
+    case 3:
+      strip<T, 3>(rows, first, n, lanes, ahead);
+      break;
+  }
+}
+
+// The triangle of at most kStripRows rows, whose elements become doubles as the tile loads them.
+template <class T, int Rows = kStripRows>
+void multiply_as_loaded(const T* const* rows, int64_t K, int64_t n, double* lanes) {
+  if constexpr (Rows > 1)
+    if (K < Rows) return multiply_as_loaded<T, Rows - 1>(rows, K, n, lanes);
+  double* sums[Rows];
+  for (int i = 0; i < Rows; ++i) sums[i] = lanes + num_pairs(i) * kSumLanes;
+  triangle<Widened<T>, Rows>(rows, n, sums, Ahead{{}, 0});
+}
+
+// Memory for kWidened columns of K rows as doubles, behind their addresses.
+int64_t widened_scratch(int64_t num_tasks) { return round_up(num_tasks * 8, 64) + num_tasks * kWidened * 8; }
+
+// All pairs of K rows, whose elements become doubles a few columns at a time.
+template <class T>
+void multiply_widened(const T* const* rows, int64_t K, int64_t n, bool in_place, char* scratch, double* lanes) {
+  using S = Widened<T>;
+  const double** wide_rows = reinterpret_cast<const double**>(scratch);
+  double* wide = reinterpret_cast<double*>(scratch + round_up(K * 8, 64));
+  for (int64_t k = 0; k < K; ++k) wide_rows[k] = wide + k * kWidened;
+  const bool prefetch = in_place && K > kOwnPrefetch;
+  for (int64_t begin = 0; begin < n; begin += kWidened) {
+    const int64_t columns = n - begin < kWidened ? n - begin : kWidened;
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t c = 0; c < columns; c += S::kStep) {
+        if (prefetch) __builtin_prefetch(rows[k] + begin + c + 2 * n, 0, 2);
+#pragma GCC unroll 4
+        for (int part = 0; part < S::kParts; ++part)
+          store_unaligned(wide + k * kWidened + c + part * (kLanes / 2), S::load(rows[k] + begin + c, part));
+      }
+    multiply(wide_rows, K, columns, false, lanes);
+  }
+}
+
+// sums += the lanes of each; clears the lanes.
+void fold_lanes(double* lanes, int64_t count, double* sums) {
   for (int64_t i = 0; i < count; ++i) {
     double total = 0;
     for (int lane = 0; lane < kSumLanes; ++lane) total += lanes[i * kSumLanes + lane];
-    sums[i] = total;
+    sums[i] += total;
   }
+  __builtin_memset(lanes, 0, count * kSumLanes * 8);
 }
 
 int64_t lanes_bytes(int64_t count) { return round_up(count * kSumLanes * 8, 64); }
 
+// Walks the blocks of a range: use(rows, n, in_place, lanes, scratch) adds to the lanes of `count` sums, which come out
+// in sums[count]. run: columns after which the lanes are folded, 0: at the end.
+template <class T, class Use>
+void sum_blocks(const TaskView& grads, int64_t begin, int64_t end, int64_t run, int64_t count, char* scratch,
+                double* sums, Use use) {
+  double* lanes = reinterpret_cast<double*>(scratch);
+  char* blocks = scratch + lanes_bytes(count);
+  char* rest = blocks + round_up(blocks_scratch(grads.num_tasks, grads.dtype), 64);
+  __builtin_memset(lanes, 0, count * kSumLanes * 8);
+  __builtin_memset(sums, 0, count * 8);
+  int64_t columns = 0;
+  for_each_block<T>(grads, begin, end, blocks, [&](const T* const* rows, int64_t n, bool in_place) {
+    use(rows, n, in_place, lanes, rest);
+    columns += n;
+    if (run > 0 && columns >= run) {
+      fold_lanes(lanes, count, sums);
+      columns = 0;
+    }
+  });
+  fold_lanes(lanes, count, sums);
+}
+
 }  // namespace
 
 int64_t gram_scratch(int64_t num_tasks, DType dtype) {
-  return lanes_bytes(num_pairs(num_tasks)) + blocks_scratch(num_tasks, dtype);
+  return lanes_bytes(num_pairs(num_tasks)) + round_up(blocks_scratch(num_tasks, dtype), 64) +
+         widened_scratch(num_tasks);
 }
 
-void gram(const TaskView& grads, int64_t begin, int64_t end, void* scratch, double* sums) {
-  const int64_t K = grads.num_tasks, pairs = num_pairs(K);
-  double* lanes = static_cast<double*>(scratch);
-  __builtin_memset(lanes, 0, lanes_bytes(pairs));
+void gram(const TaskView& grads, int64_t begin, int64_t end, bool exact, void* scratch, double* sums) {
+  const int64_t K = grads.num_tasks;
+  const bool widen = exact && grads.dtype != DType::Float64;
   visit(grads.dtype, [&]<class T>(T) {
-    for_each_block<T>(grads, begin, end, static_cast<char*>(scratch) + lanes_bytes(pairs),
-                      [&](const T* const* rows, int64_t n, bool in_place) {
-                        AheadOfTiles<T> ahead(rows, K, n, in_place);
-                        int64_t first = 0;
-                        for (; first + kStripRows <= K; first += kStripRows)
-                          strip<T, kStripRows>(rows, first, n, lanes, ahead);
-                        switch (K - first) {
-                          case 1:
-                            strip<T, 1>(rows, first, n, lanes, ahead);
-                            break;
-                          case 2:
-                            strip<T, 2>(rows, first, n, lanes, ahead);
-                            break;
-                          case 3:
-                            strip<T, 3>(rows, first, n, lanes, ahead);
-                            break;
-                        }
-                      });
+    sum_blocks<T>(grads, begin, end, widen ? kExactRun : 0, num_pairs(K), static_cast<char*>(scratch), sums,
+                  [&](const T* const* rows, int64_t n, bool in_place, double* lanes, char* rest) {
+                    if constexpr (sizeof(T) < 8) {
+                      if (widen && K <= kStripRows) return multiply_as_loaded(rows, K, n, lanes);
+                      if (widen) return multiply_widened(rows, K, n, in_place, rest, lanes);
+                    }
+                    multiply(rows, K, n, in_place, lanes);
+                  });
   });
-  fold_lanes(lanes, pairs, sums);
 }
 
 void square_sums(const TaskView& grads, int64_t begin, int64_t end, void* scratch, double* sums) {
   const int64_t K = grads.num_tasks;
-  double* lanes = static_cast<double*>(scratch);
-  __builtin_memset(lanes, 0, lanes_bytes(K));
   visit(grads.dtype, [&]<class T>(T) {
-    for_each_block<T>(grads, begin, end, static_cast<char*>(scratch) + lanes_bytes(K),
-                      [&](const T* const* rows, int64_t n, bool) {
-                        for (int64_t k = 0; k < K; ++k) {
-                          double* sum = lanes + k * kSumLanes;
-                          triangle<T, 1>(rows + k, n, &sum, Ahead{{}, 0});
-                        }
-                      });
+    sum_blocks<T>(grads, begin, end, grads.dtype == DType::Float64 ? 0 : kExactRun, K, static_cast<char*>(scratch),
+                  sums, [&](const T* const* rows, int64_t n, bool, double* lanes, char*) {
+                    for (int64_t k = 0; k < K; ++k) {
+                      double* sum = lanes + k * kSumLanes;
+                      triangle<Widened<T>, 1>(rows + k, n, &sum, Ahead{{}, 0});
+                    }
+                  });
   });
-  fold_lanes(lanes, K, sums);
 }
 
 }  // namespace mtlfast::MTLFAST_ISA

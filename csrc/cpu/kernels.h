@@ -10,9 +10,10 @@ namespace mtlfast {
 struct CpuKernels {
   const char* isa;
 
-  // sums[pair] = sum over the range of g_i * g_j, for the pairs of num_pairs(K). Scratch: gram_scratch(K, dtype) bytes.
-  void (*gram)(const TaskView& grads, int64_t begin, int64_t end, void* scratch, double* sums);
-  // sums[k] = sum over the range of g_k * g_k. Scratch: gram_scratch(K, dtype) bytes.
+  // sums[pair] = sum over the range of g_i * g_j, for the pairs of num_pairs(K); exact: no float sums, float64
+  // throughout. Scratch: gram_scratch(K, dtype) bytes.
+  void (*gram)(const TaskView& grads, int64_t begin, int64_t end, bool exact, void* scratch, double* sums);
+  // sums[k] = sum over the range of g_k * g_k, exact as above. Scratch: gram_scratch(K, dtype) bytes.
   void (*square_sums)(const TaskView& grads, int64_t begin, int64_t end, void* scratch, double* sums);
   int64_t (*gram_scratch)(int64_t num_tasks, DType dtype);
 

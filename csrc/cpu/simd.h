@@ -30,21 +30,28 @@ MTLFAST_INLINE void store_unaligned(void* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
-// Half the lanes as doubles, after adding the other half in float: one rounding more, half the work.
-MTLFAST_INLINE F64 fold_to_double(F32 v) {
-  HalfF32 low, high;
+MTLFAST_INLINE HalfF32 low_half(F32 v) {
 #if MTLFAST_VECTOR_BYTES == 16
-  low = __builtin_shufflevector(v, v, 0, 1);
-  high = __builtin_shufflevector(v, v, 2, 3);
+  return __builtin_shufflevector(v, v, 0, 1);
 #elif MTLFAST_VECTOR_BYTES == 32
-  low = __builtin_shufflevector(v, v, 0, 1, 2, 3);
-  high = __builtin_shufflevector(v, v, 4, 5, 6, 7);
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3);
 #else
-  low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
-  high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
 #endif
-  return __builtin_convertvector(low + high, F64);
 }
+MTLFAST_INLINE HalfF32 high_half(F32 v) {
+#if MTLFAST_VECTOR_BYTES == 16
+  return __builtin_shufflevector(v, v, 2, 3);
+#elif MTLFAST_VECTOR_BYTES == 32
+  return __builtin_shufflevector(v, v, 4, 5, 6, 7);
+#else
+  return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+#endif
+}
+MTLFAST_INLINE F64 to_double(HalfF32 v) { return __builtin_convertvector(v, F64); }
+
+// Half the lanes as doubles, after adding the other half in float: one rounding more, half the work.
+MTLFAST_INLINE F64 fold_to_double(F32 v) { return to_double(low_half(v) + high_half(v)); }
 MTLFAST_INLINE F64 fold_to_double(F64 v) { return v; }
 
 MTLFAST_INLINE U32 bfloat16_bits(F32 v) {  // round to nearest even, in the upper half; NaN stays NaN
@@ -54,12 +61,13 @@ MTLFAST_INLINE U32 bfloat16_bits(F32 v) {  // round to nearest even, in the uppe
 }
 
 // kParts vectors of `Vec` make one step of kStep elements, consecutive or (kInterleaved) every other one in turn:
-// store undoes what load did, so sums and element-wise work need not care.
+// store undoes what load did, so sums and element-wise work need not care. Element is what lies in memory.
 template <class T>
 struct Simd;
 
 template <>
 struct Simd<float> {
+  using Element = float;
   using Vec = F32;
   using Scalar = float;
   static constexpr int kParts = 1, kStep = kLanes;
@@ -70,6 +78,7 @@ struct Simd<float> {
 
 template <>
 struct Simd<double> {
+  using Element = double;
   using Vec = F64;
   using Scalar = double;
   static constexpr int kParts = 1, kStep = kLanes / 2;
@@ -80,6 +89,7 @@ struct Simd<double> {
 
 template <>
 struct Simd<BFloat16> {  // part 0: even elements, by a shift; part 1: odd ones, by a mask
+  using Element = BFloat16;
   using Vec = F32;
   using Scalar = float;
   static constexpr int kParts = 2, kStep = 2 * kLanes;
@@ -96,6 +106,7 @@ struct Simd<BFloat16> {  // part 0: even elements, by a shift; part 1: odd ones,
 #if defined(__F16C__)
 template <>
 struct Simd<Float16> {  // part 0: the first kLanes elements; part 1: the next
+  using Element = Float16;
   using Vec = F32;
   using Scalar = float;
   static constexpr int kParts = 2, kStep = 2 * kLanes;
@@ -137,6 +148,7 @@ MTLFAST_INLINE U32 float_to_half(F32 v) {
 
 template <>
 struct Simd<Float16> {  // part 0: even elements; part 1: odd ones
+  using Element = Float16;
   using Vec = F32;
   using Scalar = float;
   static constexpr int kParts = 2, kStep = 2 * kLanes;
@@ -150,6 +162,27 @@ struct Simd<Float16> {  // part 0: even elements; part 1: odd ones
   }
 };
 #endif
+
+// Loads as Simd<T> does, but of doubles: twice the parts.
+template <class T>
+struct Widened {
+  using Element = T;
+  using Vec = F64;
+  static constexpr int kParts = 2 * Simd<T>::kParts, kStep = Simd<T>::kStep;
+  static MTLFAST_INLINE Vec load(const T* p, int part) {
+    const F32 v = Simd<T>::load(p, part / 2);
+    return to_double(part % 2 == 0 ? low_half(v) : high_half(v));
+  }
+};
+template <>
+struct Widened<float> {
+  using Element = float;
+  using Vec = F64;
+  static constexpr int kParts = 1, kStep = kLanes / 2;
+  static MTLFAST_INLINE Vec load(const float* p, int) { return to_double(load_unaligned<HalfF32>(p)); }
+};
+template <>
+struct Widened<double> : Simd<double> {};
 
 // n elements, a multiple of the step, to and from plain arrays of float or double in their own order.
 template <class T, class Wide>

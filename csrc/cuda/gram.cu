@@ -8,7 +8,7 @@ MTLFAST_GRAM_OF(extern, double)
 MTLFAST_GRAM_OF(extern, __nv_bfloat16)
 MTLFAST_GRAM_OF(extern, __half)
 
-int64_t gram_partials(const TaskView& grads) {
+int64_t gram_partials(const TaskView& grads, bool) {
   return visit(grads.dtype, [&]<class T>(T) { return gram_partials_of<T>(grads); });
 }
 int64_t norms_partials(const TaskView& grads) {
@@ -16,7 +16,8 @@ int64_t norms_partials(const TaskView& grads) {
   return rows * norms_blocks(grads, rows);
 }
 
-const char* gram(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {
+const char* gram(const TaskView& grads, bool exact, const Workspace& workspace, double* out, void* stream) {
+  if (exact && grads.dtype != DType::Float64) return gram_plain(grads, out, stream);
   return visit(grads.dtype, [&]<class T>(T) { return gram_of<T>(grads, workspace, out, stream); });
 }
 const char* norms(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {

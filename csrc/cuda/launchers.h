@@ -13,10 +13,11 @@ struct Workspace {
   double* partials;
   unsigned* counter;
 };
-int64_t gram_partials(const TaskView& grads);
+int64_t gram_partials(const TaskView& grads, bool exact);
 int64_t norms_partials(const TaskView& grads);
 
-const char* gram(const TaskView& grads, const Workspace& workspace, double* out, void* stream);   // out: [K, K]
+// out: [K, K]; exact: no float sums, float64 throughout.
+const char* gram(const TaskView& grads, bool exact, const Workspace& workspace, double* out, void* stream);
 const char* norms(const TaskView& grads, const Workspace& workspace, double* out, void* stream);  // out: [K]
 const char* gram_plain(const TaskView& grads, double* out, void* stream);  // the slow twin of gram
 

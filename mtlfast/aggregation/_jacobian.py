@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import ops
+from mtlfast.ops._precision import exact_sums, sum_rtol
 from mtlfast.task_gradients import Rows, TaskGradients
 
 DOUBLE_EPS = torch.finfo(torch.float64).eps
@@ -125,6 +126,11 @@ class RowsJacobian:
         """Of the coarsest dtype, where there are two."""
         dtypes = {part.grads.dtype for part in self._parts}
         return DOUBLE_EPS if dtypes == {torch.float64} else 1e-6
+
+    @property
+    def sum_rtol(self) -> float:
+        """What an entry of `gram()` errs by, relative to the sum of its terms' sizes; of the coarsest part."""
+        return max(sum_rtol(part.grads.dtype, exact_sums("gram", part.grads)) for part in self._parts)
 
     @property
     def taking_part(self) -> list[int] | None:

@@ -140,10 +140,15 @@ def _on_solver(engine: engines.Engine, original: Any) -> Any:
     return forward
 
 
+def _gram_as_theirs(grads: TaskGradients) -> Tensor:
+    """The Gram matrix in the gradients' dtype. Its sums overflow where TorchJD's do, to NaN where infinities meet."""
+    return ops.gram(grads, precision="fast").to(grads.dtype)
+
+
 def _gram_first(original: Any, compute_gramian: Any) -> Any:
     def forward(self: Any, stat: Tensor, /) -> Tensor:
         if self.fn is compute_gramian and stat.dim() == 2 and _ours(stat):
-            result: Tensor = self.weighting(ops.gram(TaskGradients.from_matrix(stat)).to(stat.dtype))
+            result: Tensor = self.weighting(_gram_as_theirs(TaskGradients.from_matrix(stat)))
         else:
             result = original(self, stat)
         return result
@@ -258,7 +263,7 @@ def _is_as_made(aggregator: Any) -> bool:
 def _weigh(aggregator: Any, jacobians: Any) -> tuple[TaskGradients, Tensor]:
     """The task gradients and the weights of a Gramian weighting, which sees G in the Jacobian's dtype."""
     grads = TaskGradients.from_stacked(list(jacobians))
-    return grads, aggregator.gramian_weighting(ops.gram(grads).to(grads.dtype))
+    return grads, aggregator.gramian_weighting(_gram_as_theirs(grads))
 
 
 def _fits(weights: Tensor, grads: TaskGradients) -> bool:

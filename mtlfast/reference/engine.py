@@ -9,8 +9,11 @@ from mtlfast.reference.pcgrad import pcgrad_coefficients
 from mtlfast.task_gradients import TaskGradients
 
 
-def gram(grads: TaskGradients, other: TaskGradients | None = None) -> Tensor:
-    """The Gram matrix J J^T, [K, K] float64; with `other` the cross-Gram J_a J_b^T [K, K']."""
+def gram(grads: TaskGradients, other: TaskGradients | None = None, precision: str | None = None) -> Tensor:
+    """The Gram matrix J J^T, [K, K] float64; with `other` the cross-Gram J_a J_b^T [K, K'].
+
+    Every `precision` is float64 here.
+    """
     right = grads if other is None else other
     result = torch.zeros(grads.num_tasks, right.num_tasks, dtype=torch.float64, device=grads.device)
     for t in range(len(grads.shapes)):

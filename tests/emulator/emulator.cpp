@@ -42,10 +42,13 @@ const char* emulator_launched() {
   return lines.c_str();
 }
 
-const char* emulate_gram(const TaskView* grads, double* out) {
-  const EmulatedWorkspace memory(cuda::gram_partials(*grads));
-  return memory.checked(cuda::gram(*grads, memory.workspace, out, nullptr));
+template <bool Exact>
+const char* gram_of(const TaskView* grads, double* out) {
+  const EmulatedWorkspace memory(cuda::gram_partials(*grads, Exact));
+  return memory.checked(cuda::gram(*grads, Exact, memory.workspace, out, nullptr));
 }
+const char* emulate_gram(const TaskView* grads, double* out) { return gram_of<false>(grads, out); }
+const char* emulate_gram_exact(const TaskView* grads, double* out) { return gram_of<true>(grads, out); }
 const char* emulate_norms(const TaskView* grads, double* out) {
   const EmulatedWorkspace memory(cuda::norms_partials(*grads));
   return memory.checked(cuda::norms(*grads, memory.workspace, out, nullptr));
