@@ -24,6 +24,7 @@ def backward(
     retain_graph: bool = False,
     diagnostics: bool = False,
     allow_local: bool = False,
+    precision: str | None = None,
 ) -> StepResult:
     """Puts the aggregated gradient in `.grad` of the shared parameters; call it in place of `loss.backward()`.
 
@@ -54,6 +55,9 @@ def backward(
             without it.
         retain_graph: keep the graph for another backward pass; else it is freed with the last task.
         diagnostics: compute the Gram matrix for the result even if the aggregator does not need it.
+        precision: of the Gram matrix's sums of float32, bfloat16 and float16 products: "exact" or "fast", as in
+            `mtlfast.ops.gram`. None: exact for a method that decides about ranks, hulls or feasibility, for K <= 4 and
+            for up to 4 million elements; fast for others.
         allow_local: let each rank of a process group aggregate its own gradients, which differ from rank to rank.
 
     Returns:
@@ -73,7 +77,8 @@ def backward(
     number, tasks, values = present_losses(losses)
     jacobian = StoredJacobian(values, shared_parameters(shared), retain_graph)
     stacked = torch.stack([loss.detach() for loss in values])
-    step = Step(len(values), stacked, plain_number(loss_scale), None if len(tasks) == number else tasks)
+    present = None if len(tasks) == number else tasks
+    step = Step(len(values), stacked, plain_number(loss_scale), present, precision=precision)
     aggregator.check(step, jacobian)
 
     weighed = (
@@ -89,8 +94,8 @@ def backward(
                 weights, gram = aggregator.weigh(jacobian, step, need_gram=diagnostics)
                 jacobian.write(weights)
             else:
-                weights, gram = None, jacobian.gram() if diagnostics else None
-                step = step._replace(rtol=jacobian.num_tasks * jacobian.product_rtol, mask=jacobian.mask)
+                weights, gram = None, jacobian.gram(precision) if diagnostics else None
+                step = step._replace(rtol=jacobian.num_tasks * jacobian.product_rtol(precision), mask=jacobian.mask)
                 jacobian.put(aggregator.direction(jacobian.rows(), step))
             if weighed is not None:
                 _grad.commit(learned)

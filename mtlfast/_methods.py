@@ -13,6 +13,7 @@ PASSES = {
     Reads.NOTHING: "1",
     Reads.NORMS: "2 (norms, sum)",
     Reads.GRAM: "2",
+    Reads.EXACT_GRAM: "2",
     Reads.CROSS_GRAM: "2",
     Reads.ROWS: "1 (element-wise)",
 }

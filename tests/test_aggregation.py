@@ -150,7 +150,7 @@ def test_crmogm_smooths_its_aggregators_weights(device):
     assert torch.allclose(smoothed.weights(second), 0.75 * one + 0.25 * two)
     given = CRMOGM(MGDA(), alpha=0.75, initial_weights=torch.tensor([1.0, 0.0, 0.0]))
     assert torch.allclose(given.weights(first).cpu(), 0.25 * one.cpu() + torch.tensor([0.75, 0, 0]).double())
-    assert smoothed.reads is Reads.GRAM
+    assert smoothed.reads is Reads.EXACT_GRAM
     assert CRMOGM(Mean()).reads is Reads.NOTHING
     with pytest.raises(TypeError, match="CRMOGM: aggregator is a int, expected one with weights"):
         CRMOGM(3)

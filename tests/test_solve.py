@@ -141,7 +141,7 @@ def test_accepted_alike(served):
     in_turn = ops.solve(gram, "pcgrad", [0.0, 0.0], [keys])
     assert torch.equal(ops.solve(gram, "pcgrad", [0.0, 0.0], [keys.view(9)]), in_turn)
     assert torch.equal(ops.solve(gram, "pcgrad", [0.0, 0.0], [None]), ops.solve(gram, "pcgrad", [0.0, 0.0]))
-    for method, params, least in (("gradvac", [0.5, 0.0], 9), ("pcd", [0.9, 0.0, 0.1, 1e-9], 8)):
+    for method, params, least in (("gradvac", [0.5, 0.0, 0.0], 9), ("pcd", [0.9, 0.0, 0.1, 1e-9], 8)):
         exact, more = torch.zeros(least, dtype=torch.float64), torch.zeros(least + 1, dtype=torch.float64)
         wanted = ops.solve(gram, method, params, state=exact)
         assert torch.allclose(ops.solve(gram, method, params, state=more), wanted)
@@ -188,7 +188,7 @@ def test_bad_input(gram, method, message):
         ),
         (
             "gradvac",
-            {"params": [0.5, 0.0]},
+            {"params": [0.5, 0.0, 0.0]},
             "solve: gradvac got a state of 0 elements a group, expected at least 9",
         ),
         (
@@ -267,7 +267,7 @@ def test_arguments_that_a_solver_would_read_beyond(method, arguments, message, s
         ("mgda", [0.0, 1.0, 2.0], [None], None, None),
         ("krum", [0.0, 1.0], [torch.ones(3)], None, None),
         ("nash_mtl", [0.0, 1.0, 0.0], [None, torch.ones(2)], torch.zeros(5, dtype=torch.float64), None),
-        ("gradvac", [0.5, 0.0], [], None, None),
+        ("gradvac", [0.5, 0.0, 0.0], [], None, None),
         ("modo", [0.1, 0.1], [], torch.zeros(3), None),
         ("pcgrad", [0.0, 0.0], [], None, [0, 1, -1]),
     ],

@@ -31,10 +31,11 @@ struct Bracket {
 };
 
 // rescale: 0 none, 1 over 1 + c^2, 2 over 1 + c. norm_eps: TorchJD's, 0 for none: up to norm_eps * sqrt(trace G)
-// the point counts as Pareto-stationary and the weights are zero. state: [1], solves that gave up.
+// the point counts as Pareto-stationary and the weights are zero. rtol: a |g_w| whose square is at most that part of
+// trace G is rounding. state: [1], solves that gave up.
 struct CAGrad : Method {
   static constexpr const char* name = "cagrad";
-  MTLFAST_NAMES(Param, c, rescale, norm_eps);
+  MTLFAST_NAMES(Param, c, rescale, norm_eps, rtol);
   static int64_t scratch_size(int K) { return 2 + 4 * K + K * K + MinNorm::scratch_size(K); }
 
   template <class Team>
@@ -50,7 +51,8 @@ struct CAGrad : Method {
     }
     team.sync();
 
-    // h is searched for between its largest value, where |g_w| is the longest that there is, and a millionth of it:
+    // h is searched for between its largest value, where |g_w| is the longest that there is, and a millionth of it, or
+    // what rounding makes of zero:
     // where zero lies among the combinations, h = 0 is a root as well, and not the one.
     const double longest = std::sqrt(trace(p.gram, K)), highest = constants[1] > 0 ? longest / constants[1] : 0;
     Bracket bracket{0, 0, 0, 0, 0};
@@ -70,7 +72,7 @@ struct CAGrad : Method {
         bracket.high = h;
         bracket.at_high = value;
         found = !(constants[1] > 0) || value >= 0;
-        h = 1e-6 * highest;
+        h = larger(1e-6, std::sqrt(p.params[Param::rtol])) * highest;
         continue;
       }
       if (turn == 1) {

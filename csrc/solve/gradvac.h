@@ -14,7 +14,7 @@ namespace mtlfast::solvers {
 // gradients have no cosine.
 struct GradVac : Method {
   static constexpr const char* name = "gradvac";
-  MTLFAST_NAMES(Param, beta, eps);
+  MTLFAST_NAMES(Param, beta, eps, rtol);
   MTLFAST_NAMES(Input, keys);
   static int input_size(int, int K) { return K * K; }
   static int64_t state_size(int known) { return known * known; }
@@ -36,7 +36,9 @@ struct GradVac : Method {
       const Order order = Order::of(p.inputs[Input::keys], K, i);
       for (int j = order.next(-1); j >= 0; j = order.next(j)) {
         const double norm = std::sqrt(larger(dot(products, c, K), 0)), norm_j = std::sqrt(p.gram[j * K + j]);
-        if (!(norm > 0 && norm_j > 0)) continue;
+        double magnitude = 0;  // what the norm's rounding error is relative to
+        for (int k = 0; k < K; ++k) magnitude += std::fabs(c[k]) * std::sqrt(p.gram[k * K + k]);
+        if (!(norm * norm > p.params[Param::rtol] * magnitude * magnitude && norm_j > 0)) continue;
         double& target = p.state[p.task(i) * known + p.task(j)];
         double cosine = products[j] / (norm * norm_j + eps);
         if (std::fabs(cosine) > 1) cosine = cosine > 0 ? 1 : -1;  // rounding, where little is left of the gradient

@@ -16,7 +16,7 @@ struct PCD : Method {
   MTLFAST_NAMES(Param, beta, eps, tau, rtol);
   MTLFAST_NAMES(Input, shares);
   static int64_t state_size(int known) { return 2 * (known + 1); }
-  static constexpr double kFeasible = 1e-9;  // of the largest N_jj: a violation that counts as none
+  static constexpr double kFeasible = 1e-9;  // or rtol, of the largest N_jj: a violation that counts as none
   static int64_t scratch_size(int K) { return K * K + 4 * K + NonnegativeQP::scratch_size(K); }
 
   template <class Team>
@@ -38,7 +38,7 @@ struct PCD : Method {
     double largest = 0;
     bool feasible = true;
     for (int j = 0; j < others; ++j) largest = larger(largest, N[j * others + j]);
-    for (int j = 0; j < others; ++j) feasible = feasible && products[j] - c[j] >= -kFeasible * largest;
+    for (int j = 0; j < others; ++j) feasible = feasible && products[j] - c[j] >= -larger(kFeasible, p.params[Param::rtol]) * largest;
     team.sync();
     for (int k = team.rank; k < K; k += team.size)
       if (k == 0 || !feasible) w[k] = k == 0;

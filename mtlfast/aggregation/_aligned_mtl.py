@@ -51,7 +51,7 @@ class AlignedMTL(Preferring):
 
     def params(self, step: Step) -> dict[str, float]:
         """Which eigenvalue, and which ones count."""
-        return {"scale_mode": SCALE_MODES.index(self.scale_mode), "rtol": step.precision}
+        return {"scale_mode": SCALE_MODES.index(self.scale_mode), "rtol": step.rank_rtol}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -16,6 +16,7 @@ from mtlfast._exact_state import ExactState
 from mtlfast.aggregation._jacobian import AsksJacobian, RowsJacobian
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step, check_loss_scale, check_tasks, plain_number, task_indices
+from mtlfast.ops._precision import check_precision
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -28,7 +29,7 @@ class Aggregator(ExactState, ABC):
     `aggregator(grads)` takes `TaskGradients` and returns T tensors; `aggregator(matrix)` takes a Jacobian [K, P] and
     returns a vector [P]. `losses` [K], `loss_scale` (a float or a tensor of one element by which the losses were
     multiplied) and `tasks` (the present tasks' indices; all tensors hold those only) are there for methods that read
-    them.
+    them; `precision` chooses the sums of the Gram matrix, as in `mtlfast.ops.gram`.
 
     A method that needs more than products of gradients is a subclass of this class with an `aggregate`; one whose
     direction is w(G)^T J is a `GramAggregator`.
@@ -61,6 +62,7 @@ class Aggregator(ExactState, ABC):
         losses: Tensor | None = None,
         loss_scale: float | Tensor | None = None,
         tasks: Sequence[int] | None = None,
+        precision: str | None = None,
     ) -> list[Tensor | None] | Tensor:
         """Aggregates; see the class."""
         if not isinstance(grads, TaskGradients | Tensor):
@@ -69,7 +71,10 @@ class Aggregator(ExactState, ABC):
                 "(TaskGradients.from_rows makes them of lists of gradients) or a Jacobian matrix [K, P]"
             )
         rows = TaskGradients.from_matrix(grads) if isinstance(grads, Tensor) else grads
-        step = Step(rows.num_tasks, losses, plain_number(loss_scale), task_indices(tasks), training=self.training)
+        present = task_indices(tasks)
+        step = Step(
+            rows.num_tasks, losses, plain_number(loss_scale), present, training=self.training, precision=precision
+        )
         self.check(step, RowsJacobian(rows))
         directions = self.direction(rows, step)
         if not isinstance(grads, Tensor):
@@ -91,6 +96,7 @@ class Aggregator(ExactState, ABC):
         """
         if step.tasks is not None:
             check_tasks(type(self).__name__, step.tasks, step.num_tasks)
+        check_precision(type(self).__name__, step.precision)
         if step.loss_scale is not None:
             check_loss_scale(type(self).__name__, step.loss_scale)
         if jacobian is None:
@@ -277,8 +283,9 @@ class GramAggregator(Aggregator):
             need_gram: compute the Gram matrix in any case.
         """
         gram: Tensor | None = None
-        if self.reads is Reads.GRAM or need_gram:
-            read = gram = jacobian.gram()
+        precision = step.precision or ("exact" if self.reads is Reads.EXACT_GRAM else None)
+        if self.reads.needs_gram or need_gram:
+            read = gram = jacobian.gram(precision)
         elif self.reads is Reads.NORMS:
             read = jacobian.norms().square().diag()
         else:
@@ -286,13 +293,13 @@ class GramAggregator(Aggregator):
             K = jacobian.num_tasks
             read = torch.empty(K, K, dtype=torch.float64, device=jacobian.device)
         places = jacobian.taking_part
-        rtol, mask = jacobian.num_tasks * jacobian.product_rtol, jacobian.mask
+        rtol, mask = jacobian.product_rtol(precision), jacobian.mask
         if places is None:
-            return self._solved(read, step._replace(rtol=rtol, mask=mask)), gram
+            return self._solved(read, step._replace(rtol=jacobian.num_tasks * rtol, mask=mask)), gram
         weights = read.new_zeros(jacobian.num_tasks)
         if places:
             some = step.among(places)._replace(
-                rtol=len(places) * jacobian.product_rtol, mask=None if mask is None else take(mask, places)
+                rtol=len(places) * rtol, mask=None if mask is None else take(mask, places)
             )
             self.check(some)
             put(weights, places, self._solved(take(take(read, places).mT, places).mT.contiguous(), some))

@@ -48,7 +48,7 @@ class ConFIG(Preferring):
     def params(self, step: Step) -> dict[str, float]:
         """The length, and which eigenvalues count as zero."""
         length, task = typical_norm(self.length)
-        return {"length": length, "task": task, "rtol": step.precision}
+        return {"length": length, "task": task, "rtol": step.rank_rtol}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -41,7 +41,7 @@ class FairGrad(Unscaled):
 
     def params(self, step: Step) -> dict[str, float]:
         """The power, and what counts as zero."""
-        return {"alpha": self.alpha, "rtol": step.precision}
+        return {"alpha": self.alpha, "rtol": step.rank_rtol}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtlfast._settings import Real
 from mtlfast.aggregation._random_order import RandomOrder
+from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import SolvedAggregator
 from mtlfast.aggregation._step import Step
 
@@ -33,6 +34,7 @@ class GradVac(RandomOrder, SolvedAggregator):
 
     paper = "Wang et al., ICLR 2021"
     keeps = "n x n cosines"
+    reads = Reads.GRAM
     method = "gradvac"
     beta = Real(0, 1)
 
@@ -47,8 +49,8 @@ class GradVac(RandomOrder, SolvedAggregator):
         self.beta = beta
 
     def params(self, step: Step) -> dict[str, float]:
-        """Beta, and no absolute epsilon."""
-        return {"beta": self.beta, "eps": 0.0}
+        """Beta, no absolute epsilon, and what a norm of rounding is."""
+        return {"beta": self.beta, "eps": 0.0, "rtol": step.rank_rtol}
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The order's keys."""

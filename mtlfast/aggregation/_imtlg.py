@@ -35,4 +35,4 @@ class IMTLG(SolvedAggregator):
 
     def params(self, step: Step) -> dict[str, float]:
         """Which eigenvalues count as zero."""
-        return {"rtol": step.precision}
+        return {"rtol": step.rank_rtol}

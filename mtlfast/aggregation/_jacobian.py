@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from mtlfast import ops
-from mtlfast.ops._precision import exact_sums, sum_rtol
+from mtlfast.ops._precision import product_rtol
 from mtlfast.task_gradients import Rows, TaskGradients
-
-DOUBLE_EPS = torch.finfo(torch.float64).eps
 
 
 class AsksJacobian(Protocol):
@@ -30,8 +28,7 @@ class AsksJacobian(Protocol):
     def device(self) -> torch.device:
         """Of the gradients."""
 
-    @property
-    def product_rtol(self) -> float:
+    def product_rtol(self, precision: str | None = None) -> float:
         """The relative precision of a product of two gradients; a decision about ranks takes K times that."""
 
     @property
@@ -42,8 +39,8 @@ class AsksJacobian(Protocol):
     def mask(self) -> Tensor | None:
         """[K] bool, which of them have one as only the device can see; None: all."""
 
-    def gram(self) -> Tensor:
-        """[K, K] float64."""
+    def gram(self, precision: str | None = None) -> Tensor:
+        """[K, K] float64, its sums as `mtlfast.ops.gram` has them."""
 
     def norms(self) -> Tensor:
         """[K] float64."""
@@ -121,16 +118,9 @@ class RowsJacobian:
         """The gradients'."""
         return self._parts[0].grads.device
 
-    @property
-    def product_rtol(self) -> float:
+    def product_rtol(self, precision: str | None = None) -> float:
         """Of the coarsest dtype, where there are two."""
-        dtypes = {part.grads.dtype for part in self._parts}
-        return DOUBLE_EPS if dtypes == {torch.float64} else 1e-6
-
-    @property
-    def sum_rtol(self) -> float:
-        """What an entry of `gram()` errs by, relative to the sum of its terms' sizes; of the coarsest part."""
-        return max(sum_rtol(part.grads.dtype, exact_sums("gram", part.grads)) for part in self._parts)
+        return max(product_rtol(part.grads, precision) for part in self._parts)
 
     @property
     def taking_part(self) -> list[int] | None:
@@ -150,9 +140,9 @@ class RowsJacobian:
                     return True
         return False
 
-    def gram(self) -> Tensor:
+    def gram(self, precision: str | None = None) -> Tensor:
         """One read of K * P."""
-        return _sum([ops.gram(part.grads) for part in self._parts])
+        return _sum([ops.gram(part.grads, precision=precision) for part in self._parts])
 
     def norms(self) -> Tensor:
         """One read of K * P."""

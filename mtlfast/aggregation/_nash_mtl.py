@@ -67,7 +67,7 @@ class NashMTL(Preferring, Unscaled):
     def params(self, step: Step) -> dict[str, float]:
         """The norm, the steps, and what counts as zero."""
         every = self.update_weights_every
-        return {"max_norm": self.max_norm, "update_weights_every": every, "rtol": step.precision}
+        return {"max_norm": self.max_norm, "update_weights_every": every, "rtol": step.rank_rtol}
 
     def state_shape(self, known: int) -> tuple[int, ...]:
         """Steps without a solution, steps, then each task's last weight."""

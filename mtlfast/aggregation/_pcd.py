@@ -79,7 +79,7 @@ class PCD(SolvedAggregator):
 
     def params(self, step: Step) -> dict[str, float]:
         """Constants of the running mean, the share, and the gradients' precision."""
-        return {"beta": self.beta, "eps": self.eps, "tau": self._share, "rtol": step.precision}
+        return {"beta": self.beta, "eps": self.eps, "tau": self._share, "rtol": step.rank_rtol}
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The shares, if each task has its own."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtlfast._settings import Choice
 from mtlfast.aggregation._random_order import RandomOrder
+from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import SolvedAggregator
 from mtlfast.aggregation._step import Step
 
@@ -32,6 +33,7 @@ class PCGrad(RandomOrder, SolvedAggregator):
     """
 
     paper = "Yu et al., NeurIPS 2020"
+    reads = Reads.GRAM
     method = "pcgrad"
     reduction = Choice("sum", "mean")
 

@@ -12,5 +12,11 @@ class Reads(IntEnum):
     NOTHING = 0
     NORMS = 1  # the Gram matrix's diagonal
     GRAM = 2
-    CROSS_GRAM = 3  # the products of two batches' gradients
-    ROWS = 4  # the gradients themselves, element by element
+    EXACT_GRAM = 3  # the Gram matrix, to decide about ranks, hulls or feasibility: float32 sums can turn a decision
+    CROSS_GRAM = 4  # the products of two batches' gradients
+    ROWS = 5  # the gradients themselves, element by element
+
+    @property
+    def needs_gram(self) -> bool:
+        """Is it the Gram matrix of one batch?"""
+        return self in (Reads.GRAM, Reads.EXACT_GRAM)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtlfast import ops
 from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step
 
 
@@ -44,6 +45,7 @@ class SolvedAggregator(GramAggregator):
     A subclass says what the solver's header says, and nothing else.
     """
 
+    reads = Reads.EXACT_GRAM  # most decide about ranks, hulls or feasibility; a subclass says otherwise
     method: str
     state_fill = 0.0  # of a task that was not there before
     counts_failures = False  # does the state's first number count solves that gave up?

@@ -23,6 +23,7 @@ class Step(NamedTuple):
         rtol: the relative precision of the gradients, for decisions about ranks; None: not known.
         mask: [..., K] bool, which of these tasks have a part in the direction, where the device alone knows; None: all.
             The others' weights are 0, what stands in their rows is not read, and their state stays as it is.
+        precision: of the Gram matrix's sums, as `mtlfast.ops.gram` has it; None: as exact as the method needs it.
         training: does the step count? If not, no state moves, no random number is drawn, and a method that draws takes
             a fixed order or expected weights.
     """
@@ -34,6 +35,7 @@ class Step(NamedTuple):
     rtol: float | None = None
     training: bool = True
     mask: Tensor | None = None
+    precision: str | None = None
 
     def among(self, places: Sequence[int]) -> Step:
         """The step of those of its tasks that stand in these places alone."""
@@ -44,7 +46,7 @@ class Step(NamedTuple):
         )
 
     @property
-    def precision(self) -> float:
+    def rank_rtol(self) -> float:
         """`rtol`, or K * 1e-6 where it is not known."""
         return self.num_tasks * 1e-6 if self.rtol is None else self.rtol
 

@@ -89,7 +89,7 @@ def gradvac(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
     weighting._ensure_state(len(gram), given.dtype)
     orders = [torch.randperm(len(gram) - 1) for _ in range(len(gram))]
     state = weighting._phi_t.to(gram)
-    params = {"beta": float(weighting.beta), "eps": float(weighting.eps)}
+    params = {"beta": float(weighting.beta), "eps": float(weighting.eps), "rtol": 0.0}
     weights = ops.solve(gram, "gradvac", params, {"keys": _keys(orders, True, gram.device)}, state)
     weighting._phi_t = state.to(weighting._phi_t)  # host: where TorchJD keeps it
     return weights
@@ -106,7 +106,7 @@ def cagrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
     if not 0 < weighting.c < math.inf:
         return None
     eps = float(weighting.norm_eps)
-    weights = ops.solve(gram, "cagrad", {"c": float(weighting.c), "rescale": 0, "norm_eps": eps})
+    weights = ops.solve(gram, "cagrad", {"c": float(weighting.c), "rescale": 0, "norm_eps": eps, "rtol": 0.0})
     return torch.where(gram.trace() < eps, 0.0, weights)
 
 

@@ -157,7 +157,7 @@ class OfMatrix(nn.Module):
         """[m], in the matrix's dtype; hooks on the weighting see a Gramian of that dtype."""
         jacobian = RowsJacobian(TaskGradients.from_matrix(matrix))
         gram = jacobian.gram().to(matrix.dtype) if _is_hooked(self.weighting) else jacobian.gram()
-        weights: Tensor = self.weighting(gram, rtol=jacobian.num_tasks * jacobian.product_rtol)
+        weights: Tensor = self.weighting(gram, rtol=jacobian.num_tasks * jacobian.product_rtol())
         return weights.to(matrix.dtype)
 
 

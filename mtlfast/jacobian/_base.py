@@ -51,9 +51,8 @@ class Jacobian(ABC):
     def device(self) -> torch.device:
         """Of the shared parameters."""
 
-    @property
     @abstractmethod
-    def product_rtol(self) -> float:
+    def product_rtol(self, precision: str | None = None) -> float:
         """The relative precision of a product of two gradients; a decision about ranks takes K times that."""
 
     @property
@@ -71,8 +70,8 @@ class Jacobian(ABC):
         return None
 
     @abstractmethod
-    def gram(self) -> Tensor:
-        """G = J J^T, [K, K] float64."""
+    def gram(self, precision: str | None = None) -> Tensor:
+        """G = J J^T, [K, K] float64, its sums "exact" or "fast" as `mtlfast.ops.gram` has them."""
 
     @abstractmethod
     def norms(self) -> Tensor:

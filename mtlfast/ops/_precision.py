@@ -8,6 +8,12 @@ from mtlfast.task_gradients import TaskGradients
 EXACT_TASKS, EXACT_ELEMENTS = 4, 4 * 2**20
 
 
+def check_precision(caller: str, precision: str | None) -> None:
+    """One sentence if there is no such precision."""
+    if precision not in (None, "exact", "fast"):
+        raise ValueError(f"{caller}: precision is {precision!r}, expected 'exact', 'fast' or None")
+
+
 def exact_sums(op: str, grads: TaskGradients, precision: str | None = None) -> bool:
     """Are the products of these gradients summed exactly?
 
@@ -19,8 +25,7 @@ def exact_sums(op: str, grads: TaskGradients, precision: str | None = None) -> b
     Raises:
         ValueError: another precision.
     """
-    if precision not in (None, "exact", "fast"):
-        raise ValueError(f"{op}: precision is {precision!r}, expected 'exact', 'fast' or None")
+    check_precision(op, precision)
     if precision is not None and grads.dtype != torch.float64:
         return precision == "exact"
     return grads.dtype == torch.float64 or grads.num_tasks <= EXACT_TASKS or grads.numel() <= EXACT_ELEMENTS
@@ -34,3 +39,14 @@ def sum_rtol(dtype: torch.dtype, exact: bool) -> float:
         exact: are their products summed exactly (`exact_sums`)?
     """
     return 1e-13 if exact or dtype == torch.float64 else 1e-6
+
+
+def product_rtol(grads: TaskGradients, precision: str | None = None) -> float:
+    """The relative precision of a product of two of these gradients: of its sum, and of the gradients' own rounding.
+
+    A gradient that is a sum of others, rounded, has its part beside them at four times the square of the unit roundoff.
+    """
+    if grads.dtype == torch.float64:
+        return torch.finfo(torch.float64).eps
+    roundoff = torch.finfo(grads.dtype).eps / 2
+    return max(sum_rtol(grads.dtype, exact_sums("gram", grads, precision)), 4 * roundoff**2)

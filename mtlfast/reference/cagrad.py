@@ -14,7 +14,7 @@ def cagrad(group: Group) -> Tensor:
     The dual problem, min over the simplex of g_w g_0 + c |g_0| |g_w|, by bisection on h = |g_w| / (c |g_0|): for a
     given h its minimiser is the shortest vector among g_i + h g_0.
     """
-    c, rescale, norm_eps = (group.params[name] for name in ("c", "rescale", "norm_eps"))
+    c, rescale, norm_eps, rtol = (group.params[name] for name in ("c", "rescale", "norm_eps", "rtol"))
     matrix = group.matrix
     mean = matrix.mean(dim=0)
     radius, longest = c * float(mean.norm()), float(matrix.norm())
@@ -33,7 +33,8 @@ def cagrad(group: Group) -> Tensor:
     norm = (w @ matrix).norm()
     if norm_eps > 0 and norm <= norm_eps * longest:
         return torch.zeros_like(w)
-    if norm <= 1e-6 * longest:  # zero at the minimum: of the directions with which no task loses, the nearest to g_0
+    # Zero at the minimum: of the directions with which no task loses, the nearest to g_0.
+    if norm <= max(1e-6, rtol**0.5) * longest:
         added = nearest_in_dual_cone(matrix, uniform) - uniform
         way = float((added @ matrix).norm())
         return factor * (uniform + min(1.0, radius / way if way > 0 else 1.0) * added)

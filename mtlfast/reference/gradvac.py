@@ -10,17 +10,18 @@ from mtlfast.reference.group import Group
 
 def gradvac(group: Group) -> Tensor:
     """Weights [K]; state: the pairs' running cosines [n * n]."""
-    beta, eps = group.params["beta"], group.params["eps"]
+    beta, eps, rtol = (group.params[name] for name in ("beta", "eps", "rtol"))
     least = 0.0 if eps > 0 else 1e-8
     assert group.state is not None
     known = math.isqrt(group.state.numel())
     matrix, targets, tasks = group.matrix, group.state[: known * known].view(known, known), group.present
-    turned = matrix.clone()
+    turned, lengths = matrix.clone(), matrix.norm(dim=1)
     coefficients = torch.eye(len(matrix), dtype=matrix.dtype)
     for i, others in enumerate(group.orders()):
         for j in others:
             norm, norm_j = turned[i].norm(), matrix[j].norm()
-            if norm == 0 or norm_j == 0:
+            magnitude = coefficients[i].abs() @ lengths  # what the norm's rounding error is relative to
+            if norm**2 <= rtol * magnitude**2 or norm_j == 0:
                 continue
             cosine = (turned[i] @ matrix[j] / (norm * norm_j + eps)).clamp(-1, 1)
             target = targets[tasks[i], tasks[j]].clone()

@@ -116,14 +116,14 @@ def factor_of(gram: Tensor) -> Tensor:
 SOLVERS = {
     "pcgrad": Solver(weights_of, ("mean", "itself"), ("keys",)),
     "pcgrad_coefficients": Solver(coefficients_of, (), ("keys",), square=True),
-    "gradvac": Solver(gradvac, ("beta", "eps"), ("keys",), state=lambda known: known * known),
+    "gradvac": Solver(gradvac, ("beta", "eps", "rtol"), ("keys",), state=lambda known: known * known),
     "mgda": Solver(
         mgda,
         ("epsilon", "max_iters", "norms"),
         ("losses",),
         required=lambda params: ("losses",) if params["norms"] >= 2 else (),
     ),
-    "cagrad": Solver(cagrad, ("c", "rescale", "norm_eps")),
+    "cagrad": Solver(cagrad, ("c", "rescale", "norm_eps", "rtol")),
     "upgrad": Solver(upgrad, ("reg_eps", "of_trace"), ("preferences",)),
     "dualproj": Solver(dualproj, ("reg_eps", "of_trace"), ("preferences",)),
     "pcd": Solver(pcd, ("beta", "eps", "tau", "rtol"), ("shares",), state=lambda known: 2 * (known + 1)),
