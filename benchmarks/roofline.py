@@ -17,6 +17,7 @@ from gpu.report import table as markdown
 from gpu.workloads import DTYPES, ELEMENTS, MODEL_DTYPE, MODEL_TASKS, MODELS, TASKS
 
 from mtlfast.bench.contests import PASSES
+from mtlfast.ops._precision import EXACT_TASKS
 
 REGISTERS = Path(__file__).parents[1] / "csrc" / "cuda" / "registers.json"
 LATENCY = 700e-9  # seconds of a load from memory under load
@@ -71,19 +72,26 @@ class Launch:
 
 
 def gram(work: Workload, bytes_moved: float, chip: Chip, kernels: dict[str, Any]) -> Launch:
-    """The kernel that K tasks take: all sums in registers, or rows staged in shared memory."""
+    """The kernel that K tasks take: all sums in registers, or rows staged in shared memory.
+
+    The sums of few tasks are exact: a multiply-add of doubles takes twice the time of one of floats, and a processor
+    converts 16 elements to double in a cycle.
+    """
     K, dtype, converted = work.num_tasks, CXX_NAMES[work.dtype], work.dtype != "float32"
     if K <= 16:
-        rows = next(rows for rows in range(K, 17) if f"gram_kernel<{dtype}, {rows}>" in kernels)
-        multiply_adds = rows * (rows + 1) / 2 + (rows if converted else 0)
-        return Launch(f"gram_kernel<{dtype}, {rows}>", bytes_moved, multiply_adds, THREAD_BYTES * K)
+        exact = K <= EXACT_TASKS
+        name = f"gram_kernel<{dtype}, {{}}, {'double' if exact else 'float'}>"
+        rows = next(rows for rows in range(K, 17) if name.format(rows) in kernels)
+        multiply_adds = rows * (rows + 1) / 2 * (2 if exact else 1) + (rows if converted else 0)
+        multiply_adds += rows * chip.lanes / 16 if exact else 0
+        return Launch(name.format(rows), bytes_moved, multiply_adds, THREAD_BYTES * K)
     capacity, classes = (32 if K <= 32 else 64), -(-K // 4)
     tiles = classes * (classes + 1) / 2
     # A tile takes 16 multiply-adds a column and, for each group of 16 bytes, 8 loads from shared memory, which take a
     # warp 4 cycles each at worst; 16-bit elements are converted besides.
     loads = 8 * 4 * chip.lanes / 32 / (16 / DTYPES[work.dtype])
     slots = max(16 + (8 if converted else 0), loads)
-    return Launch(f"gram_staged_kernel<{dtype}, {capacity}>", bytes_moved, tiles * slots, 16384 / capacity * K)
+    return Launch(f"gram_staged_kernel<{dtype}, {capacity}, float>", bytes_moved, tiles * slots, 16384 / capacity * K)
 
 
 def launches(op: str, work: Workload, chip: Chip, kernels: dict[str, Any]) -> list[Launch]:

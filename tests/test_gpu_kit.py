@@ -196,7 +196,7 @@ def test_roofline_beside_a_run():
 
     rows = roofline.table("H100")
     eight = next(row for row in rows if (row["op"], row["K"], row["dtype"]) == ("gram", 8, "float32"))
-    assert eight["kernel"] == "gram_kernel<float, 8>"
+    assert eight["kernel"] == "gram_kernel<float, 8, float>"
     assert eight["us memory"] == round(8 * 25e6 * 4 / (3350e9 * 0.9) * 1e6)
     measured = {"op": "gram", "K": 8, "dtype": "float32", "layout": "scattered", "P": 25_000_000, "us median": 300.0}
     resnet = {"op": "PCGrad", "K": 4, "dtype": "bfloat16", "model": "ResNet-50", "P": 23_508_032, "us median": 150.0}

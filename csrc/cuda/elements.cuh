@@ -36,6 +36,10 @@ __device__ inline float widen(float v) { return v; }
 __device__ inline double widen(double v) { return v; }
 __device__ inline float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
 __device__ inline float widen(__half v) { return __half2float(v); }
+template <class Sum, class T>
+__device__ inline Sum widen_to(T v) {
+  return static_cast<Sum>(widen(v));
+}
 
 // Rounds to nearest even; a double goes to 16 bits through float, as torch does it.
 template <class W>

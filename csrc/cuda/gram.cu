@@ -7,9 +7,22 @@ MTLFAST_GRAM_OF(extern, float)
 MTLFAST_GRAM_OF(extern, double)
 MTLFAST_GRAM_OF(extern, __nv_bfloat16)
 MTLFAST_GRAM_OF(extern, __half)
+MTLFAST_EXACT_GRAM_OF(extern, float)
+MTLFAST_EXACT_GRAM_OF(extern, __nv_bfloat16)
+MTLFAST_EXACT_GRAM_OF(extern, __half)
 
-int64_t gram_partials(const TaskView& grads, bool) {
-  return visit(grads.dtype, [&]<class T>(T) { return gram_partials_of<T>(grads); });
+namespace {
+
+// use(T{}, Sum{}): the elements' type and that of their sums.
+template <class Use>
+auto visit_sums(DType dtype, bool exact, Use use) {
+  return visit(dtype, [&]<class T>(T element) { return exact ? use(element, double{}) : use(element, Wide<T>{}); });
+}
+
+}  // namespace
+
+int64_t gram_partials(const TaskView& grads, bool exact) {
+  return visit_sums(grads.dtype, exact, [&]<class T, class Sum>(T, Sum) { return gram_partials_of<T, Sum>(grads); });
 }
 int64_t norms_partials(const TaskView& grads) {
   const int64_t rows = grads.num_tasks < kNormsRows ? grads.num_tasks : kNormsRows;
@@ -17,8 +30,8 @@ int64_t norms_partials(const TaskView& grads) {
 }
 
 const char* gram(const TaskView& grads, bool exact, const Workspace& workspace, double* out, void* stream) {
-  if (exact && grads.dtype != DType::Float64) return gram_plain(grads, out, stream);
-  return visit(grads.dtype, [&]<class T>(T) { return gram_of<T>(grads, workspace, out, stream); });
+  return visit_sums(grads.dtype, exact,
+                    [&]<class T, class Sum>(T, Sum) { return gram_of<T, Sum>(grads, workspace, out, stream); });
 }
 const char* norms(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {
   return visit(grads.dtype, [&]<class T>(T) { return norms_of<T>(grads, workspace, out, stream); });

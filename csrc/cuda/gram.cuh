@@ -1,9 +1,10 @@
 // G = J J^T for few tasks, and the tasks' norms: one read of the K rows, all sums in registers.
 //
 // Thread to work: a chunk of a tensor is taken in steps of 256 groups, a group (16 bytes of each row) to a thread,
-// which loads K groups and does K(K+1)/2 multiply-adds a column. float sums take at most 64 adds; then the 32 lanes of
-// a warp are added by shuffles and the lane that owns a pair adds the result to its double. fp64 sums stay double and
-// meet the other lanes once, at the end. Warps are added in shared memory, blocks in sums.cuh.
+// which loads K groups and does K(K+1)/2 multiply-adds a column, in Sum: float, or double for exact sums and fp64 rows.
+// Sums of narrower rows take at most kMostAdds adds; then the 32 lanes of a warp are added by shuffles and the lane
+// that owns a pair adds the result to its double. Sums of fp64 rows meet the other lanes once, at the end. Warps are
+// added in shared memory, blocks in sums.cuh.
 //
 // Bytes moved: K * P * itemsize. Deterministic: which columns meet in which sum depends on sizes alone.
 #pragma once
@@ -29,9 +30,9 @@ __device__ inline void fold_warp(W (&sums)[N], double (&run)[(N + 31) / 32]) {
 
 // This block's pairs of the rows first_row .. first_row + Rows, in double: run[] as fold_warp leaves it. Rows that the
 // table does not have are zeros.
-template <class T, int Rows>
+template <class T, int Rows, class Sum>
 __device__ inline void multiply_rows(const Table& table, int first_row, double (&run)[(pairs_of(Rows) + 31) / 32]) {
-  Wide<T> sums[pairs_of(Rows)] = {};
+  Sum sums[pairs_of(Rows)] = {};
   int adds = 0;
   for (long long chunk = first_chunk_of(table, blockIdx.x, gridDim.x); chunk < table.num_chunks; chunk += gridDim.x) {
     const Piece piece = piece_of(table, static_cast<int>(chunk));
@@ -51,10 +52,11 @@ __device__ inline void multiply_rows(const Table& table, int first_row, double (
 #pragma unroll
           for (int i = 0; i < Rows; ++i)
 #pragma unroll
-            for (int j = 0; j <= i; ++j) sums[pairs_of(i) + j] += widen(rows[i].element[e]) * widen(rows[j].element[e]);
+            for (int j = 0; j <= i; ++j)
+              sums[pairs_of(i) + j] += widen_to<Sum>(rows[i].element[e]) * widen_to<Sum>(rows[j].element[e]);
       }
       adds += kGroup<T>;
-      if (sizeof(T) < 8 && adds == kMostAdds) {
+      if (sizeof(T) < 8 && adds == kMostAdds<Sum>) {
         fold_warp(sums, run);
         adds = 0;
       }
@@ -81,11 +83,11 @@ __device__ inline void add_warps(const Sums& sums, double* partials, const doubl
 }
 
 // Grid: min(blocks for pairs_of(Rows) sums, chunks); block: kThreads. partials: [grid, pairs_of(Rows)].
-template <class T, int Rows>
+template <class T, int Rows, class Sum>
 __global__ void __launch_bounds__(kThreads) gram_kernel(const Table __grid_constant__ table, const Sums sums) {
   constexpr int pairs = pairs_of(Rows);
   double run[(pairs + 31) / 32] = {};
-  multiply_rows<T, Rows>(table, 0, run);
+  multiply_rows<T, Rows, Sum>(table, 0, run);
   add_warps<pairs>(sums, sums.partials + static_cast<long long>(blockIdx.x) * pairs, run);
   if (!is_last_block(sums, gridDim.x)) return;
   add_up(sums.partials, gridDim.x, pairs, [&](int pair, double sum) {
@@ -96,11 +98,11 @@ __global__ void __launch_bounds__(kThreads) gram_kernel(const Table __grid_const
   });
 }
 
-// Grid: (blocks, rows of the table); block: kThreads. partials: [blocks, rows]; out: the rows' norms.
+// Grid: (blocks, rows of the table); block: kThreads. partials: [blocks, rows]; out: the rows' norms, of exact sums.
 template <class T>
 __global__ void __launch_bounds__(kThreads) norms_kernel(const Table __grid_constant__ table, const Sums sums) {
   double run[1] = {};
-  multiply_rows<T, 1>(table, blockIdx.y, run);
+  multiply_rows<T, 1, double>(table, blockIdx.y, run);
   add_warps<1>(sums, sums.partials + static_cast<long long>(blockIdx.x) * gridDim.y + blockIdx.y, run);
   if (!is_last_block(sums, gridDim.x * gridDim.y)) return;
   add_up(sums.partials, gridDim.x, gridDim.y, [&](int row, double sum) { sums.out[row] = sqrt(sum); });

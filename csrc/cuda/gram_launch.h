@@ -12,12 +12,12 @@
 namespace mtlfast::cuda {
 
 // 1. Few rows: all sums in registers.
-template <class T, int Rows>
+template <class T, int Rows, class Sum>
 const char* gram_registers(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {
   const int blocks = blocks_for(pairs_of(Rows), chunks_of(grads)), K = static_cast<int>(grads.num_tasks);
   return for_each_table(grads, 0, K, [&](const Table& table, bool first, bool last) {
     const Sums sums{workspace.partials, workspace.counter, out, K, first, last};
-    return launch<gram_kernel<T, Rows>>(dim3(blocks), kThreads, 0, stream, table, sums);
+    return launch<gram_kernel<T, Rows, Sum>>(dim3(blocks), kThreads, 0, stream, table, sums);
   });
 }
 
@@ -27,13 +27,13 @@ inline int64_t tile_sums(const RowBlocks& blocks) {
 }
 
 // 2. Up to kStagedRows rows with themselves, or two row blocks of that many with each other.
-template <class T, int Rows>
+template <class T, int Rows, class Sum>
 const char* gram_staged(const TaskView& grads, const RowBlocks& rows, const Workspace& workspace, double* out,
                         void* stream) {
   const int blocks = blocks_for(tile_sums(rows), chunks_of(grads)), K = static_cast<int>(grads.num_tasks);
   const auto run = [&](const Table& table, bool first, bool last) {
     const Sums sums{workspace.partials, workspace.counter, out, K, first, last};
-    return launch<gram_staged_kernel<T, Rows>>(dim3(blocks), kThreads, 0, stream, table, rows, sums);
+    return launch<gram_staged_kernel<T, Rows, Sum>>(dim3(blocks), kThreads, 0, stream, table, rows, sums);
   };
   Packer<decltype(run)> packer(rows.rows_a + rows.rows_b, run);
   for (int64_t t = 0; t < grads.num_tensors; ++t) {
@@ -60,23 +60,23 @@ const char* for_each_row_blocks(int64_t num_tasks, Use use) {
   return error;
 }
 
-template <class T>
+template <class T, class Sum>
 const char* gram_of(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {
-  if (grads.num_tasks <= GramRows<T>::most)
-    return visit_rows(typename GramRows<T>::counts{}, grads.num_tasks,
-                      [&]<int Rows>() { return gram_registers<T, Rows>(grads, workspace, out, stream); });
+  if (grads.num_tasks <= GramRows<Sum>::most)
+    return visit_rows(typename GramRows<Sum>::counts{}, grads.num_tasks,
+                      [&]<int Rows>() { return gram_registers<T, Rows, Sum>(grads, workspace, out, stream); });
   return for_each_row_blocks(grads.num_tasks, [&](const RowBlocks& rows) {
-    if (rows.rows_b > 0) return gram_staged<T, 2 * kStagedRows>(grads, rows, workspace, out, stream);
-    if (rows.rows_a > 32) return gram_staged<T, kStagedRows>(grads, rows, workspace, out, stream);
-    return gram_staged<T, 32>(grads, rows, workspace, out, stream);
+    if (rows.rows_b > 0) return gram_staged<T, 2 * kStagedRows, Sum>(grads, rows, workspace, out, stream);
+    if (rows.rows_a > 32) return gram_staged<T, kStagedRows, Sum>(grads, rows, workspace, out, stream);
+    return gram_staged<T, 32, Sum>(grads, rows, workspace, out, stream);
   });
 }
 
-template <class T>
+template <class T, class Sum>
 int64_t gram_partials_of(const TaskView& grads) {
   const auto partials = [&](int64_t sums) { return sums * blocks_for(sums, chunks_of(grads)); };
-  if (grads.num_tasks <= GramRows<T>::most)
-    return visit_rows(typename GramRows<T>::counts{}, grads.num_tasks,
+  if (grads.num_tasks <= GramRows<Sum>::most)
+    return visit_rows(typename GramRows<Sum>::counts{}, grads.num_tasks,
                       [&]<int Rows>() { return partials(pairs_of(Rows)); });
   int64_t most = 0;
   for_each_row_blocks(grads.num_tasks, [&](const RowBlocks& rows) -> const char* {
@@ -112,10 +112,12 @@ const char* gram_plain_of(const TaskView& grads, double* out, void* stream) {
   });
 }
 
-// What each dtype's file instantiates.
-#define MTLFAST_GRAM_OF(keyword, T)                                                            \
-  keyword template const char* gram_of<T>(const TaskView&, const Workspace&, double*, void*);  \
-  keyword template const char* norms_of<T>(const TaskView&, const Workspace&, double*, void*); \
+// What each dtype's file instantiates: the fast sums, and the exact ones of dtypes that are not double themselves.
+#define MTLFAST_GRAM_OF(keyword, T)                                                                    \
+  keyword template const char* gram_of<T, Wide<T>>(const TaskView&, const Workspace&, double*, void*); \
+  keyword template const char* norms_of<T>(const TaskView&, const Workspace&, double*, void*);         \
   keyword template const char* gram_plain_of<T>(const TaskView&, double*, void*);
+#define MTLFAST_EXACT_GRAM_OF(keyword, T) \
+  keyword template const char* gram_of<T, double>(const TaskView&, const Workspace&, double*, void*);
 
 }  // namespace mtlfast::cuda

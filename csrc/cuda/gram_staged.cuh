@@ -4,8 +4,9 @@
 // it is multiplied. Threads own 4 x 4 tiles of pairs: with m = ceil(K / 4), tile (i, j), j <= i < m, holds the rows i,
 // i + m, i + 2m, i + 3m against j, j + m, ..., so that neighbouring threads read neighbouring rows, whose distance in
 // shared memory (a stage's row and 16 bytes) puts them on different banks. Where there are fewer tiles than threads,
-// `slices` threads share a tile: slice s takes every slices-th group (16 bytes) of columns. float sums take at most 64
-// adds before they go to the thread's doubles.
+// `slices` threads share a tile: slice s takes every slices-th group (16 bytes) of columns. Sums are
+// float, or double for exact sums and fp64 rows; those of narrower rows take at most kMostAdds adds before they go to
+// the thread's doubles.
 //
 // Between two row blocks (K > 64) tiles are all (i, j) of rows a against rows b; the same code.
 //
@@ -108,34 +109,34 @@ __device__ inline void copy_stage(const Table& table, const RowBlocks& blocks, c
   }
 }
 
-template <class T>
-__device__ inline void load_wide(const unsigned char* from, Wide<T> (&wide)[kGroup<T>]) {
+template <class T, class Sum>
+__device__ inline void load_wide(const unsigned char* from, Sum (&wide)[kGroup<T>]) {
   Group<T> group;
   load_words(from, group.by16);
 #pragma unroll
-  for (int e = 0; e < kGroup<T>; ++e) wide[e] = widen(group.element[e]);
+  for (int e = 0; e < kGroup<T>; ++e) wide[e] = widen_to<Sum>(group.element[e]);
 }
 
 // Multiplies this thread's tile over its groups of a stage of n columns.
-template <class T, int Rows>
+template <class T, int Rows, class Sum>
 __device__ inline void multiply_stage(const unsigned char* stage, const Tiles& t, int first_b, int n,
-                                      Wide<T> (&sums)[kTile][kTile], double (&run)[kTile][kTile], int& adds) {
+                                      Sum (&sums)[kTile][kTile], double (&run)[kTile][kTile], int& adds) {
   using S = Stage<T, Rows>;
   for (int group = t.slice; group * kGroup<T> < n; group += t.slices) {
-    Wide<T> a[kTile][kGroup<T>];
+    Sum a[kTile][kGroup<T>];
 #pragma unroll
-    for (int i = 0; i < kTile; ++i) load_wide<T>(stage + (t.i + i * t.classes_a) * S::kStride + group * 16, a[i]);
+    for (int i = 0; i < kTile; ++i) load_wide<T, Sum>(stage + (t.i + i * t.classes_a) * S::kStride + group * 16, a[i]);
 #pragma unroll
     for (int j = 0; j < kTile; ++j) {
-      Wide<T> b[kGroup<T>];
-      load_wide<T>(stage + (first_b + t.j + j * t.classes_b) * S::kStride + group * 16, b);
+      Sum b[kGroup<T>];
+      load_wide<T, Sum>(stage + (first_b + t.j + j * t.classes_b) * S::kStride + group * 16, b);
 #pragma unroll
       for (int i = 0; i < kTile; ++i)
 #pragma unroll
         for (int e = 0; e < kGroup<T>; ++e) sums[i][j] += a[i][e] * b[e];
     }
     adds += kGroup<T>;
-    if (sizeof(T) < 8 && adds == kMostAdds) {
+    if (sizeof(T) < 8 && adds == kMostAdds<Sum>) {
 #pragma unroll
       for (int i = 0; i < kTile; ++i)
 #pragma unroll
@@ -168,7 +169,7 @@ struct StageWalk {
 };
 
 // Grid: min(blocks for the tiles' sums, chunks); block: kThreads. partials: [grid, tiles * 16], tile after tile.
-template <class T, int Rows>
+template <class T, int Rows, class Sum>
 __global__ void __launch_bounds__(kThreads)
     gram_staged_kernel(const Table __grid_constant__ table, const RowBlocks blocks, const Sums sums) {
   using S = Stage<T, Rows>;
@@ -176,7 +177,7 @@ __global__ void __launch_bounds__(kThreads)
   Tiles t = tiles_of(blocks, S::kGroups);
   place_of(blocks, t, t.tile, t.i, t.j);
   const int first_b = blocks.rows_b > 0 ? Rows / 2 : 0;
-  Wide<T> tile_sums[kTile][kTile] = {};
+  Sum tile_sums[kTile][kTile] = {};
   double run[kTile][kTile] = {};
   int adds = 0;
 
@@ -203,7 +204,7 @@ __global__ void __launch_bounds__(kThreads)
     __pipeline_commit();
     __pipeline_wait_prior(1);  // all but the copy just begun
     __syncthreads();
-    if (t.slice >= 0) multiply_stage<T, Rows>(stages + turn * S::kBytes, t, first_b, n, tile_sums, run, adds);
+    if (t.slice >= 0) multiply_stage<T, Rows, Sum>(stages + turn * S::kBytes, t, first_b, n, tile_sums, run, adds);
     __syncthreads();  // before the next copy into the memory just read
     n = next_n;
     turn = 1 - turn;

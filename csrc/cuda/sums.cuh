@@ -9,7 +9,9 @@
 
 namespace mtlfast::cuda {
 
-constexpr int kMostAdds = 64;  // of floats one after the other: promise 3's bound leaves no more
+// Products added one after the other: promise 3's bounds, 1e-6 for float sums and 1e-13 for exact ones, leave no more.
+template <class Sum>
+constexpr int kMostAdds = sizeof(Sum) < 8 ? 64 : 512;
 
 // Where the sums of one op go, the same for all its launches but for `first` and `last`.
 struct Sums {

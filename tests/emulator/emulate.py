@@ -155,7 +155,7 @@ class Emulator:
         return {name.replace(" ", "") for name in re.findall(r"void mtlfast::cuda::(\w+_kernel<[^(]*>)\(", symbols)}
 
     def gram(self, grads: TaskGradients, name: str = "gram", **options: int) -> Tensor:
-        """[K, K]; `name`: gram or gram_plain."""
+        """[K, K]; `name`: gram, gram_exact or gram_plain."""
         return self._sums(name, grads, (grads.num_tasks, grads.num_tasks), options)
 
     def norms(self, grads: TaskGradients, **options: int) -> Tensor:

@@ -24,6 +24,11 @@ struct EmulatedWorkspace {
   cuda::Workspace workspace;
 };
 
+const char* gram(const TaskView& grads, bool exact, double* out) {
+  const EmulatedWorkspace memory(cuda::gram_partials(grads, exact));
+  return memory.checked(cuda::gram(grads, exact, memory.workspace, out, nullptr));
+}
+
 }  // namespace
 
 #pragma GCC visibility push(default)
@@ -42,13 +47,8 @@ const char* emulator_launched() {
   return lines.c_str();
 }
 
-template <bool Exact>
-const char* gram_of(const TaskView* grads, double* out) {
-  const EmulatedWorkspace memory(cuda::gram_partials(*grads, Exact));
-  return memory.checked(cuda::gram(*grads, Exact, memory.workspace, out, nullptr));
-}
-const char* emulate_gram(const TaskView* grads, double* out) { return gram_of<false>(grads, out); }
-const char* emulate_gram_exact(const TaskView* grads, double* out) { return gram_of<true>(grads, out); }
+const char* emulate_gram(const TaskView* grads, double* out) { return gram(*grads, false, out); }
+const char* emulate_gram_exact(const TaskView* grads, double* out) { return gram(*grads, true, out); }
 const char* emulate_norms(const TaskView* grads, double* out) {
   const EmulatedWorkspace memory(cuda::norms_partials(*grads));
   return memory.checked(cuda::norms(*grads, memory.workspace, out, nullptr));

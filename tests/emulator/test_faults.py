@@ -80,7 +80,7 @@ def gram(num_tasks: int, *faults: str) -> str:
     [
         (3, "NO_BARRIER", "wrong result"),
         (17, "NO_BARRIER", "wrong result"),
-        (3, "SHUFFLE_MASK", "gram_kernel<float, 3>, block .* shuffles"),
+        (3, "SHUFFLE_MASK", "gram_kernel<float, 3, float>, block .* shuffles"),
         (17, "NO_WAIT", "wrong result"),
     ],
 )

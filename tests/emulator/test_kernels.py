@@ -57,14 +57,16 @@ SUM_CASES = grid(DTYPES, TASKS, list(EMULATED_SHAPES), ["contiguous", "misaligne
 def test_gram_and_norms(emulator: Emulator, dtype, num_tasks, shapes, layout, seed):
     grads = draw(num_tasks, shapes_for(shapes, num_tasks), dtype, layout, missing=0.15)
     J = matrix(grads)
-    bound = (J.abs() @ J.abs().T) * (1e-13 if dtype == torch.float64 else 1e-6)
-    G = emulator.gram(grads, seed=seed)
-    assert torch.equal(G, G.T)
-    assert ((G - J @ J.T).abs() <= bound).all()
-    assert ((emulator.norms(grads, seed=seed) ** 2 - (J * J).sum(1)).abs() <= bound.diagonal() * 2).all()
-    # Neither the order of blocks and threads nor addresses change a bit.
+    size = J.abs() @ J.abs().T
+    assert ((emulator.norms(grads, seed=seed) ** 2 - (J * J).sum(1)).abs() <= size.diagonal() * 1e-13).all()
     moved = TaskGradients.from_rows([[None if g is None else g.clone() for g in row] for row in grads.rows])
-    assert torch.equal(emulator.gram(moved, seed=0), G)
+    for name in ("gram", "gram_exact"):
+        G = emulator.gram(grads, name, seed=seed)
+        assert torch.equal(G, G.T)
+        exact = name == "gram_exact" or dtype == torch.float64
+        assert ((G - J @ J.T).abs() <= size * (1e-13 if exact else 1e-6)).all()
+        # Neither the order of blocks and threads nor addresses change a bit.
+        assert torch.equal(emulator.gram(moved, name, seed=0), G)
 
 
 @pytest.mark.parametrize("num_tasks", [1, 8, 17, 100])
@@ -72,6 +74,7 @@ def test_gram_and_norms(emulator: Emulator, dtype, num_tasks, shapes, layout, se
 def test_nothing_to_do(emulator: Emulator, shapes, num_tasks):
     grads = draw(num_tasks, SHAPES[shapes])
     assert not emulator.gram(grads).any()
+    assert not emulator.gram(grads, "gram_exact").any()
     assert not emulator.norms(grads).any()
     assert emulator.flatten(grads).shape == (num_tasks, 0)
     assert [x.numel() for x in emulator.combine(grads, torch.ones(num_tasks))] == [0] * len(grads.shapes)
@@ -86,6 +89,7 @@ def test_the_slow_gram_agrees(emulator: Emulator, dtype, num_tasks):
     assert ((slow - J @ J.T).abs() <= (J.abs() @ J.abs().T) * 1e-13).all()
     bound = (J.abs() @ J.abs().T) * (1e-13 if dtype == torch.float64 else 1e-6)
     assert ((emulator.gram(grads, seed=1) - slow).abs() <= bound).all()
+    assert ((emulator.gram(grads, "gram_exact", seed=1) - slow).abs() <= (J.abs() @ J.abs().T) * 1e-13).all()
 
 
 # As many columns as 128 adds in a row take, twice what promise 3 allows: 8 chunks for each of 1024 blocks in registers.
@@ -97,7 +101,9 @@ def test_constant_rows_are_the_worst_case(emulator: Emulator, num_tasks, numel, 
     # 128 float adds of this number's square err by 1.9e-6, 64 by nothing; 1.1 does the like for float16.
     row = torch.full((numel,), 1.9864155 if dtype == torch.float32 else 1.1, dtype=dtype)
     exact = numel * row[0].double() ** 2
-    assert ((emulator.gram(TaskGradients.from_rows([[row]] * num_tasks)) - exact).abs() <= exact * 1e-6).all()
+    grads = TaskGradients.from_rows([[row]] * num_tasks)
+    assert ((emulator.gram(grads) - exact).abs() <= exact * 1e-6).all()
+    assert ((emulator.gram(grads, "gram_exact") - exact).abs() <= exact * 1e-13).all()
 
 
 @pytest.mark.parametrize("num_tasks", [3, 17])
@@ -164,7 +170,7 @@ def test_combine_with_more_weights_than_shared_memory_holds(emulator: Emulator):
 def test_a_surgery_of_eight_tasks_and_400_tensors_is_a_launch_an_op(emulator: Emulator):
     grads = draw(8, [(1 + i % 3,) for i in range(400)])
     emulator.gram(grads)
-    assert emulator.launches == ["gram_kernel<float,8>"]
+    assert emulator.launches == ["gram_kernel<float,8,float>"]
     fresh = emulator.combine(grads, torch.ones(8))
     assert emulator.launches == ["combine_kernel<float,float,1>"] * 2  # outputs of their own take room in the table
     for x, want in zip(emulator.combine(grads, torch.ones(8), grads.rows[0]), fresh, strict=True):
