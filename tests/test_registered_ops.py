@@ -63,9 +63,10 @@ def surgery(rows, weights):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_traced_calls_give_the_bits_of_eager_ones(dtype, device):
-    rows = draw_rows(3, [(5, 7), (130,), (9001,)], dtype, device=device)
-    weights = torch.rand(3, dtype=torch.float64, device=device)
+@pytest.mark.parametrize("num_tasks", [3, 5])  # the precision of gram: by K alone, and by P too
+def test_traced_calls_give_the_bits_of_eager_ones(num_tasks, dtype, device):
+    rows = draw_rows(num_tasks, [(5, 7), (130,), (9001,)], dtype, device=device)
+    weights = torch.rand(num_tasks, dtype=torch.float64, device=device)
     eager = surgery(rows, weights)
     traced = torch.compile(surgery, backend="aot_eager", fullgraph=True)(rows, weights)
     assert len(eager) == len(traced)

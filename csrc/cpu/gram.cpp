@@ -98,8 +98,9 @@ MTLFAST_INLINE void tile(const T* const* a, const T* const* b, int64_t n, double
 
 template <class S, int Rows, class T = typename S::Element>
 void triangle(const T* const* rows, int64_t n, double* const* sums, const Ahead& ahead) {
-  constexpr int unroll = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
-  constexpr int most = kGrain / S::kStep, sets = S::kParts == 4 && Rows <= 2 ? 4 : 1;
+  constexpr int sets = S::kParts == 4 && Rows <= 2 ? 4 : 1;
+  constexpr int unroll = (Rows == 1 ? 4 : Rows <= 3 ? 2 : 1) / (sets > 1 ? 2 : 1);
+  constexpr int most = kGrain / S::kStep;
   tile<S, Rows, Rows, true, (unroll < most ? unroll : most), sets>(rows, rows, n, sums, ahead);
 }
 

@@ -48,7 +48,15 @@ MTLFAST_INLINE HalfF32 high_half(F32 v) {
   return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
 #endif
 }
-MTLFAST_INLINE F64 to_double(HalfF32 v) { return __builtin_convertvector(v, F64); }
+MTLFAST_INLINE F64 to_double(HalfF32 v) {  // by name: gcc makes several instructions of the generic conversion
+#if MTLFAST_VECTOR_BYTES == 64
+  return (F64)_mm512_maskz_cvtps_pd(0xff, (__m256)v);
+#elif defined(__F16C__)
+  return (F64)_mm256_cvtps_pd((__m128)v);
+#else
+  return __builtin_convertvector(v, F64);
+#endif
+}
 
 // Half the lanes as doubles, after adding the other half in float: one rounding more, half the work.
 MTLFAST_INLINE F64 fold_to_double(F32 v) { return to_double(low_half(v) + high_half(v)); }
