@@ -7,8 +7,8 @@
 // share of the rows two blocks ahead, so that memory works while tiles multiply.
 //
 // Exact sums of narrower rows: elements become doubles, whose products of floats are exact, and are summed as fp64 rows
-// are. Up to four rows, one strip, the tile's loads convert: each element is loaded once. Of more rows, whose elements
-// several tiles load, 128 columns at a time are converted into the first-level cache.
+// are. Few rows are converted by the tiles' loads: up to 16 of float32, 4 of the 16-bit formats, whose conversion takes
+// longer. Of more rows, whose elements many tiles load, 128 columns at a time are converted into the first-level cache.
 //
 // Work: K(K+1)/2 multiply-adds a column. Deterministic: block borders depend on the column alone, lanes and pairs are
 // added in a fixed order, and the caller adds the ranges in order.
@@ -25,7 +25,9 @@ constexpr int kSumLanes = MTLFAST_VECTOR_BYTES / 8;  // doubles a pair's running
 constexpr int kStripRows = 4;
 constexpr int kOwnPrefetch = 6;                                   // rows that need no help
 constexpr int kTileColumns = MTLFAST_VECTOR_BYTES == 64 ? 4 : 3;  // 32 registers hold a 4 x 4 tile, 16 a 4 x 3
-constexpr int64_t kWidened = 128;                                 // columns that are doubles at a time
+template <class T>
+constexpr int64_t kAsLoaded = sizeof(T) == 4 ? 16 : kStripRows;  // rows that a tile's loads convert to double
+constexpr int64_t kWidened = 128;                                // columns that are doubles at a time
 constexpr int64_t kExactRun = 32768;  // columns whose exact sums go one after the other: 256 adds of 128 columns
 
 // Some rows' memory two blocks ahead, for one tile to bring closer while it works.
@@ -104,64 +106,54 @@ void triangle(const T* const* rows, int64_t n, double* const* sums, const Ahead&
   tile<S, Rows, Rows, true, (unroll < most ? unroll : most), sets>(rows, rows, n, sums, ahead);
 }
 
-template <class T, int Rows, int Columns>
+template <class S, int Rows, int Columns, class T = typename S::Element>
 void rectangle(const T* const* a, const T* const* b, int64_t n, double* const* sums, const Ahead& ahead) {
-  constexpr int most = kGrain / Simd<T>::kStep, unroll = Rows * Columns <= 4 ? 2 : 1;
-  tile<Simd<T>, Rows, Columns, false, (unroll < most ? unroll : most)>(a, b, n, sums, ahead);
+  constexpr int most = kGrain / S::kStep, unroll = Rows * Columns <= 4 ? 2 : 1;
+  tile<S, Rows, Columns, false, (unroll < most ? unroll : most)>(a, b, n, sums, ahead);
 }
 
 // One strip of Rows rows from row `first`: its triangle, then rectangles against the rows before it.
-template <class T, int Rows>
+template <class S, int Rows, class T = typename S::Element>
 void strip(const T* const* rows, int64_t first, int64_t n, double* pair_sums, AheadOfTiles<T>& ahead) {
   double* sums[Rows];
   for (int i = 0; i < Rows; ++i) sums[i] = pair_sums + (num_pairs(first + i) + first) * kSumLanes;
-  triangle<Simd<T>, Rows>(rows + first, n, sums, ahead.next());
+  triangle<S, Rows>(rows + first, n, sums, ahead.next());
   for (int64_t j = 0; j < first; j += kTileColumns) {
     for (int i = 0; i < Rows; ++i) sums[i] = pair_sums + (num_pairs(first + i) + j) * kSumLanes;
     switch (first - j) {
       case 1:
-        rectangle<T, Rows, 1>(rows + first, rows + j, n, sums, ahead.next());
+        rectangle<S, Rows, 1>(rows + first, rows + j, n, sums, ahead.next());
         break;
       case 2:
-        rectangle<T, Rows, 2>(rows + first, rows + j, n, sums, ahead.next());
+        rectangle<S, Rows, 2>(rows + first, rows + j, n, sums, ahead.next());
         break;
       case 3:
-        rectangle<T, Rows, 3>(rows + first, rows + j, n, sums, ahead.next());
+        rectangle<S, Rows, 3>(rows + first, rows + j, n, sums, ahead.next());
         break;
       default:
-        rectangle<T, Rows, kTileColumns>(rows + first, rows + j, n, sums, ahead.next());
+        rectangle<S, Rows, kTileColumns>(rows + first, rows + j, n, sums, ahead.next());
         break;
     }
   }
 }
 
-// All pairs of K rows over n columns.
-template <class T>
+// All pairs of K rows over n columns, loaded by S.
+template <class S, class T = typename S::Element>
 void multiply(const T* const* rows, int64_t K, int64_t n, bool in_place, double* lanes) {
   AheadOfTiles<T> ahead(rows, K, n, in_place);
   int64_t first = 0;
-  for (; first + kStripRows <= K; first += kStripRows) strip<T, kStripRows>(rows, first, n, lanes, ahead);
+  for (; first + kStripRows <= K; first += kStripRows) strip<S, kStripRows>(rows, first, n, lanes, ahead);
   switch (K - first) {
     case 1:
-      strip<T, 1>(rows, first, n, lanes, ahead);
+      strip<S, 1>(rows, first, n, lanes, ahead);
       break;
     case 2:
-      strip<T, 2>(rows, first, n, lanes, ahead);
+      strip<S, 2>(rows, first, n, lanes, ahead);
       break;
     case 3:
-      strip<T, 3>(rows, first, n, lanes, ahead);
+      strip<S, 3>(rows, first, n, lanes, ahead);
       break;
   }
-}
-
-// The triangle of at most kStripRows rows, whose elements become doubles as the tile loads them.
-template <class T, int Rows = kStripRows>
-void multiply_as_loaded(const T* const* rows, int64_t K, int64_t n, double* lanes) {
-  if constexpr (Rows > 1)
-    if (K < Rows) return multiply_as_loaded<T, Rows - 1>(rows, K, n, lanes);
-  double* sums[Rows];
-  for (int i = 0; i < Rows; ++i) sums[i] = lanes + num_pairs(i) * kSumLanes;
-  triangle<Widened<T>, Rows>(rows, n, sums, Ahead{{}, 0});
 }
 
 // Memory for kWidened columns of K rows as doubles, behind their addresses.
@@ -184,7 +176,7 @@ void multiply_widened(const T* const* rows, int64_t K, int64_t n, bool in_place,
         for (int part = 0; part < S::kParts; ++part)
           store_unaligned(wide + k * kWidened + c + part * (kLanes / 2), S::load(rows[k] + begin + c, part));
       }
-    multiply(wide_rows, K, columns, false, lanes);
+    multiply<Simd<double>>(wide_rows, K, columns, false, lanes);
   }
 }
 
@@ -236,10 +228,10 @@ void gram(const TaskView& grads, int64_t begin, int64_t end, bool exact, void* s
     sum_blocks<T>(grads, begin, end, widen ? kExactRun : 0, num_pairs(K), static_cast<char*>(scratch), sums,
                   [&](const T* const* rows, int64_t n, bool in_place, double* lanes, char* rest) {
                     if constexpr (sizeof(T) < 8) {
-                      if (widen && K <= kStripRows) return multiply_as_loaded(rows, K, n, lanes);
+                      if (widen && K <= kAsLoaded<T>) return multiply<Widened<T>>(rows, K, n, in_place, lanes);
                       if (widen) return multiply_widened(rows, K, n, in_place, rest, lanes);
                     }
-                    multiply(rows, K, n, in_place, lanes);
+                    multiply<Simd<T>>(rows, K, n, in_place, lanes);
                   });
   });
 }
