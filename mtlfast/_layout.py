@@ -32,4 +32,4 @@ def is_dense(tensor: Tensor) -> bool:
 
 def overlaps_itself(tensor: Tensor) -> bool:
     """Is it expanded, so that several elements share their memory?"""
-    return 0 in strides_that_count(tensor.shape, tensor.stride())
+    return not tensor.is_contiguous() and 0 in strides_that_count(tensor.shape, tensor.stride())

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from methods import METHODS, losses, numbers_of_tasks
-from sampling import GRID, SEED
+from sampling import GRID
 from torch import Tensor
 
 import mtlfast
@@ -95,7 +95,7 @@ def update(name: str, J: Tensor, gram: Tensor, rtol: float) -> Tensor:
 def problems(kind: str) -> list[tuple[int, int, int]]:
     """K, P and a seed; a sample of few unless all are wanted."""
     every = [(K, P, seed) for K in TASKS for P in SIZES for seed in range(2) if K * P <= 4_000_000]
-    chosen = random.Random(f"{kind} {SEED}")
+    chosen = random.Random(kind)  # the same in every run: a case that fails can be had again
     return every if GRID == "all" else chosen.sample([p for p in every if p[0] * p[1] <= 40_000], 7)
 
 

@@ -56,7 +56,7 @@ def test_the_solver_sees_the_others_alone(name, solve):
         places = row.nonzero().flatten()
         some = [None if x is None else among(x[i], places, num_tasks) for x in _values(inputs)]
         some = dict(zip(inputs, some, strict=True)) if isinstance(inputs, dict) else some
-        of_some = {n: len(places) * 1e-9 if n == "rtol" else v for n, v in _named(params, solver).items()}
+        of_some = {n: v * (len(places) / num_tasks) if n == "rtol" else v for n, v in _named(params, solver).items()}
         of_some = of_some if isinstance(params, dict) else list(of_some.values())
         present = [(tasks or range(num_tasks))[place] for place in places.tolist()]
         matrix = clean[i][places][:, places].contiguous()

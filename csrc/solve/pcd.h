@@ -38,7 +38,8 @@ struct PCD : Method {
     double largest = 0;
     bool feasible = true;
     for (int j = 0; j < others; ++j) largest = larger(largest, N[j * others + j]);
-    for (int j = 0; j < others; ++j) feasible = feasible && products[j] - c[j] >= -larger(kFeasible, p.params[Param::rtol]) * largest;
+    for (int j = 0; j < others; ++j)
+      feasible = feasible && products[j] - c[j] >= -larger(kFeasible, p.params[Param::rtol]) * largest;
     team.sync();
     for (int k = team.rank; k < K; k += team.size)
       if (k == 0 || !feasible) w[k] = k == 0;

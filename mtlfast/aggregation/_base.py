@@ -246,7 +246,7 @@ class GramAggregator(Aggregator):
             raise ValueError(
                 f"{type(self).__name__}: solve returned {list(weights.shape)}, expected {list(gram.shape[:-1])}"
             )
-        return weights.double()
+        return weights if weights.dtype is torch.float64 else weights.double()
 
     def diagnostics(self) -> dict[str, int]:
         """Counts of what went wrong since `reset()`, for methods that iterate; on a GPU this waits for it."""

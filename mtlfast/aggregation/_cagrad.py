@@ -52,7 +52,12 @@ class CAGrad(SolvedAggregator):
 
     def params(self, step: Step) -> dict[str, float]:
         """The constructor's arguments."""
-        return {"c": self.c, "rescale": self.rescale, "norm_eps": self.norm_eps, "rtol": step.rank_rtol}
+        return {
+            "c": self.c,
+            "rescale": self.rescale,
+            "norm_eps": self.norm_eps,
+            "rtol": (step.rtol or 0.0) / step.num_tasks,
+        }
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -50,7 +50,7 @@ class GradVac(RandomOrder, SolvedAggregator):
 
     def params(self, step: Step) -> dict[str, float]:
         """Beta, no absolute epsilon, and what a norm of rounding is."""
-        return {"beta": self.beta, "eps": 0.0, "rtol": step.rank_rtol}
+        return {"beta": self.beta, "eps": 0.0, "rtol": step.rtol or 0.0}
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The order's keys."""

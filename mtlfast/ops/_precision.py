@@ -6,6 +6,8 @@ from mtlfast.task_gradients import TaskGradients
 
 # Exact sums hide behind memory for so many tasks, and take little time for so many elements a task.
 EXACT_TASKS, EXACT_ELEMENTS = 4, 4 * 2**20
+DOUBLE_EPS = torch.finfo(torch.float64).eps
+OF_ROUNDING = {dtype: torch.finfo(dtype).eps ** 2 for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
 def check_precision(caller: str, precision: str | None) -> None:
@@ -47,6 +49,5 @@ def product_rtol(grads: TaskGradients, precision: str | None = None) -> float:
     A gradient that is a sum of others, rounded, has its part beside them at four times the square of the unit roundoff.
     """
     if grads.dtype == torch.float64:
-        return torch.finfo(torch.float64).eps
-    roundoff = torch.finfo(grads.dtype).eps / 2
-    return max(sum_rtol(grads.dtype, exact_sums("gram", grads, precision)), 4 * roundoff**2)
+        return DOUBLE_EPS
+    return max(sum_rtol(grads.dtype, exact_sums("gram", grads, precision)), OF_ROUNDING[grads.dtype])
