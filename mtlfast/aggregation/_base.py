@@ -283,7 +283,7 @@ class GramAggregator(Aggregator):
             need_gram: compute the Gram matrix in any case.
         """
         gram: Tensor | None = None
-        precision = step.precision or ("exact" if self.reads is Reads.EXACT_GRAM else None)
+        precision = step.precision or self.reads.precision
         if self.reads.needs_gram or need_gram:
             read = gram = jacobian.gram(precision)
         elif self.reads is Reads.NORMS:

@@ -20,3 +20,8 @@ class Reads(IntEnum):
     def needs_gram(self) -> bool:
         """Is it the Gram matrix of one batch?"""
         return self in (Reads.GRAM, Reads.EXACT_GRAM)
+
+    @property
+    def precision(self) -> str | None:
+        """The sums of the Gram matrix that the method needs, as `mtlfast.ops.gram` has them; None: whichever."""
+        return "exact" if self is Reads.EXACT_GRAM else None

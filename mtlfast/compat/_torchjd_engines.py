@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import ops
+from mtlfast.compat._torchjd_faces import is_hooked
 
 # (the weighting, its Gram matrix in float64, that matrix as it was given) -> the weights, or None: not this time.
 Engine = Callable[[Any, Tensor, Tensor], Tensor | None]
@@ -49,7 +50,7 @@ def _preferences(owner: Any, given: Tensor, *, same_dtype: bool) -> Tensor | Non
     from torchjd.aggregation import ConstantWeighting, MeanWeighting, SumWeighting
 
     inner = owner.weighting
-    if type(inner) not in (ConstantWeighting, MeanWeighting, SumWeighting) or _is_hooked(inner):
+    if type(inner) not in (ConstantWeighting, MeanWeighting, SumWeighting) or is_hooked(inner):
         return None
     if type(inner) is ConstantWeighting:
         fixed = inner.weights
@@ -60,10 +61,6 @@ def _preferences(owner: Any, given: Tensor, *, same_dtype: bool) -> Tensor | Non
             return None
     preferences: Tensor = inner(given)
     return preferences.detach().to(given.device, torch.float64)
-
-
-def _is_hooked(module: Any) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _keys(orders: list[Tensor], others: bool, device: torch.device) -> Tensor:

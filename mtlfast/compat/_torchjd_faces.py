@@ -55,7 +55,8 @@ def refuse_parts(owner: nn.Module, name: str) -> None:
         raise AttributeError(f"{type(owner).__name__}: {name} cannot be set, expected another {type(owner).__name__}")
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
+    """Does it have hooks around its forward?"""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -156,8 +157,11 @@ class OfMatrix(nn.Module):
     def forward(self, matrix: Tensor) -> Tensor:
         """[m], in the matrix's dtype; hooks on the weighting see a Gramian of that dtype."""
         jacobian = RowsJacobian(TaskGradients.from_matrix(matrix))
-        gram = jacobian.gram().to(matrix.dtype) if _is_hooked(self.weighting) else jacobian.gram()
-        weights: Tensor = self.weighting(gram, rtol=jacobian.num_tasks * jacobian.product_rtol())
+        precision = self.weighting.aggregator.reads.precision
+        gram = jacobian.gram(precision)
+        if is_hooked(self.weighting):
+            gram = gram.to(matrix.dtype)
+        weights: Tensor = self.weighting(gram, rtol=jacobian.num_tasks * jacobian.product_rtol(precision))
         return weights.to(matrix.dtype)
 
 
@@ -187,7 +191,7 @@ class Weighted(GramAggregator):
         return part
 
     def _watched(self) -> bool:
-        return _is_hooked(self.weighting)
+        return is_hooked(self.weighting)
 
     def forward(self, grads: TaskGradients | Tensor, **about: Any) -> list[Tensor | None] | Tensor:
         """Aggregates; see `Aggregator`."""
@@ -223,7 +227,7 @@ class GramianWeighted(Weighted):
         return self._part("weighting", lambda: OfMatrix(inner))
 
     def _watched(self) -> bool:
-        return _is_hooked(self.weighting) or _is_hooked(self.gramian_weighting)
+        return is_hooked(self.weighting) or is_hooked(self.gramian_weighting)
 
 
 class Projector:

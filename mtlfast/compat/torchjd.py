@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtlfast import ops
 from mtlfast.compat import _torchjd_engines as engines
-from mtlfast.compat._torchjd_faces import Weighted
+from mtlfast.compat._torchjd_faces import Weighted, is_hooked
 from mtlfast.compat._torchjd_names import *  # noqa: F403
 from mtlfast.compat._torchjd_names import __all__ as _names
 from mtlfast.task_gradients import DTYPES, TaskGradients
@@ -237,8 +237,7 @@ def _in_two_reads(original: Any) -> Any:
 def _is_watched(aggregator: Any) -> bool:
     """Has it hooks, or has every module, that would have to see the Jacobian matrix?"""
     everywhere = nn.modules.module
-    own = aggregator._forward_hooks or aggregator._forward_pre_hooks
-    return bool(own or everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks)
+    return bool(is_hooked(aggregator) or everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks)
 
 
 def _is_as_made(aggregator: Any) -> bool:

@@ -96,7 +96,7 @@ class StoredJacobian(RowsJacobian, Jacobian):
 
     def _tasks_with_weight(self, weights: Tensor) -> Sequence[int]:
         """The tasks that get a backward pass; where they cannot be read, or none is left, the mask is set."""
-        mask = (weights != 0) | torch.stack([loss.detach().isfinite().logical_not() for loss in self._losses])
+        mask = (weights != 0) | ~torch.stack([loss.detach() for loss in self._losses]).isfinite()
         if weights.device.type == "cpu" and (places := mask.nonzero().flatten().tolist()):  # host: a CPU tensor
             return places
         self._mask = mask
