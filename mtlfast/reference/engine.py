@@ -8,6 +8,8 @@ from torch import Tensor
 from mtlfast.reference.pcgrad import pcgrad_coefficients
 from mtlfast.task_gradients import TaskGradients
 
+BLOCK = 1024  # columns
+
 
 def gram(grads: TaskGradients, other: TaskGradients | None = None, precision: str | None = None) -> Tensor:
     """The Gram matrix J J^T, [K, K] float64; with `other` the cross-Gram J_a J_b^T [K, K'].
@@ -18,9 +20,18 @@ def gram(grads: TaskGradients, other: TaskGradients | None = None, precision: st
     result = torch.zeros(grads.num_tasks, right.num_tasks, dtype=torch.float64, device=grads.device)
     for t in range(len(grads.shapes)):
         if grads.shapes[t] is not None and right.shapes[t] is not None:
-            result += _column(grads, t) @ _column(right, t).T
+            result += _products(_column(grads, t), _column(right, t))
     # A matrix product need not be symmetric to the last bit.
     return result.tril() + result.tril(-1).T if other is None else result
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """A product [K, n] @ [K', n]^T block by block: over a long row, one running sum would often round the same way."""
+    count = left.shape[1] // BLOCK
+    blocks = [x[:, : count * BLOCK].reshape(len(x), count, BLOCK).transpose(0, 1) for x in (left, right)]
+    rest = left[:, count * BLOCK :] @ right[:, count * BLOCK :].T
+    total: Tensor = (blocks[0] @ blocks[1].mT).sum(dim=0) + rest
+    return total
 
 
 def norms(grads: TaskGradients) -> Tensor:
