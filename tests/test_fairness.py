@@ -151,11 +151,11 @@ def test_without_a_solution_the_weights_are_mgdas_and_that_is_counted(kind, devi
         for count in (1, 2):
             weights = aggregator.weights(gram)
             assert torch.equal(weights, MGDA().weights(gram))
-            assert aggregator.diagnostics() == {"unconverged": count}
+            assert aggregator.diagnostics() == {"unconverged": count, "decided_by_noise": count}
         (direction,) = aggregator(update)
         assert direction.norm() < 1e-6 * J.norm()
         aggregator.reset()
-        assert aggregator.diagnostics() == {"unconverged": 0}
+        assert aggregator.diagnostics() == {"unconverged": 0, "decided_by_noise": 0}
 
 
 def test_nash_mtl_knows_its_number_of_tasks(device):

@@ -51,7 +51,7 @@ def both_ways(aggregator: SolvedAggregator, gram: Tensor, J: Tensor, **context) 
     wide = {name: x.cpu().double() for name, x in inputs.items()}
     group = reference.Group(J, params, wide, twin_state, tasks, gram.cpu())
     twin = reference.SOLVERS[solver].run(group)
-    if state is not None and not aggregator.counts_failures:
+    if state is not None and "unconverged" not in aggregator.counts:  # a count that is the solver's own
         assert torch.allclose(state.cpu().view(-1), twin_state, rtol=1e-7, atol=1e-9, equal_nan=True)
     return weights, twin
 
@@ -187,7 +187,8 @@ def test_hard_gradients(name, device):
                     gram = gram + noise + noise.mT
                 weights = weigh(aggregator, gram.to(device), seed=step)
                 assert weights.isfinite().all(), (kind, num_tasks)
-            assert not method.always or not any(aggregator.diagnostics().values()), (kind, num_tasks)
+            converged = not aggregator.diagnostics().get("unconverged")
+            assert converged or not method.always, (kind, num_tasks)
 
 
 @every_method
@@ -270,7 +271,7 @@ def test_an_absent_tasks_state_does_not_move(name, device):
     weigh(among_six, products(method, everyone))
     before = among_six.state.clone()
     weigh(among_six, products(method, everyone[[0, 2, 5]]), tasks=(0, 2, 5))
-    first = before.shape[0] - 6  # PCD counts failures in a row of its own
+    first = before.shape[0] - 6  # PCD and GradVac count in a row of its own
     for absent in (1, 3, 4) if before.shape[0] >= 6 else ():
         assert torch.equal(among_six.state[first + absent], before[first + absent])
         if name.startswith("GradVac"):

@@ -143,7 +143,7 @@ def test_compose_keeps_both_states(device):
     again = Compose(CRMOGM(NormBalance()), NashMTL(update_weights_every=2))
     again.load_state_dict(composed.state_dict())
     assert torch.equal(composed.weights(2 * gram), again.weights(2 * gram))
-    assert composed.diagnostics() == {"unconverged": 0}
+    assert composed.diagnostics() == {"unconverged": 0, "decided_by_noise": 0}
     assert set(composed.state_dict()) == {"balance.state", "surgery.state"}
     composed.reset()
     assert composed.balance.state is None

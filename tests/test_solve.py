@@ -122,7 +122,7 @@ def test_two_inputs_and_each_alone(served):
     params = {"max_norm": 0.0, "update_weights_every": 1, "rtol": 1e-6}
 
     def weights(factor: float = 1.0, **inputs: torch.Tensor) -> torch.Tensor:
-        state = torch.zeros(2, 5, dtype=torch.float64)
+        state = torch.zeros(2, 6, dtype=torch.float64)
         gram = (g * factor**2).diag().expand(2, 3, 3)
         return ops.solve(gram, "nash_mtl", params, {name: x.expand(2, *x.shape) for name, x in inputs.items()}, state)
 
@@ -141,7 +141,7 @@ def test_accepted_alike(served):
     in_turn = ops.solve(gram, "pcgrad", [0.0, 0.0], [keys])
     assert torch.equal(ops.solve(gram, "pcgrad", [0.0, 0.0], [keys.view(9)]), in_turn)
     assert torch.equal(ops.solve(gram, "pcgrad", [0.0, 0.0], [None]), ops.solve(gram, "pcgrad", [0.0, 0.0]))
-    for method, params, least in (("gradvac", [0.5, 0.0, 0.0], 9), ("pcd", [0.9, 0.0, 0.1, 1e-9], 8)):
+    for method, params, least in (("gradvac", [0.5, 0.0, 0.0], 12), ("pcd", [0.9, 0.0, 0.1, 1e-9], 8)):
         exact, more = torch.zeros(least, dtype=torch.float64), torch.zeros(least + 1, dtype=torch.float64)
         wanted = ops.solve(gram, method, params, state=exact)
         assert torch.allclose(ops.solve(gram, method, params, state=more), wanted)
@@ -189,7 +189,7 @@ def test_bad_input(gram, method, message):
         (
             "gradvac",
             {"params": [0.5, 0.0, 0.0]},
-            "solve: gradvac got a state of 0 elements a group, expected at least 9",
+            "solve: gradvac got a state of 0 elements a group, expected at least 12",
         ),
         (
             "modo",
@@ -266,7 +266,7 @@ def test_arguments_that_a_solver_would_read_beyond(method, arguments, message, s
         ("mgda", [0.0, 1.0, 2.0], [], None, None),
         ("mgda", [0.0, 1.0, 2.0], [None], None, None),
         ("krum", [0.0, 1.0], [torch.ones(3)], None, None),
-        ("nash_mtl", [0.0, 1.0, 0.0], [None, torch.ones(2)], torch.zeros(5, dtype=torch.float64), None),
+        ("nash_mtl", [0.0, 1.0, 0.0], [None, torch.ones(2)], torch.zeros(6, dtype=torch.float64), None),
         ("gradvac", [0.5, 0.0, 0.0], [], None, None),
         ("modo", [0.1, 0.1], [], torch.zeros(3), None),
         ("pcgrad", [0.0, 0.0], [], None, [0, 1, -1]),

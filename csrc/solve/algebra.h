@@ -39,6 +39,12 @@ MTLFAST_HD inline double sum_of(const double* v, int n) {
   return sum;
 }
 
+MTLFAST_HD inline int count_positive(const double* v, int n) {
+  int count = 0;
+  for (int i = 0; i < n; ++i) count += v[i] > 0;
+  return count;
+}
+
 MTLFAST_HD inline double trace(const double* matrix, int n) {
   double sum = 0;
   for (int i = 0; i < n; ++i) sum += matrix[i * n + i];

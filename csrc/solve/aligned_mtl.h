@@ -10,8 +10,7 @@
 
 namespace mtlfast::solvers {
 
-// scale_mode: 0 min, 1 median, 2 rmse. preferences: [K], 1 / K each without them. state: [1], spectra that were not
-// found.
+// scale_mode: 0 min, 1 median, 2 rmse. preferences: [K], 1 / K each without them. state: [2], a Counter each.
 struct AlignedMTL : Method {
   static constexpr const char* name = "aligned_mtl";
   MTLFAST_NAMES(Param, scale_mode, rtol);
@@ -32,17 +31,21 @@ struct AlignedMTL : Method {
     bool solved = spectrum.solve(team);
     const double rtol = p.params[Param::rtol];
     double least = 0;
+    bool dependent = false;
     // Unit gradients are no nearer to dependence than K times, so most often G itself tells that all count.
     if (!(smallest(spectrum) > K * rtol * spectrum.largest())) {
       unit_products(team, p, norms, G);
       const Spectrum of_units{K, G, rest + Spectrum::scratch_size(K)};
       solved = of_units.solve(team) && solved;
-      least = largest_but(spectrum, of_units.rank(rtol * of_units.largest()));
+      const int rank = of_units.rank(rtol * of_units.largest());
+      least = largest_but(spectrum, rank);
+      dependent = rank < count_positive(norms, K);
     }
     const double s = typical_value(spectrum, least, p.params[Param::scale_mode]);
     spectrum.apply(team, -0.5, least, preferences, p.out);
     for (int k = team.rank; k < K; k += team.size) p.out[k] = size > 0 ? std::sqrt(s) * p.out[k] : preferences[k];
-    if (!solved && team.rank == 0 && p.state) p.state[0] += 1;
+    p.tally(team, kUnconverged, !solved);
+    p.tally(team, kByNoise, dependent);
     team.sync();
   }
 

@@ -32,7 +32,7 @@ struct Bracket {
 
 // rescale: 0 none, 1 over 1 + c^2, 2 over 1 + c. norm_eps: TorchJD's, 0 for none: up to norm_eps * sqrt(trace G)
 // the point counts as Pareto-stationary and the weights are zero. rtol: a |g_w| whose square is at most that part of
-// trace G is rounding. state: [1], solves that gave up.
+// trace G is rounding. state: [2], a Counter each.
 struct CAGrad : Method {
   static constexpr const char* name = "cagrad";
   MTLFAST_NAMES(Param, c, rescale, norm_eps, rtol);
@@ -105,7 +105,8 @@ struct CAGrad : Method {
     } else {
       for (int k = team.rank; k < K; k += team.size) p.out[k] = rescale * (1.0 / K + (s > 0 ? s / norm * w[k] : 0));
     }
-    if (!(solved && found) && team.rank == 0 && p.state) p.state[0] += 1;
+    p.tally(team, kUnconverged, !(solved && found));
+    p.tally(team, kByNoise, zero);
     team.sync();
   }
 };

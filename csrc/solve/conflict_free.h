@@ -10,7 +10,7 @@
 namespace mtlfast::solvers {
 
 // length: -1 the gradients' own, else a TypicalNorm. task: whose norm that is. preferences: [K], 1 / K each without
-// them. state: [1], spectra that were not found.
+// them. state: [2], a Counter each.
 struct ConFIG : Method {
   static constexpr const char* name = "config";
   MTLFAST_NAMES(Param, length, task, rtol);
@@ -25,13 +25,15 @@ struct ConFIG : Method {
     unit_products(team, p, norms, S);
     for (int k = team.rank; k < K; k += team.size) preferences[k] = p.preference(Input::preferences, k);
     team.sync();
-    bool solved = true;
+    bool solved = true, independent = true;
     const double c = K == 2 ? S[1] : 1;
     if (1 - std::fabs(c) > rtol && S[0] > 0 && S[3] > 0) {
       for (int k = team.rank; k < K; k += team.size) x[k] = preferences[k] - c * preferences[1 - k];
       team.sync();
     } else {
-      solved = PseudoInverse{K, S, cosines + K}.solve(team, rtol, preferences, x).solved;
+      const auto result = PseudoInverse{K, S, cosines + K}.solve(team, rtol, preferences, x);
+      solved = result.solved;
+      independent = result.full_rank;
     }
     multiply(team, K, S, x, cosines);  // times |U^T x|, of which the square is x S x
     team.sync();
@@ -42,7 +44,8 @@ struct ConFIG : Method {
     for (int k = 0; k < K; ++k) projections += cosines[k] * (length < 0 ? norms[k] : typical);
     const double squared = dot(x, cosines, K), factor = squared > 0 ? projections / squared : 0;
     for (int k = team.rank; k < K; k += team.size) p.out[k] = norms[k] > 0 ? factor * x[k] / norms[k] : 0;
-    if (!solved && team.rank == 0 && p.state) p.state[0] += 1;
+    p.tally(team, kUnconverged, !solved);
+    p.tally(team, kByNoise, !independent);
     team.sync();
   }
 };

@@ -39,7 +39,7 @@ struct DualConeOfUnits {
   }
 };
 
-// preferences: [K], 1 / K each without them. of_trace: one length for all? state: [1], solves that gave up.
+// preferences: [K], 1 / K each without them. of_trace: one length for all? state: [1], kUnconverged.
 template <bool Each>
 struct DualCone : Method {
   MTLFAST_NAMES(Param, reg_eps, of_trace);
@@ -82,7 +82,7 @@ struct DualCone : Method {
     team.sync();
     const int count = Each ? K : 1;
     sum_columns(team, count, K, projections, p.out);
-    for (int i = 0; i < count && p.state && team.rank == 0; ++i) p.state[0] += failed[i];
+    for (int i = 0; i < count; ++i) p.tally(team, kUnconverged, failed[i] > 0);
     team.sync();
   }
 };

@@ -28,11 +28,16 @@ struct FairPoint {
 
   MTLFAST_HD static int scratch_size(int n) { return n * n + 9 * n; }
 
-  // b [n]. False if there is none, or it was not found.
+  struct Result {
+    bool solved;  // false: there is no such b, or it was not found
+    bool none;    // a combination of the gradients is no longer than rounding
+  };
+
+  // b [n].
   template <class Team>
-  MTLFAST_HD bool solve(Team team, double* b) const {
+  MTLFAST_HD Result solve(Team team, double* b) const {
     start(team, b);
-    bool solved = false, close = false;
+    bool solved = false, none = false, close = false;
     for (int turn = 0; turn < kTurns && !solved; ++turn) {
       double worst = 0, of_push = 0, sum = 0, squared = 0, exponent = 8, highest = x()[0];
       for (int i = 1; i < n; ++i) highest = larger(highest, x()[i]);
@@ -47,7 +52,8 @@ struct FairPoint {
         exponent = larger(exponent, std::fabs(log_c[i]) + std::fabs((1 - p) * x()[i]));
       }
       team.sync();  // before what was read is changed
-      if (!(squared > larger(rtol, kLeast) * sum * sum)) break;
+      none = !(squared > larger(rtol, kLeast) * sum * sum);
+      if (none) break;
       // Where gradients nearly cancel, a small residual says less: then one more step.
       const bool small = worst <= 4 * kExact * exponent;
       solved = small && (close || of_push <= 1e-11);
@@ -57,7 +63,7 @@ struct FairPoint {
     for (int i = team.rank; i < n; i += team.size)
       if (!(S[i * n + i] > 0)) b[i] = 0;
     team.sync();
-    return solved;
+    return {solved, none};
   }
 
  private:

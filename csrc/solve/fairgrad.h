@@ -11,8 +11,8 @@
 
 namespace mtlfast::solvers {
 
-// alpha: a, 0 for 1 / K each. loss_scale: [1], what the gradients were multiplied by, 1 without it. state: [1], solves
-// without a solution.
+// alpha: a, 0 for 1 / K each. loss_scale: [1], what the gradients were multiplied by, 1 without it. state: [2], a
+// Counter each; a solve without a solution is among the unconverged ones too.
 struct FairGrad : Method {
   static constexpr const char* name = "fairgrad";
   MTLFAST_NAMES(Param, alpha, rtol);
@@ -36,10 +36,11 @@ struct FairGrad : Method {
       log_c[k] = norms[k] > 0 ? (power - 1) * std::log(norms[k]) : 0;
     }
     team.sync();
-    const bool solved = FairPoint{K, S, log_c, power, p.params[Param::rtol], rest}.solve(team, p.out);
-    if (!solved) {
+    const auto fair = FairPoint{K, S, log_c, power, p.params[Param::rtol], rest}.solve(team, p.out);
+    p.tally(team, kUnconverged, !fair.solved);
+    p.tally(team, kByNoise, fair.none);
+    if (!fair.solved) {
       MinNorm{K, p.gram, rest}.solve(team, p.out);
-      if (team.rank == 0 && p.state) p.state[0] += 1;
       team.sync();
       return;
     }

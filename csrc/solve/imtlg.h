@@ -10,7 +10,7 @@
 
 namespace mtlfast::solvers {
 
-// rtol: where |sum v| is at most that part of sum |v| too, the weights are zero. state: [1], spectra not found.
+// rtol: where |sum v| is at most that part of sum |v| too, the weights are zero. state: [2], a Counter each.
 struct IMTLG : Method {
   static constexpr const char* name = "imtlg";
   MTLFAST_NAMES(Param, rtol);
@@ -26,7 +26,8 @@ struct IMTLG : Method {
     team.sync();
     const PseudoInverse inverse{K, S, rest};
     auto result = inverse.solve(team, rtol, ones, v);
-    if (result.full_rank) {
+    const bool independent = result.full_rank;
+    if (independent) {
       for (int k = team.rank; k < K; k += team.size) v[k] = norms[k] > 0 ? v[k] / norms[k] : 0;
     } else {
       const double size = trace(p.gram, K), scale = size > 0 ? 1 / size : 0;
@@ -39,8 +40,10 @@ struct IMTLG : Method {
     double total = 0;
     for (int k = 0; k < K; ++k) total += std::fabs(v[k]);
     const double sum = sum_of(v, K);
-    for (int k = team.rank; k < K; k += team.size) p.out[k] = std::fabs(sum) > rtol * total ? v[k] / sum : 0;
-    if (!result.solved && team.rank == 0 && p.state) p.state[0] += 1;
+    const bool cancels = !(std::fabs(sum) > rtol * total);
+    for (int k = team.rank; k < K; k += team.size) p.out[k] = cancels ? 0 : v[k] / sum;
+    p.tally(team, kUnconverged, !result.solved);
+    p.tally(team, kByNoise, !independent || (cancels && total > 0));
     team.sync();
   }
 };

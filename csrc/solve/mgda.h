@@ -6,8 +6,8 @@
 namespace mtlfast::solvers {
 
 // epsilon: 0 to the optimum, else Frank-Wolfe until a step is below it, max_iters steps at most. norms: what each
-// gradient is divided by first, 0 nothing, 1 its norm, 2 its loss, 3 both. losses: [K], for 2 and 3. state: [1], solves
-// that gave up.
+// gradient is divided by first, 0 nothing, 1 its norm, 2 its loss, 3 both. losses: [K], for 2 and 3. state: [1],
+// kUnconverged.
 struct MGDA : Method {
   static constexpr const char* name = "mgda";
   MTLFAST_NAMES(Param, epsilon, max_iters, norms);
@@ -32,7 +32,7 @@ struct MGDA : Method {
       frank_wolfe(team, K, scaled, p.params[Param::epsilon], static_cast<int>(p.params[Param::max_iters]), p.out, rest);
       return;
     }
-    if (!MinNorm{K, scaled, rest}.solve(team, p.out) && team.rank == 0 && p.state) p.state[0] += 1;
+    p.tally(team, kUnconverged, !MinNorm{K, scaled, rest}.solve(team, p.out));
     team.sync();
   }
 

@@ -14,34 +14,31 @@
 namespace mtlfast::solvers {
 
 // max_norm: 0 for none. loss_scale: [1], what the losses were multiplied by, 1 without it. preferences: [K], positive.
-// state: [2 + n]: solves without a solution, steps; then each task's last weight, 0 if it has none.
+// state: [3 + n]: a Counter each (a solve without a solution is among the unconverged ones too), steps; then each
+// task's last weight, 0 if it has none.
 struct NashMTL : Method {
   static constexpr const char* name = "nash_mtl";
   MTLFAST_NAMES(Param, max_norm, update_weights_every, rtol);
   MTLFAST_NAMES(Input, loss_scale, preferences);
   static int input_size(int input, int K) { return input == Input::loss_scale ? 1 : K; }
-  static int64_t state_size(int known) { return 2 + known; }
+  static int64_t state_size(int known) { return 3 + known; }
   static int64_t scratch_size(int K) { return K * K + 3 * K + FairPoint::scratch_size(K) + MinNorm::scratch_size(K); }
 
   template <class Team>
   MTLFAST_HD static void solve(Team team, const Problem& p) {
     const int K = p.num_tasks;
-    double *w = p.scratch, *kept = p.state + 2;
-    bool due = std::fmod(p.state[1], p.params[Param::update_weights_every]) == 0;
+    double *w = p.scratch, *steps = p.state + 2, *kept = p.state + 3;
+    bool due = std::fmod(*steps, p.params[Param::update_weights_every]) == 0;
     for (int k = 0; k < K; ++k) due = due || !(kept[p.task(k)] > 0);
     team.sync();  // before the state changes
-    bool solved = true;
-    if (due) solved = bargain(team, p, w);
+    if (due) bargain(team, p, w);
     for (int k = team.rank; k < K; k += team.size) {
       if (due)
         kept[p.task(k)] = w[k];
       else
         w[k] = kept[p.task(k)];
     }
-    if (team.rank == 0) {
-      p.state[0] += !solved;
-      p.state[1] += 1;
-    }
+    if (team.rank == 0) *steps += 1;
     team.sync();
     double* products = w + K;
     multiply(team, K, p.gram, w, products);
@@ -54,7 +51,7 @@ struct NashMTL : Method {
 
  private:
   template <class Team>
-  MTLFAST_HD static bool bargain(Team team, const Problem& p, double* w) {
+  MTLFAST_HD static void bargain(Team team, const Problem& p, double* w) {
     const int K = p.num_tasks;
     double *log_c = w + K, *norms = log_c + K, *S = norms + K, *rest = S + K * K;
     unit_products(team, p, norms, S);
@@ -65,17 +62,18 @@ struct NashMTL : Method {
     if (!(trace(p.gram, K) > 0)) {
       for (int k = team.rank; k < K; k += team.size) w[k] = 0;
       team.sync();
-      return true;
+      return;
     }
-    const bool solved = FairPoint{K, S, log_c, 1, p.params[Param::rtol], rest}.solve(team, w);
-    if (!solved) {
+    const auto fair = FairPoint{K, S, log_c, 1, p.params[Param::rtol], rest}.solve(team, w);
+    p.tally(team, kUnconverged, !fair.solved);
+    p.tally(team, kByNoise, fair.none);
+    if (!fair.solved) {
       MinNorm{K, p.gram, rest}.solve(team, w);
-      return false;
+      return;
     }
     for (int k = team.rank; k < K; k += team.size)
       w[k] = norms[k] > 0 ? p.input_or(Input::loss_scale, 0, 1) * w[k] / norms[k] : 0;
     team.sync();
-    return true;
   }
 };
 

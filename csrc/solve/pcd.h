@@ -10,7 +10,7 @@
 namespace mtlfast::solvers {
 
 // eps: of the mean v, added to each. shares: [K], tau of each task; `tau` for all without them. state: [n + 1, 2]:
-// solves that gave up, unused; then of each task v and its number of steps.
+// a Counter each; then of each task v and its number of steps.
 struct PCD : Method {
   static constexpr const char* name = "pcd";
   MTLFAST_NAMES(Param, beta, eps, tau, rtol);
@@ -36,21 +36,26 @@ struct PCD : Method {
     multiply(team, others, N, m, products);
     team.sync();
     double largest = 0;
-    bool feasible = true;
+    bool feasible = true, exactly = true;  // exactly: but for the rounding of these sums themselves
     for (int j = 0; j < others; ++j) largest = larger(largest, N[j * others + j]);
-    for (int j = 0; j < others; ++j)
-      feasible = feasible && products[j] - c[j] >= -larger(kFeasible, p.params[Param::rtol]) * largest;
+    for (int j = 0; j < others; ++j) {
+      const double excess = products[j] - c[j];
+      feasible = feasible && excess >= -larger(kFeasible, p.params[Param::rtol]) * largest;
+      exactly = exactly && excess >= -kFeasible * largest;
+    }
     team.sync();
     for (int k = team.rank; k < K; k += team.size)
       if (k == 0 || !feasible) w[k] = k == 0;
-    if (!solved && team.rank == 0) p.state[0] += 1;
+    p.tally(team, kUnconverged, !solved);
     team.sync();
     double squared = 0, magnitude = 0;  // |d|^2, and what its rounding error is relative to
     for (int i = 0; i < K; ++i) {
       for (int j = 0; j < K; ++j) squared += w[i] * w[j] * normalised(p, scale, i, j);
       magnitude += std::fabs(w[i]) * std::sqrt(normalised(p, scale, i, i));
     }
-    const bool zero = !(p.gram[0] > 0 && squared > p.params[Param::rtol] * magnitude * magnitude);
+    const bool leads = p.gram[0] > 0, cancels = !(squared > p.params[Param::rtol] * magnitude * magnitude);
+    const bool zero = cancels || !leads;
+    p.tally(team, kByNoise, leads && (cancels || feasible != exactly));
     const double length = zero ? 0 : std::sqrt(p.gram[0] / squared);
     for (int k = team.rank; k < K; k += team.size) p.out[k] = zero ? 0 : length * w[k] * scale[k];
     team.sync();

@@ -27,16 +27,22 @@ struct Part {
 
 MTLFAST_HD inline Part<SerialTeam> part_of(const SerialTeam& team) { return {team, 0, 1}; }
 
+// The first numbers of a state count, for the methods that keep a state and say so:
+enum Counter : int {
+  kUnconverged,  // solves that gave up
+  kByNoise,      // solves that took something for zero since it is no larger than rounding
+};
+
 struct Problem {
   int num_tasks;                // K
   const double* gram;           // [K, K], finite (the launcher answers a non-finite Gram matrix with NaN)
   const double* params;         // the method's host constants: params[Param::rtol]
   const double* const* inputs;  // its device inputs in float64, nullptr for an absent one: inputs[Input::keys]
   double* state;                // [state_size], or nullptr where the method keeps none
-  int state_size;
-  const int64_t* tasks;  // [K] which of the user's tasks are present, or nullptr: all
-  double* scratch;       // scratch_size(K) doubles
-  double* out;           // [K], or [K, K] for coefficients
+  int state_size;               // 0 without a state
+  const int64_t* tasks;         // [K] which of the user's tasks are present, or nullptr: all
+  double* scratch;              // scratch_size(K) doubles
+  double* out;                  // [K], or [K, K] for coefficients
 
   MTLFAST_HD int task(int k) const { return tasks ? static_cast<int>(tasks[k]) : k; }
 
@@ -50,6 +56,12 @@ struct Problem {
   // Number i of an input, or `otherwise` where that input is absent.
   MTLFAST_HD double input_or(int input, int i, double otherwise) const {
     return inputs[input] ? inputs[input][i] : otherwise;
+  }
+
+  // Counts a solve, if there is a state that holds the counter.
+  template <class Team>
+  MTLFAST_HD void tally(const Team& team, Counter counter, bool happened) const {
+    if (happened && team.rank == 0 && counter < state_size) state[counter] += 1;
   }
 
   // Task k's entry of an input that holds the tasks' preferences, 1 / K where it is absent.

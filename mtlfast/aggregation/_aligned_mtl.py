@@ -41,7 +41,7 @@ class AlignedMTL(Preferring):
 
     paper = "Senushkin et al., CVPR 2023"
     method = "aligned_mtl"
-    counts_failures = True
+    counts = ("unconverged", "decided_by_noise")
     scale_mode = Choice(*SCALE_MODES)
 
     def __init__(self, pref_vector: Vector | None = None, scale_mode: Literal["min", "median", "rmse"] = "min") -> None:

@@ -33,7 +33,7 @@ class CAGrad(SolvedAggregator):
 
     paper = "Liu et al., NeurIPS 2021"
     method = "cagrad"
-    counts_failures = True
+    counts = ("unconverged", "decided_by_noise")
     c = Real(0)
     rescale = Choice(0, 1, 2)
     norm_eps = Real(0)

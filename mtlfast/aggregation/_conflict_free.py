@@ -32,7 +32,7 @@ class ConFIG(Preferring):
 
     paper = "Liu et al., ICLR 2025"
     method = "config"
-    counts_failures = True
+    counts = ("unconverged", "decided_by_noise")
     length = TypicalNorm("projection")
 
     def __init__(self, pref_vector: Vector | None = None, length: str | int = "projection") -> None:

@@ -9,7 +9,7 @@ from mtlfast.aggregation._step import Step
 
 
 class _DualCone(Preferring):
-    counts_failures = True
+    counts = ("unconverged",)
     reg_eps = Real(0)
     _of_trace = False  # is the regularisation relative to G's trace, as TorchJD's, in place of each gradient's length?
 

@@ -31,7 +31,7 @@ class FairGrad(Unscaled):
 
     paper = "Ban and Ji, ICML 2024"
     method = "fairgrad"
-    counts_failures = True
+    counts = ("unconverged", "decided_by_noise")
     alpha = Real(0)
 
     def __init__(self, alpha: float = 1.0) -> None:

@@ -29,13 +29,14 @@ class GradVac(RandomOrder, SolvedAggregator):
     Raises:
         ValueError: `beta` or `order` is not one of these.
 
-    State: n * n float64 numbers a group. Cost: two reads of K * P, one write of P; K^3 for the solve. Scale-free.
+    State: n * (n + 1) float64 numbers a group. Cost: two reads of K * P, one write of P; K^3 for the solve. Scale-free.
     """
 
     paper = "Wang et al., ICLR 2021"
     keeps = "n x n cosines"
     reads = Reads.GRAM
     method = "gradvac"
+    counts = ("decided_by_noise",)
     beta = Real(0, 1)
 
     def __init__(
@@ -57,8 +58,8 @@ class GradVac(RandomOrder, SolvedAggregator):
         return self.keys(gram, step)
 
     def state_shape(self, known: int) -> tuple[int, ...]:
-        """The pairs' running means."""
-        return (known, known)
+        """A row that begins with the count, then the pairs' running means."""
+        return (known + 1, known)
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -31,7 +31,7 @@ class IMTLG(SolvedAggregator):
 
     paper = "Liu et al., ICLR 2021"
     method = "imtlg"
-    counts_failures = True
+    counts = ("unconverged", "decided_by_noise")
 
     def params(self, step: Step) -> dict[str, float]:
         """Which eigenvalues count as zero."""

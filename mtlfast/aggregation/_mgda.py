@@ -35,7 +35,7 @@ class MGDA(SolvedAggregator):
 
     paper = "Sener and Koltun, NeurIPS 2018"
     method = "mgda"
-    counts_failures = True
+    counts = ("unconverged",)
     epsilon = Or(Real(0, least_itself=False), None)
     max_iters = Whole(1)
     norms = Choice(*NORMS)

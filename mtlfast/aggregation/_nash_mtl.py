@@ -32,13 +32,13 @@ class NashMTL(Preferring, Unscaled):
         ValueError: an argument is outside of its range, or `pref_vector` has not one dimension; at a call, there are
         more tasks than `n_tasks`, or other tasks than there are preferences.
 
-    State: n + 2 float64 numbers a group. Cost: two reads of K * P, one write of P; about 3 K^3 for the solve.
+    State: n + 3 float64 numbers a group. Cost: two reads of K * P, one write of P; about 3 K^3 for the solve.
     """
 
     paper = "Navon et al., ICML 2022"
     keeps = "n weights"
     method = "nash_mtl"
-    counts_failures = True
+    counts = ("unconverged", "decided_by_noise")
     positive_preferences = True
     n_tasks = Or(Whole(1), None)
     max_norm = Real(0)
@@ -70,8 +70,8 @@ class NashMTL(Preferring, Unscaled):
         return {"max_norm": self.max_norm, "update_weights_every": every, "rtol": step.rank_rtol}
 
     def state_shape(self, known: int) -> tuple[int, ...]:
-        """Steps without a solution, steps, then each task's last weight."""
-        return (2 + (known if self.n_tasks is None else self.n_tasks),)
+        """Two counts, steps, then each task's last weight."""
+        return (3 + (known if self.n_tasks is None else self.n_tasks),)
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

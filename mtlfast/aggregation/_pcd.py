@@ -37,7 +37,7 @@ class PCD(SolvedAggregator):
     paper = "TMLR 2026, arXiv 2606.29521"
     keeps = "n running norms"
     method = "pcd"
-    counts_failures = True
+    counts = ("unconverged", "decided_by_noise")
     beta = Real(0, 1, most_itself=False)
     eps = Real(0)
     shares: Tensor | None
@@ -86,7 +86,7 @@ class PCD(SolvedAggregator):
         return {} if self.shares is None else {"shares": self.entries("shares", gram, step)}
 
     def state_shape(self, known: int) -> tuple[int, ...]:
-        """A row for the count of failures, then each task's running mean and number of steps."""
+        """A row of two counts, then each task's running mean and number of steps."""
         return (known + 1, 2)
 
     def extra_repr(self) -> str:

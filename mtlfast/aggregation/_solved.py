@@ -48,7 +48,7 @@ class SolvedAggregator(GramAggregator):
     reads = Reads.EXACT_GRAM  # most decide about ranks, hulls or feasibility; a subclass says otherwise
     method: str
     state_fill = 0.0  # of a task that was not there before
-    counts_failures = False  # does the state's first number count solves that gave up?
+    counts: tuple[str, ...] = ()  # what the state's first numbers count, as `diagnostics` calls it
     state: Tensor | None
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class SolvedAggregator(GramAggregator):
 
     def state_shape(self, known: int) -> tuple[int, ...]:
         """The state's shape behind the groups for so many tasks; (): the method keeps none."""
-        return (1,) if self.counts_failures else ()
+        return (len(self.counts),) if self.counts else ()
 
     def solve(self, gram: Tensor, step: Step) -> Tensor:
         """The solver's weights; see `GramAggregator.solve`."""
@@ -111,10 +111,15 @@ class SolvedAggregator(GramAggregator):
         self.state = None
 
     def diagnostics(self) -> dict[str, int]:
-        """How many solves gave up before they had converged."""
-        if not self.counts_failures:
-            return {}
-        if self.state is None:
-            return {"unconverged": 0}
+        """How many solves since `reset()` ended in a way that one may want to know of; on a GPU this waits for it.
+
+        Returns:
+            "unconverged": solves that gave up, or that had no solution; "decided_by_noise": solves that took something
+            for zero since it is no larger than rounding, as a gradient that depends on the others or a combination that
+            cancels. A method has those of the two that can happen to it.
+        """
+        if not self.counts or self.state is None:
+            return dict.fromkeys(self.counts, 0)
         groups = self.state.shape[: -len(self.state_shape(0))].numel()
-        return {"unconverged": int(self.state.reshape(groups, -1)[:, 0].sum())}
+        totals = self.state.reshape(groups, -1)[:, : len(self.counts)].sum(dim=0)
+        return {name: int(total) for name, total in zip(self.counts, totals.tolist(), strict=True)}

@@ -85,10 +85,10 @@ def gradvac(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
     """Its running cosines stay in TorchJD's buffer, on the CPU and in its dtype."""
     weighting._ensure_state(len(gram), given.dtype)
     orders = [torch.randperm(len(gram) - 1) for _ in range(len(gram))]
-    state = weighting._phi_t.to(gram)
+    state = torch.nn.functional.pad(weighting._phi_t.to(gram), (0, 0, 1, 0))  # mtlfast counts in a row before them
     params = {"beta": float(weighting.beta), "eps": float(weighting.eps), "rtol": 0.0}
     weights = ops.solve(gram, "gradvac", params, {"keys": _keys(orders, True, gram.device)}, state)
-    weighting._phi_t = state.to(weighting._phi_t)  # host: where TorchJD keeps it
+    weighting._phi_t = state[1:].to(weighting._phi_t)  # host: where TorchJD keeps it
     return weights
 
 

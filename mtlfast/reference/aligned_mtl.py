@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtlfast.reference.group import Group
+from mtlfast.reference.group import BY_NOISE, Group
 from mtlfast.reference.singular import eigen, unit_rows
 
 
@@ -13,7 +13,9 @@ def aligned_mtl(group: Group) -> Tensor:
     if not group.matrix.any():
         return group.preferences()
     # A gradient that is short against the others has a small singular value as well as one that depends on them.
-    rank = len(eigen(unit_rows(group.matrix)[0], rtol)[0])
+    units, norms = unit_rows(group.matrix)
+    rank = len(eigen(units, rtol)[0])
+    group.tally(BY_NOISE, rank < int((norms > 0).sum()))
     values, vectors = (found[..., :rank] for found in eigen(group.matrix, 0.0))
     scale = (values[-1], values.median(), values.mean())[int(mode)]
     weights: Tensor = torch.sqrt(scale) * vectors @ (vectors.T @ group.preferences() / values.sqrt())

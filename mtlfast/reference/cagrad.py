@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mtlfast.reference.dual_cone import nearest_in_dual_cone
-from mtlfast.reference.group import Group
+from mtlfast.reference.group import BY_NOISE, Group
 from mtlfast.reference.nonnegative import shortest_in_hull
 
 
@@ -31,10 +31,12 @@ def cagrad(group: Group) -> Tensor:
         else:
             high = h
     norm = (w @ matrix).norm()
+    zero = bool(norm <= max(1e-6, rtol**0.5) * longest)
+    group.tally(BY_NOISE, zero)
     if norm_eps > 0 and norm <= norm_eps * longest:
         return torch.zeros_like(w)
     # Zero at the minimum: of the directions with which no task loses, the nearest to g_0.
-    if norm <= max(1e-6, rtol**0.5) * longest:
+    if zero:
         added = nearest_in_dual_cone(matrix, uniform) - uniform
         way = float((added @ matrix).norm())
         return factor * (uniform + min(1.0, radius / way if way > 0 else 1.0) * added)

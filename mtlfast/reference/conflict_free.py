@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtlfast.reference.group import Group
+from mtlfast.reference.group import BY_NOISE, Group
 from mtlfast.reference.norm_balance import typical_norm
 from mtlfast.reference.singular import pseudo_inverse_times, unit_rows
 
@@ -12,7 +12,8 @@ def config(group: Group) -> Tensor:
     """Weights [K]; length: -1 projection, else a typical norm; task: whose."""
     length, task, rtol = (group.params[name] for name in ("length", "task", "rtol"))
     units, norms = unit_rows(group.matrix)
-    x, _ = pseudo_inverse_times(units, group.preferences(), rtol)
+    x, rank = pseudo_inverse_times(units, group.preferences(), rtol)
+    group.tally(BY_NOISE, rank < int((norms > 0).sum()))
     direction = x @ units
     if not direction.any():
         return torch.zeros_like(norms)

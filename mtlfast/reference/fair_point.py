@@ -5,36 +5,37 @@ import math
 import torch
 from torch import Tensor
 
-from mtlfast.reference.group import Group
+from mtlfast.reference.group import BY_NOISE, UNCONVERGED, Group
 from mtlfast.reference.nonnegative import shortest_in_hull
 from mtlfast.reference.singular import unit_rows
 
 
 def nash_mtl(group: Group) -> Tensor:
-    """Weights [K]; state: [2 + n], solves without a solution, steps, each task's last weight."""
+    """Weights [K]; state: [3 + n], the counters, steps, each task's last weight."""
     max_norm, every, rtol = (group.params[name] for name in ("max_norm", "update_weights_every", "rtol"))
     assert group.state is not None
-    kept = torch.stack([group.state[2 + task] for task in group.present])
-    if float(group.state[1]) % every == 0 or not bool((kept > 0).all()):
+    kept = torch.stack([group.state[3 + task] for task in group.present])
+    if float(group.state[2]) % every == 0 or not bool((kept > 0).all()):
         units, norms = unit_rows(group.matrix)
         preferences = group.inputs.get("preferences", torch.ones_like(norms))
-        b = fair_point(units, (preferences / preferences.mean()).log(), 1.0, rtol)
+        b, none = fair_point(units, (preferences / preferences.mean()).log(), 1.0, rtol)
         if not norms.any():
             kept = torch.zeros_like(norms)
         elif b is None:
             kept = shortest_in_hull(group.matrix)
-            group.state[0] += 1
+            group.tally(UNCONVERGED, True)
+            group.tally(BY_NOISE, none)
         else:
             kept = torch.where(norms > 0, group.loss_scale() * b / norms, 0.0)
         for task, weight in zip(group.present, kept, strict=True):
-            group.state[2 + task] = weight
-    group.state[1] += 1
+            group.state[3 + task] = weight
+    group.state[2] += 1
     length, most = (kept @ group.matrix).norm(), max_norm * group.loss_scale()
     return kept * (most / length) if length > most > 0 else kept
 
 
 def fairgrad(group: Group) -> Tensor:
-    """Weights [K]; state: [1], solves without a solution."""
+    """Weights [K]; state: [2], the counters."""
     alpha, rtol = group.params["alpha"], group.params["rtol"]
     units, norms = unit_rows(group.matrix)
     if alpha == 0:
@@ -43,19 +44,20 @@ def fairgrad(group: Group) -> Tensor:
         return norms
     power, size = 1 / alpha, norms.norm()
     relative = norms / size
-    b = fair_point(units, torch.where(norms > 0, (power - 1) * relative.log(), 0.0), power, rtol)
+    b, none = fair_point(units, torch.where(norms > 0, (power - 1) * relative.log(), 0.0), power, rtol)
     if b is None:
-        if group.state is not None:
-            group.state[0] += 1
+        group.tally(UNCONVERGED, True)
+        group.tally(BY_NOISE, none)
         return shortest_in_hull(group.matrix)
     scale = (float(size) / group.loss_scale()) ** (-2 / (1 + power))
     return torch.where(norms > 0, scale * b / relative, 0.0)
 
 
-def fair_point(units: Tensor, log_c: Tensor, p: float, rtol: float) -> Tensor | None:
+def fair_point(units: Tensor, log_c: Tensor, p: float, rtol: float) -> tuple[Tensor | None, bool]:
     """The b > 0 with (S b)_i = c_i b_i^(-p) for S = U U^T, by Newton's method on the convex function it minimises.
 
-    None where there is none: |b U|^2 / (sum b)^2 is no more than rtol, or than what rounding leaves of it.
+    None if it was not found, and whether there is none: |b U|^2 / (sum b)^2 is no more than rtol, or than what rounding
+    leaves of it.
     """
     rtol = max(rtol, 1e-12)
     rows = units.any(dim=1)
@@ -76,7 +78,7 @@ def fair_point(units: Tensor, log_c: Tensor, p: float, rtol: float) -> Tensor | 
         residual = push(b) - S @ b
         scale = push(b) + S.abs() @ b
         if not bool((b @ S @ b > rtol * b.sum() ** 2).all()):
-            return None
+            return None, True
         if not bool((residual.abs() > 1e-14 * (8 + abs(math.log(float(b.max())))) * scale).any()):
             break
         # Times b from both sides: entries then are near 1, whatever the tasks' weights.
@@ -89,7 +91,7 @@ def fair_point(units: Tensor, log_c: Tensor, p: float, rtol: float) -> Tensor | 
             share /= 2
         b = b * (1 + share * step)
     else:
-        return None
+        return None, False
     found = torch.zeros_like(log_c)
     found[rows] = b
-    return found
+    return found, False

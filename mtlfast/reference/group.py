@@ -7,6 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# The first numbers of a state count, for the methods that keep a state and say so: solves that gave up, and solves that
+# took something for zero since it is no larger than rounding.
+UNCONVERGED, BY_NOISE = 0, 1
+
 
 class Group(NamedTuple):
     """One Gram matrix's problem: the K gradients themselves, or any rows with the same products."""
@@ -31,6 +35,11 @@ class Group(NamedTuple):
     def place(self, task: int) -> int:
         """Where a task stands among the K; that of the first for one that is not there."""
         return list(self.present).index(task) if task in self.present else 0
+
+    def tally(self, counter: int, happened: bool) -> None:
+        """Counts a solve, if there is a state that holds the counter."""
+        if happened and self.state is not None and counter < self.state.numel():
+            self.state[counter] += 1
 
     def preferences(self) -> Tensor:
         """The input of that name, or 1/K each."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtlfast.reference.group import Group
+from mtlfast.reference.group import BY_NOISE, Group
 from mtlfast.reference.singular import pseudo_inverse_times, unit_rows
 
 
@@ -12,8 +12,11 @@ def imtlg(group: Group) -> Tensor:
     rtol = group.params["rtol"]
     units, norms = unit_rows(group.matrix)
     x, rank = pseudo_inverse_times(units, torch.ones_like(norms), rtol)
-    if rank == int((norms > 0).sum()):
+    independent = rank == int((norms > 0).sum())
+    if independent:
         v = torch.where(norms > 0, x / norms, 0.0)
     else:
         v, _ = pseudo_inverse_times(group.matrix / group.matrix.norm(), norms, rtol)
-    return v / v.sum() if v.sum().abs() > rtol * v.abs().sum() else torch.zeros_like(v)
+    cancels = bool(v.sum().abs() <= rtol * v.abs().sum())
+    group.tally(BY_NOISE, not independent or (cancels and bool(v.any())))
+    return torch.zeros_like(v) if cancels else v / v.sum()

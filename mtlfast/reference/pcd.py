@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtlfast.reference.group import Group
+from mtlfast.reference.group import BY_NOISE, Group
 from mtlfast.reference.nonnegative import nonnegative_least_squares
 
 
@@ -28,7 +28,9 @@ def pcd(group: Group) -> Tensor:
     wanted = shares[1:] * scaled[1:].square().sum(dim=1)
     w = torch.cat([torch.ones_like(scale[:1]), _multipliers(scaled[0], scaled[1:], wanted)])
     direction = w @ scaled
-    if direction @ direction <= rtol * (w.abs() @ scaled.norm(dim=1)) ** 2:
+    cancels = bool(direction @ direction <= rtol * (w.abs() @ scaled.norm(dim=1)) ** 2)
+    group.tally(BY_NOISE, cancels)
+    if cancels:
         return torch.zeros_like(scale)
     weights: Tensor = matrix[0].norm() / direction.norm() * w * scale
     return weights

@@ -116,7 +116,7 @@ def factor_of(gram: Tensor) -> Tensor:
 SOLVERS = {
     "pcgrad": Solver(weights_of, ("mean", "itself"), ("keys",)),
     "pcgrad_coefficients": Solver(coefficients_of, (), ("keys",), square=True),
-    "gradvac": Solver(gradvac, ("beta", "eps", "rtol"), ("keys",), state=lambda known: known * known),
+    "gradvac": Solver(gradvac, ("beta", "eps", "rtol"), ("keys",), state=lambda known: (known + 1) * known),
     "mgda": Solver(
         mgda,
         ("epsilon", "max_iters", "norms"),
@@ -135,7 +135,7 @@ SOLVERS = {
         nash_mtl,
         ("max_norm", "update_weights_every", "rtol"),
         ("loss_scale", "preferences"),
-        state=lambda known: 2 + known,
+        state=lambda known: 3 + known,
     ),
     "fairgrad": Solver(fairgrad, ("alpha", "rtol"), ("loss_scale",)),
     "norm_balance": Solver(norm_balance, ("target", "task")),

@@ -264,7 +264,7 @@ def test_solve_with_two_inputs(emulator: Emulator, given):
     gram, params = conflicting(8), {"max_norm": 1.0, "update_weights_every": 1, "rtol": 1e-9}
     inputs = {"loss_scale": torch.tensor([2.0, 3.0, 4.0]), "preferences": torch.rand(3, 8) + 0.1}
     inputs = {name: inputs[name].double() for name in given}
-    states = [torch.zeros(3, 10, dtype=torch.float64) for _ in range(2)]
+    states = [torch.zeros(3, 11, dtype=torch.float64) for _ in range(2)]
     for x in (None, *inputs.values()):
         if x is not None:
             x.view(3, -1)[1, -1] = torch.nan
@@ -283,11 +283,12 @@ def test_solve_where_gradients_depend_on_each_other(emulator: Emulator, method):
     # need the spectrum.
     J = torch.randn(40, 8, 4, dtype=torch.float64)
     params = {"mgda": [0.0, 1.0, 0.0], "dualproj": [0.0, 0.0], "imtlg": [1e-10], "config": [-1.0, 0.0, 1e-10]}[method]
-    counts = torch.zeros(40, 1, dtype=torch.float64)
+    counts, wanted = (torch.zeros(40, 2, dtype=torch.float64) for _ in range(2))
     emulated = emulator.solve(J @ J.mT, method, params, state=counts, seed=1)
-    expected = ops.solve(J @ J.mT, method, params, state=torch.zeros(40, 1, dtype=torch.float64))
+    expected = ops.solve(J @ J.mT, method, params, state=wanted)
     assert torch.allclose(emulated.unsqueeze(1) @ J, expected.unsqueeze(1) @ J, rtol=0, atol=1e-8)
-    assert not counts.any()
+    assert torch.equal(counts, wanted)
+    assert torch.equal(counts[:, 1], torch.full((40,), float(method in ("imtlg", "config")), dtype=torch.float64))
 
 
 def test_every_kernel_ran(emulator: Emulator):
