@@ -15,7 +15,7 @@ from mtlfast.aggregation import PCGrad, Sum
 from mtlfast.weighting import _base
 
 every_weighting = pytest.mark.parametrize("name", WEIGHTINGS)
-OF_POSITIVE = [name for name, make in WEIGHTINGS.items() if isinstance(make(), _base.OfPositive)]
+OF_POSITIVE = [name for name, make in WEIGHTINGS.items() if isinstance(make(), _base.NeedsPositiveLosses)]
 # "FAMO, bounds" has bounds above 0
 TAKE_ZERO = ("FAMO", "ReLoBRaLo", "LossRescaling, first", "LossRescaling, mean")
 

@@ -6,13 +6,13 @@ from typing import Literal
 
 from mtlfast._settings import Choice
 from mtlfast._vectors import Vector
-from mtlfast.aggregation._preferences import Preferring
+from mtlfast.aggregation._preferences import HasPreferences
 from mtlfast.aggregation._step import Step
 
 SCALE_MODES = ("min", "median", "rmse")
 
 
-class AlignedMTL(Preferring):
+class AlignedMTL(HasPreferences):
     """Makes the Jacobian's singular values equal: no direction in the space of the gradients dominates another.
 
     With G = sum_i l_i u_i u_i^T: w = sqrt(s) sum_i l_i^(-1/2) u_i (u_i p) over the eigenvalues l_i above `rtol` times

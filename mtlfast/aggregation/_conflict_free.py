@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from mtlfast._vectors import Vector
 from mtlfast.aggregation._jacobian import AsksJacobian
-from mtlfast.aggregation._preferences import Preferring
+from mtlfast.aggregation._preferences import HasPreferences
 from mtlfast.aggregation._step import Step
 from mtlfast.aggregation._typical_norm import TypicalNorm, check_typical_norm, typical_norm
 
 
-class ConFIG(Preferring):
+class ConFIG(HasPreferences):
     """The direction at the same angle to every task's gradient, as long as the gradients' projections on it together.
 
     The direction is U^+ p for the unit gradients U. Liu et al., "ConFIG: Towards Conflict-free Training of Physics

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from mtlfast._settings import Real
 from mtlfast._vectors import Vector
-from mtlfast.aggregation._preferences import Preferring
+from mtlfast.aggregation._preferences import HasPreferences
 from mtlfast.aggregation._step import Step
 
 
-class _DualCone(Preferring):
+class _DualCone(HasPreferences):
     counts = ("unconverged",)
     reg_eps = Real(0)
     _of_trace = False  # is the regularisation relative to G's trace, as TorchJD's, in place of each gradient's length?

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from mtlfast._settings import Real
-from mtlfast.aggregation._loss_scale import Unscaled
+from mtlfast.aggregation._loss_scale import NeedsLossScale
 from mtlfast.aggregation._step import Step
 
 
-class FairGrad(Unscaled):
+class FairGrad(NeedsLossScale):
     """Shares progress among the tasks by alpha-fairness.
 
     The weights w > 0 with (G w)_i = w_i^(-1 / alpha), where G w are the tasks' gains. Ban and Ji, "Fair Resource

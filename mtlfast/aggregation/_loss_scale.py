@@ -1,4 +1,4 @@
-"""What methods with an absolute norm share: they need to know what the losses were multiplied by."""
+"""The base class of methods whose weights depend on the size of the gradients, so that they need the loss scale."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from mtlfast.aggregation._solved import SolvedAggregator
 from mtlfast.aggregation._step import Step
 
 
-class Unscaled(SolvedAggregator):
-    """A method that is not scale-free, and is given by what the losses were multiplied."""
+class NeedsLossScale(SolvedAggregator):
+    """A method whose weights change when all losses are multiplied by one factor.
+
+    It is therefore told that factor, the loss scale, and undoes it.
+    """
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
-        """`loss_scale`, one number a group, if there is one."""
+        """The base class's inputs; and the loss scale, one number for each group, if the step has one."""
         scale, others = step.loss_scale, super().inputs(gram, step)
         if scale is None:
             return others

@@ -5,12 +5,12 @@ from __future__ import annotations
 from mtlfast._settings import Or, Real, Whole
 from mtlfast._vectors import Vector
 from mtlfast.aggregation._jacobian import AsksJacobian
-from mtlfast.aggregation._loss_scale import Unscaled
-from mtlfast.aggregation._preferences import Preferring
+from mtlfast.aggregation._loss_scale import NeedsLossScale
+from mtlfast.aggregation._preferences import HasPreferences
 from mtlfast.aggregation._step import Step
 
 
-class NashMTL(Preferring, Unscaled):
+class NashMTL(HasPreferences, NeedsLossScale):
     """The bargaining solution: the update that no task could gain from without another losing more, relatively.
 
     The weights w > 0 with (G w)_i = 1 / w_i. Navon et al., "Multi-Task Learning as a Bargaining Game" (ICML 2022),

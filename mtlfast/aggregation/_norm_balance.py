@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mtlfast._settings import Or, Real
 from mtlfast.aggregation._jacobian import AsksJacobian
-from mtlfast.aggregation._loss_scale import Unscaled
+from mtlfast.aggregation._loss_scale import NeedsLossScale
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import SolvedAggregator
 from mtlfast.aggregation._step import Step
@@ -48,7 +48,7 @@ class NormBalance(SolvedAggregator):
         return f"target={self.target!r}"
 
 
-class ClipNorm(Unscaled):
+class ClipNorm(NeedsLossScale):
     """Clips each task's gradient to a length, then sums them: w_i = min(1, t / |g_i|).
 
     Args:

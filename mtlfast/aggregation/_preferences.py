@@ -1,4 +1,4 @@
-"""What methods with a preference vector share."""
+"""The base class of methods with a preference vector."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from mtlfast.aggregation._solved import SolvedAggregator
 from mtlfast.aggregation._step import Step
 
 
-class Preferring(SolvedAggregator):
-    """A method that is told how much each task counts; without it 1/K each."""
+class HasPreferences(SolvedAggregator):
+    """A method whose user may say how much each task counts. Without that each task counts 1/K."""
 
     preferences: Tensor | None
-    positive_preferences: ClassVar[bool] = False  # is a task that counts nothing, or less, refused?
+    positive_preferences: ClassVar[bool] = False  # must every preference be above 0?
 
     def __init__(self, pref_vector: Vector | None) -> None:
-        """Takes the preferences [n], one for each task: a tensor, array or list of numbers."""
+        """`pref_vector` holds the preferences [n], one for each task: a tensor, an array or a list of numbers."""
         super().__init__()
         self.register_buffer("preferences", None)
         self.pref_vector = pref_vector
 
     @property
     def pref_vector(self) -> Tensor | None:
-        """The preferences, float64, or None."""
+        """The preferences [n], float64; None if the user gave none."""
         return self.preferences
 
     @pref_vector.setter
@@ -38,14 +38,14 @@ class Preferring(SolvedAggregator):
         )
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
-        """The present tasks' preferences, if there are any."""
+        """The base class's inputs; and the present tasks' preferences, if the user gave some."""
         others = super().inputs(gram, step)
         if self._buffers["preferences"] is None:  # past nn.Module's attribute search, as in _solved.py
             return others
         return {**others, "preferences": self.entries("preferences", gram, step)}
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
-        """Refuses another number of tasks than there are preferences."""
+        """Refuses a step whose tasks are not those that have preferences."""
         super().check(step, jacobian)
         if self._buffers["preferences"] is not None:
             self.check_entries("preferences", "preferences", step)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from mtlfast.aggregation._fixed import equal_weights, masked
-from mtlfast.aggregation._random_order import Drawing
+from mtlfast.aggregation._random_order import HasGenerator
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step
 
 
-class Random(Drawing):
+class Random(HasGenerator):
     """Random weights on the simplex, drawn anew at each call: the softmax of K standard normal numbers.
 
     Lin et al., "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning" (TMLR 2022),

@@ -1,4 +1,4 @@
-"""What methods that draw random numbers share."""
+"""The base classes of methods that draw random numbers, and of those that draw an order of the tasks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from mtlfast.aggregation._base import GramAggregator
 from mtlfast.aggregation._step import Step
 
 
-class Drawing(GramAggregator):
-    """A method with a generator of its own, or torch's global one; `state_dict()` holds the generator's state."""
+class HasGenerator(GramAggregator):
+    """A method that draws random numbers from its own generator or from torch's global one.
+
+    `state_dict()` holds the state of its own generator.
+    """
 
     generator: torch.Generator | None
 
     def __init__(self, generator: torch.Generator | None) -> None:
-        """Draws from `generator`, on the gradients' device; None: torch's global one."""
+        """`generator` must be on the gradients' device; None: torch's global generator."""
         super().__init__()
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(
@@ -28,16 +31,16 @@ class Drawing(GramAggregator):
         self.generator = generator
 
     def get_extra_state(self) -> Tensor:
-        """The generator's state, for `state_dict()`, which holds tensors alone: an empty one without a generator."""
+        """The generator's state for `state_dict()`; an empty tensor if the method has no generator of its own."""
         return torch.empty(0, dtype=torch.uint8) if self.generator is None else self.generator.get_state()
 
     def set_extra_state(self, state: Tensor | None) -> None:
-        """Restores the generator, from `load_state_dict()`."""
+        """Restores the generator's state, which `load_state_dict()` read."""
         if self.generator is not None and state is not None and state.numel() > 0:
             self.generator.set_state(state.cpu())  # host: where a generator's state lives
 
     def _remember(self) -> Callable[[], None]:
-        """The generator's state as well, but during a capture, where it cannot be read."""
+        """Remembers the generator's state as well, except during a CUDA graph capture, where it cannot be read."""
         back, generator = super()._remember(), self.generator
         if generator is None or (generator.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             return back
@@ -50,14 +53,14 @@ class Drawing(GramAggregator):
         return both
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which a generator itself does not allow: its device and its state."""
+        """A generator can be neither copied nor pickled, so its device and its state take its place."""
         state = self.__dict__.copy()
         if self.generator is not None:
             state["generator"] = (self.generator.device, self.generator.get_state())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """For copies and pickles: a generator of its own that goes on where the copied one was."""
+        """The copy gets a new generator, which continues where the copied one stood."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.generator is not None:
             device, numbers = state["generator"]
@@ -65,18 +68,18 @@ class Drawing(GramAggregator):
             self.generator.set_state(numbers)
 
 
-class RandomOrder(Drawing):
-    """A method in which each gradient meets the others one after another."""
+class RandomOrder(HasGenerator):
+    """A method that takes each gradient through the others one after another, in an order of its own."""
 
     order = Choice("random", "fixed")
 
     def __init__(self, order: str, generator: torch.Generator | None) -> None:
-        """'random': a fresh uniformly random order for each gradient at each call; 'fixed': ascending."""
+        """`order` is "random" (each call draws a uniformly random order for each gradient) or "fixed" (ascending)."""
         super().__init__(generator)
         self.order = order
 
     def keys(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
-        """The solver's inputs: gradient i meets the others by ascending key [i, j]; none for ascending order."""
+        """The solver's inputs: gradient i meets gradient j by ascending key [..., i, j]; no keys for "fixed"."""
         if self.order == "fixed" or not step.training:
             return {}
         return {"keys": torch.rand(gram.shape, generator=self.generator, dtype=gram.dtype, device=gram.device)}

@@ -6,7 +6,7 @@ import math
 
 from mtlfast._settings import Real, Whole
 from mtlfast._vectors import Vector
-from mtlfast.aggregation._preferences import Preferring
+from mtlfast.aggregation._preferences import HasPreferences
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import SolvedAggregator
 from mtlfast.aggregation._step import Step
@@ -61,7 +61,7 @@ class MoDo(_TwoBatches):
         return f"gamma={self.gamma}, rho={self.rho}"
 
 
-class SDMGrad(_TwoBatches, Preferring):
+class SDMGrad(_TwoBatches, HasPreferences):
     """A few steps of momentum descent of the weights on the products of two independent batches' gradients.
 
     On A = J_1 J_2^T over the mean norm's square: v = momentum v + A (w + lambda u), w = P(w - lr v), n_iter times;

@@ -184,8 +184,8 @@ class _CRMOGM(aggregation.CRMOGM):
         super().__init__(aggregator, alpha, initial_weights)
 
 
-class _Preferring(Weighting):
-    """One whose preferences have a weighting of their own, as in TorchJD."""
+class _HasPreferences(Weighting):
+    """A weighting whose preferences come from an inner weighting, as in TorchJD."""
 
     @property
     def weighting(self) -> Weighting:
@@ -229,10 +229,10 @@ class MeanWeighting(MatrixWeighting):
 
 
 Constant.weighting_class, Mean.weighting_class = ConstantWeighting, MeanWeighting
-AlignedMTLWeighting = _weighting(AlignedMTL, _Preferring)
+AlignedMTLWeighting = _weighting(AlignedMTL, _HasPreferences)
 CAGradWeighting = _weighting(CAGrad)
 CRMOGMWeighting = _weighting(_CRMOGM)
-DualProjWeighting = _weighting(DualProj, _Preferring)
+DualProjWeighting = _weighting(DualProj, _HasPreferences)
 FairGradWeighting = _weighting(FairGrad)
 GradVacWeighting = _weighting(GradVac)
 IMTLGWeighting = _weighting(IMTLG)
@@ -245,7 +245,7 @@ PCGradWeighting = _weighting(PCGrad)
 RandomWeighting = _weighting(Random, MatrixWeighting)
 SDMGradWeighting = _weighting(aggregation.SDMGrad)
 SumWeighting = _weighting(Sum, MatrixWeighting)
-UPGradWeighting = _weighting(UPGrad, _Preferring)
+UPGradWeighting = _weighting(UPGrad, _HasPreferences)
 
 __all__ = [
     "IMTLG",

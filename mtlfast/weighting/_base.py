@@ -219,8 +219,8 @@ class Weighted(LossWeighting):
         """The present tasks' weights [K] for their losses' values [K] float64; state moves."""
 
 
-class OfPositive(LossWeighting):
-    """A method of losses that must be positive, or of at least 0 where it takes those."""
+class NeedsPositiveLosses(LossWeighting):
+    """A method whose losses must be positive, or at least 0 if it accepts a loss of 0."""
 
     nonpositive: Tensor
 

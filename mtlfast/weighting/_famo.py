@@ -7,11 +7,11 @@ from torch import Tensor
 
 from mtlfast._settings import Real
 from mtlfast._vectors import vector
-from mtlfast.weighting._base import OfPositive, readable
+from mtlfast.weighting._base import NeedsPositiveLosses, readable
 from mtlfast.weighting._losses import Feedback
 
 
-class FAMO(OfPositive):
+class FAMO(NeedsPositiveLosses):
     """Lets all losses fall at the same relative rate, without the tasks' gradients.
 
     sum_k z_k log D_k over sum_k z_k / D_k (not differentiated), with z the softmax of learned logits and D_k = L_k -

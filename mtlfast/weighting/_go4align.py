@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from mtlfast._settings import Real, Whole
-from mtlfast.weighting._base import OfPositive, Weighted, shares
+from mtlfast.weighting._base import NeedsPositiveLosses, Weighted, shares
 
 
-class GO4Align(OfPositive, Weighted):
+class GO4Align(NeedsPositiveLosses, Weighted):
     """Gives groups of tasks that advance alike one weight.
 
     Each task's indicator is (sum_j L_j / L_k) p_k, where the risks p, which add up to 1, are multiplied by exp(-eta L)

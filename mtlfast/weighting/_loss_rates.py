@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtlfast._by_task import put
 from mtlfast._settings import Choice, Or, Real, Whole
-from mtlfast.weighting._base import OfPositive, Weighted
+from mtlfast.weighting._base import NeedsPositiveLosses, Weighted
 from mtlfast.weighting._losses import Feedback
 from mtlfast.weighting._step import Move, write
 
@@ -156,7 +156,7 @@ class SoftAdapt(Weighted):
         self.last.fill_(torch.nan)
 
 
-class ReLoBRaLo(OfPositive, Weighted):
+class ReLoBRaLo(NeedsPositiveLosses, Weighted):
     """Relative loss balancing with random lookback: losses that fell less, since the last step or the first, lead.
 
     With b(t, t') = K softmax_k(L_k(t) / (tau L_k(t'))):  w(t) = alpha (r w(t-1) + (1 - r) b(t, 0)) +

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mtlfast._settings import Choice, Real
-from mtlfast.weighting._base import OfPositive
+from mtlfast.weighting._base import NeedsPositiveLosses
 
 
-class LossRescaling(OfPositive):
+class LossRescaling(NeedsPositiveLosses):
     """Brings all losses to one scale, then adds them up.
 
     "first": sum_k L_k / L_k(0), by the value at the task's first step; "mean": sum_k L_k / m_k, by the running mean

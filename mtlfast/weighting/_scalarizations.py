@@ -8,10 +8,10 @@ from typing_extensions import Self
 
 from mtlfast._settings import Real
 from mtlfast._vectors import Vector, vector
-from mtlfast.weighting._base import LossWeighting, OfPositive
+from mtlfast.weighting._base import LossWeighting, NeedsPositiveLosses
 
 
-class GeometricMean(OfPositive):
+class GeometricMean(NeedsPositiveLosses):
     """The geometric mean of the losses, exp(mean_k log L_k): each weighs by the inverse of its own size.
 
     Chennupati et al., "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task
@@ -32,13 +32,13 @@ class GeometricMean(OfPositive):
         return (values * one).log().mean().exp()
 
 
-class _Preferring(LossWeighting):
-    """A method with a preference for each task, and a point that losses are measured from."""
+class _HasPreferences(LossWeighting):
+    """A method with a preference for each task and a reference point that is subtracted from the losses."""
 
     preferences: Tensor | None
     origin: Tensor | None
 
-    _divides = False  # by the size of the preferences
+    _divides = False  # does the method divide by the size of the preferences?
 
     def __init__(self, weights: Vector | None, reference: Vector | None) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class _Preferring(LossWeighting):
         return self._of(self.preferences, tasks).to(values.dtype)
 
 
-class Tchebycheff(_Preferring):
+class Tchebycheff(_HasPreferences):
     """The worst task alone: max_k w_k (L_k - z_k).
 
     Bowman, "On the Relationship of the Tchebycheff Norm and the Efficient Frontier of Multiple-Criteria Objectives"
@@ -115,7 +115,7 @@ class Tchebycheff(_Preferring):
         return (self._preferred(values, tasks) * self._shifted(values, tasks)).amax()
 
 
-class STCH(_Preferring):
+class STCH(_HasPreferences):
     """The worst task, smoothly: mu log sum_k exp(w_k (L_k - z_k) / mu).
 
     Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization" (ICML 2024). Also called
@@ -152,7 +152,7 @@ class STCH(_Preferring):
         return mu * torch.logsumexp((terms - largest) / mu, dim=0) + largest
 
 
-class PBI(_Preferring):
+class PBI(_HasPreferences):
     """Penalised boundary intersection: d_1 + theta d_2, along a preferred direction and away from it.
 
     With the direction v = w / |w|: d_1 = (L - z) v, d_2 = |L - z - d_1 v|. Zhang and Li, "MOEA/D: A Multiobjective
@@ -199,7 +199,7 @@ class PBI(_Preferring):
         return penalised
 
 
-class COSMOS(_Preferring):
+class COSMOS(_HasPreferences):
     """A weighted sum that also turns the losses towards the preference: sum_k w_k L_k - lambda cos(w, L).
 
     Ruchte and Grabocka, "Scalable Pareto Front Approximation for Deep Multi-Objective Learning" (ICDM 2021).
