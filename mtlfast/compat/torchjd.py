@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlfast import ops
-from mtlfast.compat import _torchjd_engines as engines
+from mtlfast.compat import _torchjd_weights as jd_weights
 from mtlfast.compat._torchjd_faces import Weighted, is_hooked
 from mtlfast.compat._torchjd_names import *  # noqa: F403
 from mtlfast.compat._torchjd_names import __all__ as _names
@@ -33,7 +33,7 @@ class accelerate:
     `jac_to_grad` no longer concatenates: the `.jac` fields are read where they are, twice, with
     `optimize_gramian_computation` and without.
 
-    What has no engine here passes through untouched: methods that are not in `_torchjd_engines.ENGINES`
+    What mtlfast has no solver for passes through untouched: methods that are not in `_torchjd_weights.WEIGHTS_OF`
     (docs/migrate.md names them), weightings and projectors of the user's own, aggregators with forward hooks on the
     Jacobian, aggregators whose `forward`, `_combine` or weightings were replaced, differentiable calls, more than 128
     rows, and what is not of a dtype that mtlfast has kernels for. Solvers take float32 and float64 Gramians that are
@@ -99,9 +99,9 @@ def _patch() -> None:
     from torchjd.aggregation import _aggregator_bases, _weighting_bases
     from torchjd.autojac import _jac_to_grad
 
-    for name, engine in engines.ENGINES.items():
+    for name, weights_of in jd_weights.WEIGHTS_OF.items():
         weighting = getattr(torchjd.aggregation, name)
-        _replace(weighting, "forward", _on_solver(engine, weighting.forward))
+        _replace(weighting, "forward", _on_solver(weights_of, weighting.forward))
     whole = torchjd.aggregation.ConFIG
     _replace(whole, "forward", _without_a_pseudo_inverse(whole.forward))
     composition = _weighting_bases._Composition
@@ -128,10 +128,10 @@ def _ours(*tensors: Tensor) -> bool:
     )
 
 
-def _on_solver(engine: engines.Engine, original: Any) -> Any:
+def _on_solver(weights_of: jd_weights.WeightsOf, original: Any) -> Any:
     def forward(self: Any, gramian: Tensor, /) -> Tensor:
-        if gramian.dim() == 2 and _ours(gramian) and engines.is_gramian(gramian):
-            weights = engine(self, gramian.double(), gramian)
+        if gramian.dim() == 2 and _ours(gramian) and jd_weights.is_gramian(gramian):
+            weights = weights_of(self, gramian.double(), gramian)
             if weights is not None:
                 return weights.to(gramian.dtype)
         result: Tensor = original(self, gramian)
@@ -169,7 +169,7 @@ def _without_a_pseudo_inverse(original: Any) -> Any:
 def _config(aggregator: Any, jacobians: Any) -> list[Tensor] | None:
     """ConFIG's directions; None, with the Jacobians as they were: TorchJD's own function must find them."""
     grads = TaskGradients.from_stacked(list(jacobians))
-    weights = engines.config(aggregator, ops.gram(grads), jacobians[0], grads.numel())
+    weights = jd_weights.config(aggregator, ops.gram(grads), jacobians[0], grads.numel())
     if weights is None:
         return None
     jacobians.clear()

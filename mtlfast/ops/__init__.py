@@ -1,4 +1,4 @@
-"""The engine's ops: each checks its arguments, then calls the compiled kernel or the plain-PyTorch reference."""
+"""The ops: each checks its arguments, then calls the compiled kernel or the plain-PyTorch reference."""
 
 from mtlfast.ops.combine import combine
 from mtlfast.ops.flatten import flatten, unflatten

@@ -16,7 +16,7 @@ jd = pytest.importorskip("torchjd.aggregation", reason="needs the optional group
 autojac = pytest.importorskip("torchjd.autojac", reason="needs the optional group peers")
 
 PREFERENCES = torch.tensor([0.1, 0.4, 0.2, 0.3])
-# name -> how it is made; those that mtlfast has an engine for.
+# name -> how it is made; those that mtlfast has a solver for.
 ACCELERATED = {
     "PCGrad": lambda dtype: jd.PCGrad(),
     "GradVac": lambda dtype: jd.GradVac(),

@@ -9,8 +9,8 @@ import torch
 
 from mtlfast import aggregation, weighting
 from mtlfast.aggregation import GramAggregator
-from mtlfast.compat import _torchjd_engines as engines
 from mtlfast.compat import _torchjd_names as names
+from mtlfast.compat import _torchjd_weights as jd_weights
 
 torchjd = pytest.importorskip("torchjd.aggregation", reason="needs the optional group peers")
 
@@ -69,7 +69,7 @@ def test_the_page_names_what_accelerate_leaves_alone():
     items = [" ".join(item.split()) for item in re.split(r"\n- |\n\n", page.read_text())]
     (left_alone,) = [item for item in items if "differentiable calls pass through untouched" in item]
     methods = {method_of(name) for name in torchjd.__all__ if name not in BASES}
-    accelerated = {method_of(name) for name in engines.ENGINES} | NO_SOLVER | {"ConFIG"}
+    accelerated = {method_of(name) for name in jd_weights.WEIGHTS_OF} | NO_SOLVER | {"ConFIG"}
     assert methods & set(re.findall(r"\w+", left_alone)) == methods - accelerated
 
 

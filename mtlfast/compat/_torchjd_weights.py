@@ -1,4 +1,4 @@
-"""TorchJD's weightings on mtlfast's solvers: what each reads of its module, with TorchJD's absolute epsilons."""
+"""What `accelerate()` runs in place of TorchJD's weightings: mtlfast's solvers with TorchJD's settings."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from torch import Tensor
 from mtlfast import ops
 from mtlfast.compat._torchjd_faces import is_hooked
 
-# (the weighting, its Gram matrix in float64, that matrix as it was given) -> the weights, or None: not this time.
-Engine = Callable[[Any, Tensor, Tensor], Tensor | None]
+# A function of TorchJD's weighting object, the Gram matrix in float64, and the Gram matrix as it was given. It returns
+# the weights, or None if TorchJD must compute them itself.
+WeightsOf = Callable[[Any, Tensor, Tensor], Tensor | None]
 
 
 def _rtol(given: Tensor) -> float:
-    """TorchJD's cutoff for eigenvalues: that of the dtype it computes in."""
+    """TorchJD's relative cutoff for eigenvalues, which follows from the dtype of its matrix."""
     return len(given) * torch.finfo(given.dtype).eps
 
 
 def is_gramian(given: Tensor) -> bool:
-    """Is it what solvers take: float32 or float64, finite, symmetric and positive semi-definite but for rounding?
+    """Whether the solvers take this matrix: float32 or float64, finite, symmetric and positive semi-definite.
 
-    All else is TorchJD's own, with its errors: half precision, which most of its solvers refuse; NaN and infinity;
-    Gramians that are none; and zero.
+    The last two may be off by rounding. TorchJD itself computes the weights of all other matrices, so that its errors
+    stay its own: half precision, which most of its solvers refuse; NaN and infinity; matrices that are no Gramians; and
+    the zero matrix.
     """
     if given.dtype not in (torch.float32, torch.float64) or given.shape[0] != given.shape[1]:
         return False
@@ -35,17 +37,20 @@ def is_gramian(given: Tensor) -> bool:
         return False
     shifted = gram.clone()
     shifted.diagonal().add_(rounding * trace)
-    # host: TorchJD's own methods work there. A factor exists of what is above zero and holds no NaN.
+    # host: TorchJD's own methods work there. A Cholesky factor exists if the matrix is positive definite without NaN.
     return bool((torch.linalg.cholesky_ex(shifted).info == 0) & (trace < math.inf))
 
 
 def _preferences(owner: Any, given: Tensor, *, same_dtype: bool) -> Tensor | None:
-    """What the method's inner weighting prefers, one number a row of `given`; None: TorchJD must look at it itself.
+    """The preferences that the inner weighting of a method gives, one for each row of `given`.
 
     Args:
-        owner: the weighting, or ConFIG.
+        owner: the outer weighting, or a ConFIG aggregator.
         given: a matrix of K rows.
-        same_dtype: does TorchJD compute with them in the dtype of `given`, differentiably?
+        same_dtype: whether TorchJD computes with the preferences in the dtype of `given`, differentiably.
+
+    Returns:
+        [K] float64; None if TorchJD must compute the weights itself.
     """
     from torchjd.aggregation import ConstantWeighting, MeanWeighting, SumWeighting
 
@@ -64,7 +69,13 @@ def _preferences(owner: Any, given: Tensor, *, same_dtype: bool) -> Tensor | Non
 
 
 def _keys(orders: list[Tensor], others: bool, device: torch.device) -> Tensor:
-    """Keys [K, K] that give each gradient this order; with `others` it is one of the list of the other tasks."""
+    """Sorting keys [K, K] that give gradient i the order `orders[i]`.
+
+    Args:
+        orders: K permutations: of all K tasks, or with `others` of the list of the other K - 1 tasks.
+        others: which of the two.
+        device: of the result.
+    """
     K = len(orders)
     keys = torch.empty(K, K, dtype=torch.float64)
     for i, order in enumerate(orders):
@@ -72,17 +83,17 @@ def _keys(orders: list[Tensor], others: bool, device: torch.device) -> Tensor:
         keys[i, tasks] = torch.arange(len(order), dtype=torch.float64)
         if others:
             keys[i, i] = -1
-    return keys.to(device)  # host: drawn there, by TorchJD's generator
+    return keys.to(device)  # host: TorchJD draws its orders on the CPU
 
 
 def pcgrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
-    """One torch.randperm a gradient, as there."""
+    """As TorchJD, it draws one torch.randperm for each gradient."""
     orders = [torch.randperm(len(gram)) for _ in range(len(gram))]
     return ops.solve(gram, "pcgrad", {"mean": False, "itself": False}, {"keys": _keys(orders, False, gram.device)})
 
 
 def gradvac(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
-    """Its running cosines stay in TorchJD's buffer, on the CPU and in its dtype."""
+    """The running cosines stay in TorchJD's buffer, on the CPU and in its dtype."""
     weighting._ensure_state(len(gram), given.dtype)
     orders = [torch.randperm(len(gram) - 1) for _ in range(len(gram))]
     state = torch.nn.functional.pad(weighting._phi_t.to(gram), (0, 0, 1, 0))  # mtlfast counts in a row before them
@@ -93,13 +104,16 @@ def gradvac(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
 
 
 def mgda(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
-    """Frank and Wolfe's steps, as many as there."""
+    """As TorchJD, it takes steps of Frank and Wolfe's algorithm, with the same stopping rule."""
     params = {"epsilon": weighting.epsilon, "max_iters": weighting.max_iters, "norms": 0}
     return ops.solve(gram, "mgda", params)
 
 
 def cagrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
-    """To the optimum, where TorchJD's convex solver stops some digits before; without a ball it has no optimum."""
+    """Solves to the optimum, where TorchJD's convex solver stops some digits before.
+
+    TorchJD serves a `c` without one.
+    """
     if not 0 < weighting.c < math.inf:
         return None
     eps = float(weighting.norm_eps)
@@ -107,28 +121,29 @@ def cagrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
     return torch.where(gram.trace() < eps, 0.0, weights)
 
 
-def _dual_cone(method: str) -> Engine:
-    def engine(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
+def _dual_cone(method: str) -> WeightsOf:
+    def weights_of(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
         from torchjd.linalg import QuadprogProjector
 
         projector = weighting.projector
-        if type(projector) is not QuadprogProjector:  # someone's own
+        if type(projector) is not QuadprogProjector:  # a projector of the user's
             return None
         reg_eps = float(projector.reg_eps)
-        if reg_eps < 4 * _rtol(given):  # its solver may refuse such a matrix
+        if reg_eps < 4 * _rtol(given):  # quadprog may refuse a matrix with so little regularisation
             return None
         preferences = _preferences(weighting, given, same_dtype=False)
         if preferences is None:
             return None
         weights = ops.solve(gram, method, {"reg_eps": reg_eps, "of_trace": True}, {"preferences": preferences})
-        # It takes a matrix whose trace is below eps for zero; then the preferences must be kept, and nothing else.
+        # TorchJD treats a matrix whose trace is below norm_eps as zero; then its weights are the preferences
+        # themselves.
         return torch.where(gram.trace() < projector.norm_eps, preferences.clamp(min=0.0), weights)
 
-    return engine
+    return weights_of
 
 
 def aligned_mtl(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
-    """An unknown scale mode is left to TorchJD's own error."""
+    """TorchJD itself refuses an unknown scale mode."""
     if weighting.scale_mode not in ("min", "median", "rmse"):
         return None
     preferences = _preferences(weighting, given, same_dtype=True)
@@ -139,7 +154,7 @@ def aligned_mtl(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
 
 
 def imtlg(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
-    """The pseudo-inverse with torch's own cutoff; TorchJD's weights are zero where the inverse is as small as 1e-12."""
+    """Uses the cutoff of torch's pseudo-inverse. As in TorchJD, weights whose sum is below 1e-12 become zero."""
     weights = ops.solve(gram, "imtlg", {"rtol": _rtol(given)})
     norms, products = gram.diagonal().sqrt(), gram @ weights
     total = (norms @ products) / (products @ products)  # of v = G^+ norms: weights = v / total
@@ -147,7 +162,7 @@ def imtlg(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
 
 
 def krum(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
-    """Too few gradients are TorchJD's own error, and where one nearest other counts it breaks the tie of each two."""
+    """TorchJD itself refuses too few gradients. It also breaks the ties that scores of one nearest neighbour bring."""
     weighting._check_matrix_shape(given)
     if len(gram) - weighting.n_byzantine - 2 == 1:
         return None
@@ -156,14 +171,14 @@ def krum(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
 
 
 def fairgrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
-    """A bound on the iterations, which is another result, is left to TorchJD."""
+    """TorchJD itself serves a bound on the iterations, because that changes the result."""
     if weighting.max_iters is not None or not weighting.alpha >= 0:
         return None
     return ops.solve(gram, "fairgrad", {"alpha": float(weighting.alpha), "rtol": _rtol(given)})
 
 
-# The names of weightings in torchjd.aggregation.
-ENGINES: dict[str, Engine] = {
+# By the weighting's name in torchjd.aggregation.
+WEIGHTS_OF: dict[str, WeightsOf] = {
     "PCGradWeighting": pcgrad,
     "GradVacWeighting": gradvac,
     "MGDAWeighting": mgda,
@@ -178,16 +193,16 @@ ENGINES: dict[str, Engine] = {
 
 
 def config(aggregator: Any, gram: Tensor, jacobian: Tensor, columns: int) -> Tensor | None:
-    """ConFIG's weights; its pseudo-inverse cuts singular values of a matrix that wide off by torch's own rule.
+    """ConFIG's weights, with the cutoff that torch's pseudo-inverse has for a matrix of so many columns.
 
     Args:
-        aggregator: a ConFIG of TorchJD's.
-        gram: [K, K] float64.
+        aggregator: TorchJD's ConFIG object.
+        gram: [K, K] float64, the Gram matrix of the whole Jacobian.
         jacobian: [K, ...], a part of the Jacobian, for its dtype and its number of rows.
-        columns: of the whole Jacobian.
+        columns: how many columns the whole Jacobian has.
 
     Returns:
-        [K] float64, or None: not this time.
+        [K] float64; None if TorchJD must compute the weights itself.
     """
     if not is_gramian(gram.to(jacobian.dtype)):
         return None
@@ -195,5 +210,5 @@ def config(aggregator: Any, gram: Tensor, jacobian: Tensor, columns: int) -> Ten
     if preferences is None:
         return None
     cutoff = max(len(gram), columns) * torch.finfo(jacobian.dtype).eps
-    rtol = max(cutoff**2, _rtol(gram))  # of a Gram matrix in float64 no more is known
+    rtol = max(cutoff**2, _rtol(gram))  # a float64 Gram matrix cannot tell smaller eigenvalues from rounding
     return ops.solve(gram, "config", {"length": -1, "task": 0, "rtol": rtol}, {"preferences": preferences})
