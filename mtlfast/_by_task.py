@@ -18,7 +18,6 @@ def take(values: Tensor, tasks: Sequence[int]) -> Tensor:
 
 
 def put(values: Tensor, tasks: Sequence[int], new: Tensor) -> None:
-    """Writes them."""
     if _everyone(values, tasks):
         values.copy_(new)
         return

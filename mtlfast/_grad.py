@@ -149,7 +149,6 @@ class PlainGradients:
     """
 
     def __init__(self, leaves: Sequence[Tensor], apart: bool = False) -> None:
-        """See the class."""
         self.leaves = leaves
         self._sums: list[Tensor | None] = [None] * len(leaves)
         self._of_tasks: dict[int, Sequence[Tensor | None]] | None = {} if apart else None

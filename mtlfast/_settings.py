@@ -20,7 +20,6 @@ class Setting(Generic[T]):
         raise NotImplementedError
 
     def __set_name__(self, owner: type, name: str) -> None:
-        """Learns its name."""
         self.name = name
 
     @overload
@@ -28,14 +27,12 @@ class Setting(Generic[T]):
     @overload
     def __get__(self, instance: object, owner: type) -> T: ...
     def __get__(self, instance: object | None, owner: type) -> Setting[T] | T:
-        """The value, or the setting itself on the class."""
         if instance is None:
             return self
         value: T = instance.__dict__[f"_{self.name}"]
         return value
 
     def __set__(self, instance: object, value: T) -> None:
-        """Checks and keeps the value."""
         if not self.holds(value):
             raise ValueError(f"{type(instance).__name__}: {self.name} is {shown(value)}, expected {self.expected}")
         instance.__dict__[f"_{self.name}"] = plain(value)
@@ -47,7 +44,6 @@ class Real(Setting[float]):
     def __init__(
         self, least: float = -math.inf, most: float = math.inf, least_itself: bool = True, most_itself: bool = True
     ) -> None:
-        """See the class."""
         self.least, self.most = least, most
         self.least_itself, self.most_itself = least_itself, most_itself
         if most == math.inf:
@@ -57,7 +53,6 @@ class Real(Setting[float]):
             self.expected = f"a number in {ends[0]}{least:g}, {most:g}{ends[1]}"
 
     def holds(self, value: Any) -> bool:
-        """Is it a number in the interval?"""
         value = plain(value)
         if not is_finite(value):
             return False
@@ -70,11 +65,9 @@ class Whole(Setting[int]):
     """An integer of at least `least`."""
 
     def __init__(self, least: int) -> None:
-        """See the class."""
         self.least, self.expected = least, f"an integer of at least {least}"
 
     def holds(self, value: Any) -> bool:
-        """Is it such an integer?"""
         value = plain(value)
         return isinstance(value, int) and not isinstance(value, bool) and value >= self.least
 
@@ -83,12 +76,10 @@ class Choice(Setting[T]):
     """One of a few values."""
 
     def __init__(self, *values: T) -> None:
-        """See the class."""
         self.values = values
         self.expected = f"{', '.join(map(repr, values[:-1]))} or {values[-1]!r}"
 
     def holds(self, value: Any) -> bool:
-        """Is it one of them?"""
         value = plain(value)
         alike = isinstance(value, (str, int, float)) and any(
             value == x and isinstance(value, bool) == isinstance(x, bool) for x in self.values
@@ -100,7 +91,6 @@ class Or(Setting[Any]):
     """What another setting holds, or one of a few values beside."""
 
     def __init__(self, setting: Setting[Any], *values: object) -> None:
-        """See the class."""
         self.setting, self.values = setting, values
         self.expected = " or ".join([setting.expected, *map(repr, values)])
 

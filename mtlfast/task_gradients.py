@@ -190,7 +190,6 @@ class TaskGradients:
         return type(self), (self.rows, self.parameters)
 
     def __repr__(self) -> str:
-        """K, T, P, dtype and device."""
         return (
             f"TaskGradients({self.num_tasks} tasks x {len(self.shapes)} tensors, {self.numel()} elements, "
             f"{self.dtype}, {self.device})"

@@ -29,7 +29,6 @@ class Median(Aggregator):
     """The lower median of the K gradients, coordinate by coordinate."""
 
     def aggregate(self, grads: TaskGradients, step: Step, out: list[Tensor | None]) -> None:
-        """Writes it."""
         for t, target in enumerate(out):
             if target is not None:
                 torch.median(stacked(grads, t), dim=0, out=(target, torch.empty_like(target, dtype=torch.int64)))
@@ -39,7 +38,6 @@ class Agreeing(Aggregator):
     """The sum of the K gradients where all have one sign, else zero; it returns its direction."""
 
     def aggregate(self, grads: TaskGradients, **context: object) -> list[Tensor | None]:
-        """Returns it."""
         columns = [None if shape is None else stacked(grads, t) for t, shape in enumerate(grads.shapes)]
         return [None if x is None else x.sum(0) * (x.sign().sum(0).abs() == len(x)) for x in columns]
 
@@ -48,12 +46,10 @@ class Momentum(Aggregator):
     """The sum of the K gradients, averaged over the steps by parameter."""
 
     def __init__(self) -> None:
-        """Nothing is known yet."""
         super().__init__()
         self.means: dict[Tensor, Tensor] = {}
 
     def aggregate(self, grads: TaskGradients, step: Step, out: list[Tensor | None]) -> None:
-        """Writes it."""
         assert grads.parameters is not None
         for t, (parameter, target) in enumerate(zip(grads.parameters, out, strict=True)):
             if target is None:
@@ -63,7 +59,6 @@ class Momentum(Aggregator):
             target.copy_(mean.mul_(0.5).add_(total, alpha=0.5))
 
     def reset(self) -> None:
-        """Forgets the means."""
         self.means.clear()
 
 

@@ -18,7 +18,6 @@ class Network(nn.Module):
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        """See the class."""
         super().__init__()
         # The trunk comes first: under one seed it starts from the same weights whatever the tasks are.
         self.trunk = nn.Sequential(

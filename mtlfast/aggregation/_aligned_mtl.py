@@ -45,7 +45,6 @@ class AlignedMTL(HasPreferences):
     scale_mode = Choice(*SCALE_MODES)
 
     def __init__(self, pref_vector: Vector | None = None, scale_mode: Literal["min", "median", "rmse"] = "min") -> None:
-        """See the class."""
         super().__init__(pref_vector)
         self.scale_mode = scale_mode
 
@@ -54,5 +53,4 @@ class AlignedMTL(HasPreferences):
         return {"scale_mode": SCALE_MODES.index(self.scale_mode), "rtol": step.rank_rtol}
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return f"pref_vector={self.pref_vector}, scale_mode={self.scale_mode!r}"

@@ -39,7 +39,6 @@ class CAGrad(SolvedAggregator):
     norm_eps = Real(0)
 
     def __init__(self, c: float, rescale: Literal[0, 1, 2] = 0, norm_eps: float = 0.0) -> None:
-        """See the class."""
         super().__init__()
         self.c = c
         self.rescale = rescale
@@ -51,7 +50,6 @@ class CAGrad(SolvedAggregator):
         return cls(c=0.5)
 
     def params(self, step: Step) -> dict[str, float]:
-        """The constructor's arguments."""
         return {
             "c": self.c,
             "rescale": self.rescale,
@@ -60,5 +58,4 @@ class CAGrad(SolvedAggregator):
         }
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return f"c={self.c}, rescale={self.rescale}, norm_eps={self.norm_eps}"

@@ -32,7 +32,6 @@ class Compose(GramAggregator):
     keeps = "theirs"
 
     def __init__(self, balance: GramAggregator, surgery: GramAggregator) -> None:
-        """See the class."""
         super().__init__()
         for name, stage in (("balance", balance), ("surgery", surgery)):
             if not isinstance(stage, GramAggregator):
@@ -64,7 +63,6 @@ class Compose(GramAggregator):
         return scales * self.surgery.solve(scaled, step)
 
     def reset(self) -> None:
-        """Forgets both states."""
         self.balance.reset()
         self.surgery.reset()
 

@@ -36,7 +36,6 @@ class ConFIG(HasPreferences):
     length = TypicalNorm("projection")
 
     def __init__(self, pref_vector: Vector | None = None, length: str | int = "projection") -> None:
-        """See the class."""
         super().__init__(pref_vector)
         self.length = length
 
@@ -51,5 +50,4 @@ class ConFIG(HasPreferences):
         return {"length": length, "task": task, "rtol": step.rank_rtol}
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return f"pref_vector={self.pref_vector}, length={self.length!r}"

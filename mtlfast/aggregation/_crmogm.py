@@ -45,7 +45,6 @@ class CRMOGM(GramAggregator):
     first_weights: Tensor | None
 
     def __init__(self, aggregator: GramAggregator, alpha: float = 0.9, initial_weights: Vector | None = None) -> None:
-        """See the class."""
         super().__init__()
         if not isinstance(aggregator, GramAggregator):
             raise TypeError(
@@ -97,9 +96,7 @@ class CRMOGM(GramAggregator):
         self.aggregator.reset()
 
     def diagnostics(self) -> dict[str, int]:
-        """The aggregator's."""
         return self.aggregator.diagnostics()
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return f"alpha={self.alpha}"

@@ -35,7 +35,6 @@ class FairGrad(NeedsLossScale):
     alpha = Real(0)
 
     def __init__(self, alpha: float = 1.0) -> None:
-        """See the class."""
         super().__init__()
         self.alpha = alpha
 
@@ -44,5 +43,4 @@ class FairGrad(NeedsLossScale):
         return {"alpha": self.alpha, "rtol": step.rank_rtol}
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return f"alpha={self.alpha}"

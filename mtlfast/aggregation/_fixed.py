@@ -69,7 +69,6 @@ class Constant(GramAggregator):
     task_weights: Tensor
 
     def __init__(self, weights: Vector) -> None:
-        """See the class."""
         super().__init__()
         if isinstance(weights, Tensor) and weights.dim() != 1:
             raise ValueError(f"Constant: weights have shape {list(weights.shape)}, expected [K]")
@@ -90,5 +89,4 @@ class Constant(GramAggregator):
         return masked(self.entries("task_weights", gram, step), step)
 
     def extra_repr(self) -> str:
-        """The number of tasks."""
         return f"num_tasks={len(self.task_weights)}"

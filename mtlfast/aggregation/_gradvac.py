@@ -45,7 +45,6 @@ class GradVac(RandomOrder, SolvedAggregator):
         order: Literal["random", "fixed"] = "random",
         generator: torch.Generator | None = None,
     ) -> None:
-        """See the class."""
         super().__init__(order, generator)
         self.beta = beta
 
@@ -54,13 +53,10 @@ class GradVac(RandomOrder, SolvedAggregator):
         return {"beta": self.beta, "eps": 0.0, "rtol": step.rtol or 0.0}
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
-        """The order's keys."""
         return self.keys(gram, step)
 
     def state_shape(self, known: int) -> tuple[int, ...]:
-        """A row that begins with the count, then the pairs' running means."""
-        return (known + 1, known)
+        return (known + 1, known)  # a row that begins with the count, then the pairs' running means
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return f"beta={self.beta}, order={self.order!r}"

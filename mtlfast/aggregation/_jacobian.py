@@ -100,7 +100,6 @@ class RowsJacobian:
     _parts: list[Part]  # one for each dtype; their products add up
 
     def __init__(self, rows: TaskGradients | list[Part]) -> None:
-        """See the class."""
         self._parts = [Part(None, rows)] if isinstance(rows, TaskGradients) else rows
 
     @property
@@ -110,12 +109,10 @@ class RowsJacobian:
 
     @property
     def no_rows(self) -> str | None:
-        """It can."""
         return None
 
     @property
     def device(self) -> torch.device:
-        """The gradients'."""
         return self._parts[0].grads.device
 
     def product_rtol(self, precision: str | None = None) -> float:
@@ -141,11 +138,9 @@ class RowsJacobian:
         return False
 
     def gram(self, precision: str | None = None) -> Tensor:
-        """One read of K * P."""
         return _sum([ops.gram(part.grads, precision=precision) for part in self._parts])
 
     def norms(self) -> Tensor:
-        """One read of K * P."""
         norms = [ops.norms(part.grads) for part in self._parts]
         return norms[0] if len(norms) == 1 else _sum([x.square() for x in norms]).sqrt()
 

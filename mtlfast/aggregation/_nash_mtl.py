@@ -51,7 +51,6 @@ class NashMTL(HasPreferences, NeedsLossScale):
         update_weights_every: int = 1,
         pref_vector: Vector | None = None,
     ) -> None:
-        """See the class."""
         super().__init__(pref_vector)
         self.n_tasks = n_tasks
         self.max_norm = max_norm
@@ -74,7 +73,6 @@ class NashMTL(HasPreferences, NeedsLossScale):
         return (3 + (known if self.n_tasks is None else self.n_tasks),)
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return (
             f"n_tasks={self.n_tasks}, max_norm={self.max_norm}, update_weights_every={self.update_weights_every}, "
             f"pref_vector={self.pref_vector}"

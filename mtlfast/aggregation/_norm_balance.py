@@ -29,12 +29,10 @@ class NormBalance(SolvedAggregator):
     target = TypicalNorm()
 
     def __init__(self, target: str | int = "mean") -> None:
-        """See the class."""
         super().__init__()
         self.target = target
 
     def params(self, step: Step) -> dict[str, float]:
-        """Which norm."""
         target, task = typical_norm(self.target)
         return {"target": target, "task": task}
 
@@ -44,7 +42,6 @@ class NormBalance(SolvedAggregator):
         check_typical_norm(self, self.target, step)
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return f"target={self.target!r}"
 
 
@@ -66,16 +63,13 @@ class ClipNorm(NeedsLossScale):
     max_norm = Or(Real(0, least_itself=False), "mean")
 
     def __init__(self, max_norm: float | str = "mean") -> None:
-        """See the class."""
         super().__init__()
         self.max_norm = max_norm
 
     def params(self, step: Step) -> dict[str, float]:
-        """The length."""
         return {"max_norm": -1.0 if isinstance(self.max_norm, str) else self.max_norm}
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return f"max_norm={self.max_norm!r}"
 
 
@@ -101,7 +95,6 @@ class CrossNorm(SolvedAggregator):
             raise ValueError(f"CrossNorm: got {step.num_tasks} tasks, expected at most 2")
 
     def params(self, step: Step) -> dict[str, float]:
-        """None."""
         return {}
 
 
@@ -117,5 +110,4 @@ class InverseNorm(SolvedAggregator):
     reads = Reads.NORMS
 
     def params(self, step: Step) -> dict[str, float]:
-        """None."""
         return {}

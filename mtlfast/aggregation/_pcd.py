@@ -43,7 +43,6 @@ class PCD(SolvedAggregator):
     shares: Tensor | None
 
     def __init__(self, tau: float | Vector = 0.02, beta: float = 0.999, eps: float = 1e-8) -> None:
-        """See the class."""
         super().__init__()
         self.register_buffer("shares", None)
         self.tau = tau
@@ -82,7 +81,6 @@ class PCD(SolvedAggregator):
         return {"beta": self.beta, "eps": self.eps, "tau": self._share, "rtol": step.rank_rtol}
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
-        """The shares, if each task has its own."""
         return {} if self.shares is None else {"shares": self.entries("shares", gram, step)}
 
     def state_shape(self, known: int) -> tuple[int, ...]:
@@ -90,5 +88,4 @@ class PCD(SolvedAggregator):
         return (known + 1, 2)
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return f"tau={self.tau}, beta={self.beta}, eps={self.eps}"

@@ -43,7 +43,6 @@ class PCGrad(RandomOrder, SolvedAggregator):
         order: Literal["random", "fixed"] = "random",
         generator: torch.Generator | None = None,
     ) -> None:
-        """See the class."""
         super().__init__(order, generator)
         self.reduction = reduction
 
@@ -52,9 +51,7 @@ class PCGrad(RandomOrder, SolvedAggregator):
         return {"mean": self.reduction == "mean", "itself": False}
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
-        """The order's keys."""
         return self.keys(gram, step)
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return f"reduction={self.reduction!r}, order={self.order!r}"

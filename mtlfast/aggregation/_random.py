@@ -27,7 +27,6 @@ class Random(HasGenerator):
     reads = Reads.NOTHING
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
-        """See the class."""
         super().__init__(generator)
 
     def solve(self, gram: Tensor, step: Step) -> Tensor:

@@ -47,17 +47,14 @@ class MoDo(_TwoBatches):
     rho = Real(0)
 
     def __init__(self, gamma: float = 0.1, rho: float = 0.1) -> None:
-        """See the class."""
         super().__init__()
         self.gamma = gamma
         self.rho = rho
 
     def params(self, step: Step) -> dict[str, float]:
-        """The constructor's arguments."""
         return {"gamma": self.gamma, "rho": self.rho}
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return f"gamma={self.gamma}, rho={self.rho}"
 
 
@@ -97,7 +94,6 @@ class SDMGrad(_TwoBatches, HasPreferences):
         lambda_: float = 0.3,
         pref_vector: Vector | None = None,
     ) -> None:
-        """See the class."""
         super().__init__(pref_vector)
         self.lr = lr
         self.momentum = momentum
@@ -105,11 +101,9 @@ class SDMGrad(_TwoBatches, HasPreferences):
         self.lambda_ = lambda_
 
     def params(self, step: Step) -> dict[str, float]:
-        """The constructor's arguments."""
         return {"lr": self.lr, "momentum": self.momentum, "n_iter": self.n_iter, "lambda_": self.lambda_}
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return (
             f"lr={self.lr}, momentum={self.momentum}, n_iter={self.n_iter}, lambda_={self.lambda_}, "
             f"pref_vector={self.pref_vector}"

@@ -15,12 +15,10 @@ class TypicalNorm(Setting["str | int"]):
     """The name of such a norm, a task's index for its norm, or one of the names `others`."""
 
     def __init__(self, *others: str) -> None:
-        """See the class."""
         self.names = (*others, *NAMES)
         self.expected = f"{', '.join(map(repr, self.names))} or a task's index"
 
     def holds(self, value: Any) -> bool:
-        """Is it?"""
         value = plain(value)
         return value in self.names if isinstance(value, str) else Whole(0).holds(value)
 

@@ -70,7 +70,6 @@ class Weighting(nn.Module):
     aggregator: GramAggregator
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
-        """The aggregator's arguments."""
         super().__init__()
         join_torchjd()
         self.aggregator = self.of(*arguments, **settings)
@@ -90,7 +89,6 @@ class Weighting(nn.Module):
         return self.aggregator.weights(gramian.double(), rtol=rtol).to(gramian.dtype)
 
     def reset(self) -> None:
-        """Forgets the state."""
         self.aggregator.reset()
 
     def __lshift__(self, function: Callable[[Tensor], Tensor]) -> Composition:
@@ -116,7 +114,6 @@ class Weighting(nn.Module):
             super().__setattr__(name, value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """For copies and pickles."""
         join_torchjd()
         super().__setstate__(state)  # type: ignore[no-untyped-call]
 
@@ -136,12 +133,10 @@ class Composition(nn.Module):
     """A weighting of what a function makes of its input."""
 
     def __init__(self, weighting: Weighting, function: Callable[[Tensor], Tensor]) -> None:
-        """See the class."""
         super().__init__()
         self.weighting, self.fn = weighting, function
 
     def forward(self, stat: Tensor) -> Tensor:
-        """The weights."""
         weights: Tensor = self.weighting(self.fn(stat))
         return weights
 
@@ -150,7 +145,6 @@ class OfMatrix(nn.Module):
     """A Gramian weighting for a Jacobian [m, n], of which it makes the Gramian."""
 
     def __init__(self, weighting: Weighting) -> None:
-        """See the class."""
         super().__init__()
         self.weighting = weighting
 
@@ -174,7 +168,6 @@ class Weighted(GramAggregator):
     weighting_class: ClassVar[type[Weighting]]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """For copies and pickles."""
         join_torchjd()
         super().__setstate__(state)  # type: ignore[no-untyped-call]
 
@@ -206,7 +199,6 @@ class Weighted(GramAggregator):
         return vector
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses to take another weighting, which would change nothing."""
         refuse_parts(self, name)
         super().__setattr__(name, value)
 
@@ -237,11 +229,9 @@ class Projector:
     norm_eps = property(lambda self: 0.0)
 
     def __init__(self, reg_eps: float = 1e-4) -> None:
-        """See the class."""
         self.reg_eps = reg_eps
 
     def __repr__(self) -> str:
-        """As TorchJD's."""
         return f"QuadprogProjector(norm_eps={self.norm_eps}, reg_eps={self.reg_eps})"
 
 

@@ -80,7 +80,6 @@ class ConFIG(aggregation.ConFIG):
         return SumWeighting() if self.pref_vector is None else ConstantWeighting(self.pref_vector)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses to take another weighting, which would change nothing."""
         refuse_parts(self, name)
         super().__setattr__(name, value)
 
@@ -92,7 +91,6 @@ class UPGrad(Projecting, aggregation.UPGrad):
     _of_trace = True
 
     def __init__(self, pref_vector: Tensor | None = None, projector: Any = None) -> None:
-        """TorchJD's arguments."""
         self.projector = projector
         super().__init__(pref_vector, self.reg_eps)
 
@@ -104,7 +102,6 @@ class DualProj(Projecting, aggregation.DualProj):
     _of_trace = True
 
     def __init__(self, pref_vector: Tensor | None = None, projector: Any = None) -> None:
-        """TorchJD's arguments."""
         self.projector = projector
         super().__init__(pref_vector, self.reg_eps)
 
@@ -139,7 +136,6 @@ class MGDA(GramianWeighted, aggregation.MGDA):
     """mtlfast's MGDA by Frank and Wolfe's steps, as TorchJD's."""
 
     def __init__(self, epsilon: float = 0.001, max_iters: int = 100) -> None:
-        """TorchJD's arguments."""
         super().__init__(epsilon, max_iters)
 
 
@@ -150,7 +146,6 @@ class NashMTL(Weighted, aggregation.NashMTL):
     def __init__(
         self, n_tasks: int, max_norm: float = 1.0, update_weights_every: int = 1, optim_niter: int = 20
     ) -> None:
-        """TorchJD's arguments."""
         super().__init__(n_tasks, max_norm, update_weights_every)
         self.optim_niter = optim_niter
 
@@ -165,7 +160,6 @@ class FairGrad(GramianWeighted, aggregation.FairGrad):
     """mtlfast's FairGrad, which is exact and needs no `max_iters`: it is kept, and read by nothing."""
 
     def __init__(self, alpha: float, max_iters: int | None = None) -> None:
-        """TorchJD's arguments."""
         super().__init__(alpha)
         self.max_iters = max_iters
 
@@ -179,7 +173,6 @@ class _CRMOGM(aggregation.CRMOGM):
         alpha: float = 0.9,
         initial_weights: Tensor | None = None,
     ) -> None:
-        """TorchJD's arguments."""
         aggregator = weighting.aggregator if isinstance(weighting, Weighting) else weighting
         super().__init__(aggregator, alpha, initial_weights)
 

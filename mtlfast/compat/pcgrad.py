@@ -55,7 +55,6 @@ class PCGrad(Optimizer):
         strict: bool = True,
         allow_local: bool = False,
     ) -> None:
-        """See the class."""
         # Optimizer.__init__ is not called: groups and state are the wrapped optimizer's.
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"PCGrad: optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
@@ -185,15 +184,12 @@ class PCGrad(Optimizer):
         return getattr(self._optim, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles."""
         return {name: self.__dict__[name] for name in ("_optim", "_reduction", "_strict", "_allow_local")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """For copies and pickles."""
         self.__dict__.update(state)
 
     def __repr__(self) -> str:
-        """Both."""
         return f"PCGrad(reduction={self._reduction!r}, strict={self._strict}, optimizer={self._optim!r})"
 
 

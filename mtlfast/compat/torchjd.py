@@ -58,7 +58,6 @@ class accelerate:
             _patch()
 
     def __enter__(self) -> accelerate:
-        """On already."""
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -40,7 +40,6 @@ class StoredJacobian(RowsJacobian, Jacobian):
         retain_graph: bool = False,
         loss_weights_later: bool = False,
     ) -> None:
-        """See the class."""
         leaves, hiding = reached_by(losses)
         own, reached = {id(p) for p in shared.parameters}, {id(leaf) for leaf in leaves}
         others = [leaf for leaf in leaves if id(leaf) not in own]
@@ -108,7 +107,6 @@ class StoredJacobian(RowsJacobian, Jacobian):
         return self._mask
 
     def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
-        """See `Jacobian.write`."""
         self.check_weights(weights)
         with torch.no_grad():
             pending = self._others.prepared(loss_weights)
@@ -119,7 +117,6 @@ class StoredJacobian(RowsJacobian, Jacobian):
             _grad.commit(pending)
 
     def put(self, direction: Sequence[Tensor | None], loss_weights: Tensor | None = None) -> None:
-        """See `Jacobian.put`."""
         with torch.no_grad():
             pending = self._others.prepared(loss_weights)
             pending += _grad.prepared(self.parameters, direction, [True] * len(self.parameters))

@@ -52,7 +52,6 @@ class TaskSampler(Sampler[list[int]]):
         num_batches: int | None = None,
         seed: int = 0,
     ) -> None:
-        """See the class."""
         self.sizes = [plain(size) for size in sizes]
         if not self.sizes or not all(Whole(1).holds(size) for size in self.sizes):
             raise ValueError(f"TaskSampler: sizes is {self.sizes}, expected integers of at least 1")

@@ -43,7 +43,6 @@ class LossWeighting(ExactState, ABC):
     _largest_weight = torch.finfo(torch.float32).max  # that the losses' dtype can hold
 
     def __init__(self, num_tasks: int | None = None) -> None:
-        """See the class."""
         super().__init__()
         self.num_tasks = num_tasks
 
@@ -225,7 +224,6 @@ class NeedsPositiveLosses(LossWeighting):
     nonpositive: Tensor
 
     def __init__(self, num_tasks: int | None = None) -> None:
-        """See the class."""
         super().__init__(num_tasks)
         self._keep_count("nonpositive")
 

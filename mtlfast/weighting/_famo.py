@@ -44,7 +44,6 @@ class FAMO(NeedsPositiveLosses):
     def __init__(
         self, num_tasks: int, min_losses: Tensor | None = None, lr: float = 0.025, weight_decay: float = 1e-3
     ) -> None:
-        """See the class."""
         super().__init__(num_tasks)
         self.lr = lr
         self.weight_decay = weight_decay
@@ -60,7 +59,6 @@ class FAMO(NeedsPositiveLosses):
         return True
 
     def _bounds(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """The losses' own."""
         return self._of(self.min_losses, tasks).to(values.dtype)
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
@@ -117,7 +115,6 @@ class FAMO(NeedsPositiveLosses):
             self._learn(state, tasks, new, when=finite)
 
     def reset(self) -> None:
-        """Forgets logits, moments and losses."""
         super().reset()
         for buffer in (self.logits, self.mean, self.square, self.steps):
             buffer.zero_()

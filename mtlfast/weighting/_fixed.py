@@ -18,7 +18,6 @@ class Sum(LossWeighting):
     """The sum of the present tasks' losses; also called `Equal`."""
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """Their sum."""
         return values.sum()
 
 
@@ -26,7 +25,6 @@ class Mean(LossWeighting):
     """The mean of the present tasks' losses."""
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """Their mean."""
         return values.mean()
 
 
@@ -52,7 +50,6 @@ class Constant(_OfEachTask):
     """
 
     def __init__(self, weights: Tensor | Sequence[float]) -> None:
-        """See the class."""
         super().__init__("weights", weights)
 
     @classmethod
@@ -84,7 +81,6 @@ class InverseSampleSize(_BySampleSize):
     beta = Real(0)
 
     def __init__(self, sample_sizes: Tensor | Sequence[float], beta: float = 1.0) -> None:
-        """See the class."""
         super().__init__(sample_sizes)
         self.beta = beta
 
@@ -118,7 +114,6 @@ class ClassBalanced(_BySampleSize):
     beta = Real(0, 1, most_itself=False)
 
     def __init__(self, sample_sizes: Tensor | Sequence[float], beta: float = 0.9999) -> None:
-        """See the class."""
         super().__init__(sample_sizes)
         self.beta = beta
 

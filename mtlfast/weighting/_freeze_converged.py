@@ -49,7 +49,6 @@ class FreezeConverged(Weighted):
         frozen_weight: float = 0.0,
         decay: float = 0.9,
     ) -> None:
-        """See the class."""
         super().__init__(num_tasks)
         self.patience = patience
         self.tolerance = tolerance

@@ -35,7 +35,6 @@ class GO4Align(NeedsPositiveLosses, Weighted):
     risks: Tensor
 
     def __init__(self, num_tasks: int, num_groups: int = 2, eta: float = 1e-4) -> None:
-        """See the class."""
         super().__init__(num_tasks)
         self.num_groups = num_groups
         self.eta = eta
@@ -54,7 +53,6 @@ class GO4Align(NeedsPositiveLosses, Weighted):
         return weights
 
     def reset(self) -> None:
-        """Forgets the risks."""
         super().reset()
         self.risks.fill_(1 / len(self.risks))
 

@@ -32,7 +32,6 @@ class UW(LossWeighting):
     factors: Tensor
 
     def __init__(self, num_tasks: int, classification: Sequence[bool] | None = None) -> None:
-        """See the class."""
         super().__init__(num_tasks)
         n = self._known_tasks()
         kinds = [False] * n if classification is None else [plain(kind) for kind in classification]
@@ -44,7 +43,6 @@ class UW(LossWeighting):
         self.register_buffer("factors", torch.tensor([1.0 if kind else 0.5 for kind in kinds], dtype=torch.float64))
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """The present tasks' terms."""
         log_var = self._of(self.log_var, tasks)
         factors = self._of(self.factors, tasks).to(values.dtype)
         return (factors * torch.exp(-log_var) * values + 0.5 * log_var).sum()
@@ -69,12 +67,10 @@ class IMTLL(LossWeighting):
     keeps = "n parameters"
 
     def __init__(self, num_tasks: int) -> None:
-        """See the class."""
         super().__init__(num_tasks)
         self.log_scale = nn.Parameter(torch.zeros(self._known_tasks()))
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """The present tasks' terms."""
         log_scale = self._of(self.log_scale, tasks)
         return (torch.exp(log_scale) * values - log_scale).sum()
 

@@ -43,7 +43,6 @@ class DWA(Weighted):
     before_last: Tensor
 
     def __init__(self, num_tasks: int, temperature: float = 2.0, window: int | None = None) -> None:
-        """See the class."""
         super().__init__(num_tasks)
         self.temperature = temperature
         self.window = window
@@ -99,7 +98,6 @@ class DWA(Weighted):
         ]
 
     def reset(self) -> None:
-        """Forgets the losses."""
         for buffer in (self.sums, self.counts, self.calls):
             buffer.zero_()
         for buffer in (self.last, self.before_last):
@@ -131,7 +129,6 @@ class SoftAdapt(Weighted):
     last: Tensor
 
     def __init__(self, num_tasks: int, beta: float = 0.1, variant: str = "original") -> None:
-        """See the class."""
         super().__init__(num_tasks)
         self.beta = beta
         self.variant = variant
@@ -152,7 +149,6 @@ class SoftAdapt(Weighted):
         return torch.where(total > 0, weighted / total, weights)
 
     def reset(self) -> None:
-        """Forgets the losses."""
         self.last.fill_(torch.nan)
 
 
@@ -187,7 +183,6 @@ class ReLoBRaLo(NeedsPositiveLosses, Weighted):
     last_weights: Tensor
 
     def __init__(self, num_tasks: int, alpha: float = 0.95, beta: float = 0.99, tau: float = 1.0) -> None:
-        """See the class."""
         super().__init__(num_tasks)
         self.alpha = alpha
         self.beta = beta
@@ -221,7 +216,6 @@ class ReLoBRaLo(NeedsPositiveLosses, Weighted):
         return len(values) * rates.clamp(max=FAR).softmax(dim=0)
 
     def reset(self) -> None:
-        """Forgets losses and weights."""
         super().reset()
         for buffer in (self.first, self.last):
             buffer.fill_(torch.nan)

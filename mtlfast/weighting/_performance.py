@@ -70,7 +70,6 @@ class _ByPerformance(Weighted):
         self.out_of_range += wrong.sum()
 
     def reset(self) -> None:
-        """Forgets the metrics."""
         self.performance.fill_(torch.nan)
         self.refused.zero_()
         self.out_of_range.zero_()
@@ -98,7 +97,6 @@ class InversePerformance(_ByPerformance):
     takes = "a number above -1"
 
     def __init__(self, num_tasks: int, decay: float = 0.0) -> None:
-        """See the class."""
         super().__init__(num_tasks, decay)
 
     def _in_range(self, metrics: Tensor) -> Tensor:
@@ -131,7 +129,6 @@ class DynamicTaskPrioritization(_ByPerformance):
     gamma = Real(0)
 
     def __init__(self, num_tasks: int, gamma: float = 1.0, decay: float = 0.9) -> None:
-        """See the class."""
         super().__init__(num_tasks, decay)
         self.gamma = gamma
 

@@ -37,7 +37,6 @@ class LossRescaling(NeedsPositiveLosses):
     scales: Tensor
 
     def __init__(self, num_tasks: int, by: Literal["first", "mean", "log"] = "first", decay: float = 0.99) -> None:
-        """See the class."""
         super().__init__(num_tasks)
         self.by = by
         self.decay = decay
@@ -48,7 +47,6 @@ class LossRescaling(NeedsPositiveLosses):
         return self.by != "log"
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """The sum of the rescaled losses."""
         with torch.no_grad():
             now, old = values.detach().double(), self._of(self.scales, tasks)
             kept = old if self.by == "first" else self.decay * old + (1 - self.decay) * now
@@ -63,6 +61,5 @@ class LossRescaling(NeedsPositiveLosses):
         return (values * one).log().sum() if self.by == "log" else (values * one / divisors).sum()
 
     def reset(self) -> None:
-        """Forgets the values."""
         super().reset()
         self.scales.fill_(torch.nan)

@@ -25,7 +25,6 @@ class GeometricMean(NeedsPositiveLosses):
     paper = "Chennupati et al., CVPRW 2019"
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """That of the present tasks."""
         with torch.no_grad():
             weights = values.log().mean().exp() / (len(values) * values)
             one = self._one_if_finite(weights, values, tasks)
@@ -102,12 +101,10 @@ class Tchebycheff(_HasPreferences):
     paper = "Bowman, 1976"
 
     def __init__(self, weights: Vector | None = None, reference: Vector | None = None) -> None:
-        """See the class."""
         super().__init__(weights, reference)
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """Without preferences."""
         return cls()
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
@@ -135,7 +132,6 @@ class STCH(_HasPreferences):
     mu = Real(0, least_itself=False)
 
     def __init__(self, mu: float, weights: Vector | None = None, reference: Vector | None = None) -> None:
-        """See the class."""
         super().__init__(weights, reference)
         self.mu = mu
 
@@ -176,7 +172,6 @@ class PBI(_HasPreferences):
     _divides = True
 
     def __init__(self, theta: float, weights: Vector, reference: Vector | None = None) -> None:
-        """See the class."""
         super().__init__(weights, reference)
         self.theta = theta
 
@@ -186,7 +181,6 @@ class PBI(_HasPreferences):
         return cls(theta=1.0, weights=torch.ones(num_tasks))
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """Of the present tasks' coordinates."""
         direction = self._preferred(values, tasks)
         direction = direction / unit(direction, of_small=True)
         direction = direction / direction.norm().clamp(min=torch.finfo(direction.dtype).tiny)
@@ -219,7 +213,6 @@ class COSMOS(_HasPreferences):
     lambda_ = Real(0)
 
     def __init__(self, lambda_: float, weights: Vector) -> None:
-        """See the class."""
         super().__init__(weights, None)
         self.lambda_ = lambda_
 
@@ -229,7 +222,6 @@ class COSMOS(_HasPreferences):
         return cls(lambda_=1.0, weights=torch.ones(num_tasks))
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """Of the present tasks' coordinates."""
         preferred = self._preferred(values, tasks)
         size = unit(values)
         scaled = values / size

@@ -74,7 +74,6 @@ class CurriculumSchedule(_Scheduled):
     def __init__(
         self, starts: Sequence[float] | Tensor, ramp: int = 0, unit: Literal["step", "update"] = "step"
     ) -> None:
-        """See the class."""
         numbers = vector(self, "starts", starts)
         super().__init__(len(numbers), unit)
         self.ramp = ramp
@@ -119,7 +118,6 @@ class AnnealingSchedule(_Scheduled):
         shape: Literal["linear", "cosine", "exponential"] = "linear",
         unit: Literal["step", "update"] = "step",
     ) -> None:
-        """See the class."""
         first, last = vector(self, "start", start), vector(self, "end", end)
         super().__init__(len(first), unit)
         if len(last) != len(first):
@@ -164,7 +162,6 @@ class PriorityTask(Weighted):
     weight = Real(0, 1)
 
     def __init__(self, num_tasks: int, task: int = 0, weight: float = 0.5) -> None:
-        """See the class."""
         super().__init__(num_tasks)
         self.task = task
         self.weight = weight

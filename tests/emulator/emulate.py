@@ -216,7 +216,6 @@ class Emulator:
         return out
 
     def scale_(self, grads: TaskGradients, factors: Tensor, **options: int) -> TaskGradients:
-        """In place."""
         wide = factors.double()
         view, pointer = ctypes.byref(view_of(grads)), ctypes.c_void_p(wide.data_ptr())
         self.call("scale", grads.num_tasks, view, pointer, **options)
