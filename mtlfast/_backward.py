@@ -26,51 +26,71 @@ def backward(
     allow_local: bool = False,
     precision: str | None = None,
 ) -> StepResult:
-    """Puts the aggregated gradient in `.grad` of the shared parameters; call it in place of `loss.backward()`.
+    """Computes each task's gradient, aggregates those of the shared parameters, and adds the results to `.grad`.
 
-    Every other leaf that the losses reach (heads, most often) gets its own plain gradient, the sum over the tasks.
-    Gradients are added to an existing `.grad`, as `.backward()` does. An error leaves every `.grad`, the aggregator and
-    the weighting as they were; what a method cannot work with it refuses before the first backward pass. Frozen
-    parameters, and those that no task reaches, are left alone. It is a training step, whatever mode the methods are in.
+    Call it in place of `sum(losses).backward()`. Each shared parameter gets the aggregated gradient. Every other
+    parameter that the losses reach, such as those of a task's head, gets its plain gradient, summed over the tasks.
+    Parameters that are frozen or that no task reaches are left alone. Gradients are added to an existing `.grad`, as
+    `.backward()` does. The call counts as a training step even if the aggregator or the weighting is in eval mode.
 
-    A task is absent from the step if its loss is None. It is absent from the shared update if its loss weight is
-    exactly 0, or if it reaches none of the shared parameters: then its weight is 0 and the others' are those of a step
-    without it. On the CPU that saves the task's backward pass. On a GPU a loss weight cannot be read without waiting:
-    there its pass is made, its heads get zeros where `.grad` would stay None, and a NaN in its loss or gradients still
-    reaches `.grad`. `StepResult.tasks` names it on both.
+    An error leaves every `.grad` and the state of the aggregator and the weighting as they were. An aggregator refuses
+    what it cannot work with before the first backward pass.
 
-    To accumulate over N micro-batches, divide each loss by N and say `loss_scale=1 / N`. Each micro-batch then has its
-    own surgery, and the weighted sum of all is in `.grad`.
+    A task whose loss is None is absent from the step. A task is left out of the shared update if the weighting gives
+    its loss a weight of exactly 0, or if it reaches none of the shared parameters. Its weight is then 0, and the other
+    tasks get the weights of a step without it. On the CPU a loss weight of 0 saves the task's backward pass. On a GPU
+    the host cannot read the loss weight without waiting, so the backward pass runs: the task's head gets zeros where
+    `.grad` would have stayed None, and a NaN in its loss or gradients still reaches `.grad`. `StepResult.tasks` lists
+    the task on both.
+
+    To accumulate over N micro-batches, divide each loss by N and pass `loss_scale=1 / N`. Each micro-batch is then
+    aggregated by itself, and `.grad` holds the sum of the N aggregated gradients.
 
     Args:
-        losses: K scalar losses of one forward pass: a list, tuple, generator, dict of names or [K] tensor. None: that
-            task is absent.
-        aggregator: how the shared parameters' K gradients become one.
-        shared: the parameters that tasks share: a module, its parameters, or a list of both. Leaf tensors, of one dtype
-            or several; those that do not require grad are passed over.
-        weighting: each loss is multiplied by its derivative of the weighted loss before its backward pass, so that the
-            aggregator, and the heads, see weighted losses; parameters that the weighting learns get its own gradient.
-        loss_scale: what the losses were multiplied by, above 0: a GradScaler's scale, 1/N of an accumulation over N
-            micro-batches, or their product. Methods with an absolute norm need it, and the weighting sees the losses
-            without it.
-        retain_graph: keep the graph for another backward pass; else it is freed with the last task.
+        losses: K scalar losses of one forward pass, as a list, a tuple, a generator, a dict by name or a tensor [K].
+            An entry of None stands for an absent task.
+        aggregator: the method that makes one gradient of the shared parameters' K gradients.
+        shared: the parameters that the tasks share: a module, its parameters, or a list of both. They must be leaf
+            tensors and may have several dtypes. Those that do not require grad are skipped.
+        weighting: a loss weighting, which makes one weighted loss of the K losses. Each task's loss is multiplied by
+            the derivative of the weighted loss with respect to it, before its backward pass. So the aggregator and the
+            heads see weighted losses. Parameters that the weighting learns get the gradient of the weighted loss.
+        loss_scale: the factor above 0 by which the losses were multiplied: the scale of a GradScaler, 1/N when
+            gradients are accumulated over N micro-batches, or the product of both. Methods whose weights depend on the
+            size of the gradients need it. The weighting sees the losses without it.
+        retain_graph: keep the graph for another backward pass. By default the last task's backward pass frees it.
         diagnostics: compute the Gram matrix for the result even if the aggregator does not need it.
-        precision: of the Gram matrix's sums of float32, bfloat16 and float16 products: "exact" or "fast", as in
-            `mtlfast.ops.gram`. None: exact for a method that decides about ranks, hulls or feasibility, for K <= 4 and
-            for up to 4 million elements; fast for others.
-        allow_local: let each rank of a process group aggregate its own gradients, which differ from rank to rank.
+        precision: how the Gram matrix of float32, bfloat16 and float16 gradients is summed: "exact" or "fast", as in
+            `mtlfast.ops.gram`. None chooses "exact" for a method that decides about ranks, convex hulls or
+            feasibility, for K <= 4, and for up to 4 * 2**20 shared elements, and "fast" otherwise.
+        allow_local: permit several ranks of a process group to aggregate each its own gradients. These differ from
+            rank to rank, so that the replicas drift apart.
 
     Returns:
-        StepResult: weights, Gram matrix, norms, cosines and losses of this step, as device tensors.
+        StepResult: weights, Gram matrix, norms, cosines and losses of this step, as tensors on the gradients' device.
 
     Raises:
-        ValueError, TypeError: a loss or parameter does not fit, a shared parameter's gradient is sparse, a parameter is
-            sharded over processes or hidden by a reentrant checkpoint, or a method refuses the step.
-        RuntimeError: a process group of several ranks is initialised, and `allow_local` is not set.
+        ValueError, TypeError: a loss or a parameter does not fit, a shared parameter's gradient is sparse, a parameter
+            is sharded over processes or hidden by a reentrant checkpoint, or a method refuses the step.
+        RuntimeError: a process group of several ranks is initialised and `allow_local` is False.
 
-    Memory: the K gradients of the shared parameters, and nothing of their size beside them where `.grad` is None and
-    autograd's own tensors can become it. Cost: K backward passes, then the aggregator's. Weights of up to 8192 tasks on
-    the CPU and 512 on a GPU are computed natively; beyond, the plain-PyTorch reference serves with a warning.
+    Memory: the K gradients of the shared parameters. Where `.grad` is None and autograd's own tensors can become
+    `.grad`, nothing else of that size is allocated. Cost: K backward passes and the aggregator's cost. The weights of
+    up to 8192 tasks on the CPU and 512 on a GPU are computed natively. With more tasks the plain-PyTorch reference
+    computes them, on a GPU with a warning.
+
+    Example:
+        Two tasks share the parameter `w`; their gradients, (1, 0) and (-1, 1), conflict.
+
+        >>> import torch, mtlfast
+        >>> from mtlfast.aggregation import PCGrad
+        >>> w = torch.nn.Parameter(torch.zeros(2))
+        >>> losses = [w[0], w[1] - w[0]]
+        >>> step = mtlfast.backward(losses, PCGrad(), shared=[w])
+        >>> w.grad
+        tensor([0.5000, 1.5000])
+        >>> step.weights
+        tensor([2.0000, 1.5000], dtype=torch.float64)
     """
     check_methods(aggregator, weighting)
     refuse_ranks("backward", allow_local)

@@ -1,4 +1,4 @@
-"""What one surgery step tells about itself."""
+"""The result of `mtlfast.backward`."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,33 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepResult:
-    """The tensors of one step, on the gradients' device: reading one on the host waits for it.
+    """What one call of `mtlfast.backward` computed. K is the number of tasks whose loss was not None.
+
+    The tensors stay on the gradients' device, and reading one on the host waits for the device.
 
     Attributes:
-        losses: [K] the present tasks' losses as they were given, so times `loss_scale`; detached.
-        tasks: the K present tasks' indices.
-        weights: [K] float64, the tasks' weights; None for an aggregator that has none.
-        loss_weights: [K] what the weighting multiplied each loss by before its backward pass; None without a weighting.
-        gram: [K, K] float64; None unless the method computed it or `diagnostics=True` asked for it.
-        plan: how the task gradients were made: "stored" is one backward pass a task, all gradients held at once.
+        losses: [K] the losses as they were given, so they include `loss_scale`; detached.
+        tasks: the indices of the K tasks among all losses that were given.
+        weights: [K] float64, the weight of each task's gradient in the shared update. None if the method is not a
+            weighted sum of the task gradients.
+        loss_weights: [K] the factor by which the weighting multiplied each loss; None without a weighting.
+        gram: [K, K] float64, the dot products of the task gradients of the shared parameters. None if the method did
+            not need them and `diagnostics` was False.
+        plan: how the task gradients were computed. "stored" means one backward pass for each task, with all task
+            gradients in memory at once.
+
+    Example:
+        >>> import torch, mtlfast
+        >>> from mtlfast.aggregation import PCGrad
+        >>> w = torch.nn.Parameter(torch.zeros(2))
+        >>> step = mtlfast.backward([3 * w[0], None, 4 * w[1]], PCGrad(), shared=[w])
+        >>> step.tasks
+        (0, 2)
+        >>> step.norms
+        tensor([3., 4.], dtype=torch.float64)
+        >>> step.cosines
+        tensor([[1., 0.],
+                [0., 1.]], dtype=torch.float64)
     """
 
     losses: Tensor
@@ -27,11 +45,11 @@ class StepResult:
 
     @property
     def norms(self) -> Tensor | None:
-        """[K] float64, the norms of the task gradients; None without `gram`."""
+        """[K] float64, the norm of each task's gradient; None if `gram` is None."""
         return None if self.gram is None else self.gram.diagonal().sqrt()
 
     @property
     def cosines(self) -> Tensor | None:
-        """[K, K] float64, the cosines between task gradients (NaN for a zero gradient); None without `gram`."""
+        """[K, K] float64, the cosines between task gradients, NaN for a zero gradient; None if `gram` is None."""
         norms = self.norms
         return None if self.gram is None or norms is None else self.gram / norms.outer(norms)

@@ -1,4 +1,4 @@
-"""Task gradients: K tasks' gradients of T tensors, checked and marshalled once, copied never."""
+"""`TaskGradients`: the gradients of K tasks of T tensors, checked once and read where they lie."""
 
 from __future__ import annotations
 
@@ -14,25 +14,39 @@ from mtlfast._layout import is_dense, same_layout
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Rows = tuple[tuple[Tensor | None, ...], ...]
-LISTS = (tuple, list, Sequence)  # in this order: the last takes microseconds to tell
+LISTS = (tuple, list, Sequence)  # in this order: isinstance takes microseconds for the abstract class
 
 
 class TaskGradients:
-    """K tasks' gradients of T tensors: the Jacobian J [K, P], as the tensors that autograd made.
+    """The gradients of K tasks of T tensors, which together are the Jacobian J [K, P] of the task losses.
 
-    Make one with `from_rows`, `from_stacked` or `from_matrix`. `None` stands for a task that does not reach a tensor:
-    zeros, never read. Nothing is copied but a tensor that no kernel could read as it lies: one that overlaps itself
-    (stride 0), is not dense, or whose strides differ from its other tasks'.
+    Make one with `from_rows`, `from_stacked` or `from_matrix`. An entry of None means that the task does not depend on
+    the tensor; it counts as zeros and is never read. The tensors are those that autograd made. A tensor is copied only
+    if no kernel can read it where it lies: if it overlaps itself (stride 0), is not dense, or has other strides than
+    the other tasks' gradients of the same tensor.
 
-    The gradients are constants: no op here is differentiable.
+    The gradients are constants: the ops on them are not differentiable.
 
     Attributes:
-        rows: the K x T tensors.
-        parameters: the T parameters that they are gradients of, or None. `mtlfast.backward` always names all shared
-            parameters that want a gradient: one that a step does not reach keeps its place, with None in every row.
+        rows: the K x T tensors, `rows[k][t]`.
+        parameters: the T parameters that the tensors are gradients of; None if they are not known. From
+            `mtlfast.backward` they are all shared parameters that require grad. A parameter that no task reaches in a
+            step keeps its place and has None in every row.
         shapes: the T shapes; None for a tensor that no task reaches.
-        dtype: of all gradients.
-        device: of all gradients.
+        dtype: the dtype of all gradients.
+        device: the device of all gradients.
+
+    Example:
+        >>> import torch, mtlfast
+        >>> w, b = torch.ones(2, requires_grad=True), torch.ones(1, requires_grad=True)
+        >>> losses = [(w * torch.tensor([1.0, 2.0])).sum(), 3 * w[0] + 4 * b[0]]
+        >>> rows = [torch.autograd.grad(loss, [w, b], allow_unused=True) for loss in losses]
+        >>> grads = mtlfast.TaskGradients.from_rows(rows)
+        >>> grads
+        TaskGradients(2 tasks x 2 tensors, 3 elements, torch.float32, cpu)
+        >>> mtlfast.ops.flatten(grads)
+        tensor([[1., 2., 0.],
+                [3., 0., 4.]])
     """
 
     __slots__ = ("_table", "device", "dtype", "parameters", "rows", "shapes")
@@ -45,7 +59,7 @@ class TaskGradients:
     _table: Any
 
     def __init__(self, rows: Sequence[Sequence[Tensor | None]], parameters: Sequence[Tensor] | None = None) -> None:
-        """Use `from_rows`."""
+        """Use `from_rows` instead, which also checks that `rows` are lists."""
         self.rows = tuple(tuple(row) for row in rows)
         self.parameters = None if parameters is None else tuple(parameters)
         native = None if _is_traced(self.rows) else _native.module()
@@ -65,17 +79,18 @@ class TaskGradients:
     def from_rows(
         cls, rows: Sequence[Sequence[Tensor | None]], parameters: Sequence[Tensor] | None = None
     ) -> TaskGradients:
-        """Task gradients from K rows of T tensors, as K calls of `torch.autograd.grad` return them.
+        """Makes task gradients of K rows of T tensors, as K calls of `torch.autograd.grad` return them.
 
         Args:
-            rows: K sequences of T entries; `rows[k][t]` is task k's gradient of tensor t, or None. One dtype of
-                float32, float64, bfloat16, float16 and one device for all; one shape for each t.
+            rows: K sequences of T entries. `rows[k][t]` is task k's gradient of tensor t, or None if the task does not
+                depend on it. All tensors share one device and one dtype, which is float32, float64, bfloat16 or
+                float16. The K gradients of a tensor share one shape.
             parameters: the T parameters that the tensors are gradients of, for methods that keep state for each
                 parameter. None: they are not known.
 
         Raises:
-            ValueError, TypeError: a row or tensor does not fit the others; the message names task and tensor. Or there
-                are not T parameters, or one differs from its gradients in shape.
+            ValueError, TypeError: a row or a tensor does not fit the others (the message names task and tensor), there
+                are not T parameters, or a parameter differs from its gradients in shape.
         """
         if not isinstance(rows, LISTS) or not all(isinstance(row, LISTS) for row in rows):
             got = type(rows).__name__ if not isinstance(rows, Sequence) else "list with another entry"
@@ -84,13 +99,13 @@ class TaskGradients:
 
     @classmethod
     def from_stacked(cls, jac: Sequence[Tensor]) -> TaskGradients:
-        """Task gradients from T tensors of shape [K, *shape], as vmap makes them and TorchJD keeps them in `.jac`.
+        """Makes task gradients of T stacked tensors, as vmap returns them and TorchJD keeps them in `.jac`.
 
         Args:
-            jac: T tensors, `jac[t]` of shape [K, *shape of tensor t].
+            jac: T tensors; `jac[t]` has the shape [K, *shape of tensor t].
 
         Raises:
-            ValueError, TypeError: no tensor, one without a leading dimension, or two that differ in K.
+            ValueError, TypeError: there is no tensor, one has no leading dimension, or two differ in K.
         """
         if not isinstance(jac, Sequence) or not all(isinstance(stacked, Tensor) for stacked in jac):
             got = type(jac).__name__ if not isinstance(jac, Sequence) else "list with another entry"
@@ -107,13 +122,14 @@ class TaskGradients:
 
     @classmethod
     def from_matrix(cls, matrix: Tensor) -> TaskGradients:
-        """Task gradients from a Jacobian matrix: K tasks, one tensor of P elements.
+        """Makes task gradients of a Jacobian matrix: K tasks, one tensor of P elements.
 
         Args:
             matrix: [K, P].
 
         Raises:
-            ValueError: `matrix` has not two dimensions.
+            ValueError: `matrix` does not have two dimensions.
+            TypeError: `matrix` is not a tensor.
         """
         if not isinstance(matrix, Tensor):
             raise TypeError(f"TaskGradients.from_matrix: matrix is a {type(matrix).__name__}, expected a Tensor [K, P]")
@@ -123,11 +139,11 @@ class TaskGradients:
 
     @property
     def num_tasks(self) -> int:
-        """K."""
+        """K, the number of tasks."""
         return len(self.rows)
 
     def numel(self) -> int:
-        """P, the elements of one task's gradient; a tensor that no task reaches has none."""
+        """P, the number of elements of one task's gradient, without tensors that no task reaches."""
         if self._table is not None:
             return int(self._table.numel)
         return sum(shape.numel() for shape in self.shapes if shape is not None)
@@ -137,22 +153,22 @@ class TaskGradients:
         return tuple(row[t] for row in self.rows)
 
     def examples(self) -> list[Tensor | None]:
-        """For each tensor the first task's gradient that reaches it: its shape, its strides."""
+        """For each tensor the gradient of the first task that reaches it, as an example of shape and strides."""
         return [_first(self.column(t)) if first is None else first for t, first in enumerate(self.rows[0])]
 
     def flat(self) -> list[Tensor | None]:
-        """All K * T entries, task after task: what the registered ops take."""
+        """All K * T entries, task after task, as the registered ops take them."""
         return [gradient for row in self.rows for gradient in row]
 
     def contiguous(self) -> TaskGradients:
-        """These task gradients with every tensor in the order of its indices; copies only the tensors that are not."""
+        """The same task gradients with every tensor contiguous; only the tensors that are not contiguous are copied."""
         if all(gradient is None or gradient.is_contiguous() for gradient in self.flat()):
             return self
         rows = [[None if g is None else g.contiguous() for g in row] for row in self.rows]
         return TaskGradients(rows, self.parameters)
 
     def separate(self) -> None:
-        """Gives entries that share memory memory of their own, all but the first of each, before they are written."""
+        """Copies entries until no two share memory, so that each can be written in place."""
         if _is_traced(self.rows):
             return
         T, reach, shared = len(self.shapes), 0, set()
@@ -168,9 +184,9 @@ class TaskGradients:
             self._table = None if self._table is None else _native.module().marshal(self.rows)  # type: ignore[union-attr]
 
     def accepts(self, out: Sequence[Tensor | None], leading: tuple[int, ...], dtype: torch.dtype | None) -> bool:
-        """Can `out` take results [*leading, *shape] of `dtype` (None: its own)?
+        """Whether `out` certainly fits results of the shapes [*leading, *shape] in `dtype` (None: its own dtype).
 
-        Native code's quick answer: False may mean 'look closer'.
+        Native code answers this quickly. On False the caller must look closer, because `out` may fit all the same.
         """
         native = _native.module()
         if native is None or self._table is None:
@@ -179,14 +195,14 @@ class TaskGradients:
         return answer
 
     def run(self, on_table: Callable[[ModuleType, Any], Any], on_rows: Callable[[Any], Any]) -> Any:
-        """One op on native code: `on_table(C, table)` on the marshalled table, or `on_rows(torch.ops.mtlfast)`."""
+        """Runs an op in native code: `on_table(C, table)` if there is a table, else `on_rows(torch.ops.mtlfast)`."""
         native = _native.module()
         if native is not None and self._table is not None:
             return on_table(native, self._table)
         return on_rows(torch.ops.mtlfast)
 
     def __reduce__(self) -> tuple[type[TaskGradients], tuple[Rows, tuple[Tensor, ...] | None]]:
-        """For copies and pickles: the marshalled table is made anew."""
+        """Copies and pickles make the table anew, because it holds addresses."""
         return type(self), (self.rows, self.parameters)
 
     def __repr__(self) -> str:
@@ -201,7 +217,7 @@ def _first(gradients: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _is_traced(rows: Rows) -> bool:
-    """Are these symbols of a graph being traced (torch.compile, export, FakeTensorMode), without memory?"""
+    """Whether the tensors have no memory, because torch.compile, export or FakeTensorMode traces them."""
     if torch.compiler.is_compiling():
         return True
     example = _first([_first(row) for row in rows])
@@ -209,7 +225,10 @@ def _is_traced(rows: Rows) -> bool:
 
 
 def _regular(rows: Rows) -> Rows:
-    """`rows`, with every tensor that kernels could not read as it lies made dense; raises if one does not fit."""
+    """`rows` in which every tensor that kernels cannot read where it lies is copied.
+
+    Raises if a tensor does not fit.
+    """
     if len(rows) == 0:
         raise ValueError("TaskGradients: got 0 tasks, expected at least one")
     firsts: list[Tensor | None] = [None] * len(rows[0])
@@ -231,7 +250,7 @@ def _regular(rows: Rows) -> Rows:
 
 
 def _check_parameters(parameters: Sequence[Tensor], firsts: Sequence[Tensor | None]) -> None:
-    """One sentence if these are not the parameters whose gradients `firsts` are."""
+    """Raises unless `parameters` have the shapes of their gradients `firsts`."""
     if len(parameters) != len(firsts):
         raise ValueError(
             f"TaskGradients: got {len(parameters)} parameters, expected {len(firsts)} as there are tensors"
@@ -245,7 +264,7 @@ def _check_parameters(parameters: Sequence[Tensor], firsts: Sequence[Tensor | No
 
 
 def _check(gradient: Tensor, where: str, example: Tensor | None, first: Tensor | None) -> None:
-    """One sentence if `gradient` fits neither kernels, nor `example` (any earlier one), nor `first` (its tensor's)."""
+    """Raises unless `gradient` fits the kernels, an earlier gradient `example`, and an earlier one `first` of its tensor."""
     if not isinstance(gradient, Tensor):
         raise TypeError(f"TaskGradients: {where} is a {type(gradient).__name__}, expected a Tensor or None")
     if gradient.layout != torch.strided:
@@ -264,7 +283,7 @@ def _check(gradient: Tensor, where: str, example: Tensor | None, first: Tensor |
 
 
 def _made_dense(gradient: Tensor, first: Tensor | None) -> Tensor:
-    """`gradient` itself if it is dense and lies as `first` does (None: as it likes), else a copy that does."""
+    """`gradient` itself if it is dense and has the strides of `first` (None: any strides), else a copy that has."""
     if gradient.numel() == 0:
         return gradient
     if not torch.compiler.is_compiling() and gradient.is_neg():
@@ -277,7 +296,7 @@ def _made_dense(gradient: Tensor, first: Tensor | None) -> Tensor:
 
 
 def memory_spans(tensors: Sequence[Tensor | None]) -> Iterator[tuple[int, int, int]]:
-    """(first byte, end, index) of each tensor that has memory, by address."""
+    """The first byte, the end and the index of each tensor that has memory, in order of address."""
     spans = [
         (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size(), i)
         for i, tensor in enumerate(tensors)

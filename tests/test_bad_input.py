@@ -71,7 +71,7 @@ CASES = [
     (
         lambda g: ops.combine(g.grads, g.weights, accumulate=True),
         ValueError,
-        "combine: accumulate is set, expected tensors to add to in out",
+        "combine: accumulate is True and out is None, expected the tensors to add to in out",
     ),
     (lambda g: combine_into(g, g.zeros(2, 3)), ValueError, "combine: out has 1 tensors, expected 2"),
     (lambda g: combine_into(g, g.zeros(2, 3), None), TypeError, "combine: out 1 is a NoneType, expected a Tensor"),

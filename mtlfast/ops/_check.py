@@ -1,4 +1,4 @@
-"""The checks that ops share. Each raises one sentence, before anything is written."""
+"""The checks that ops share. Each raises an error of one sentence, before anything is written."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from mtlfast.task_gradients import DTYPES, TaskGradients, memory_spans
 
 
 def check_grads(op: str, grads: TaskGradients) -> None:
-    """`grads` is a TaskGradients."""
+    """Raises unless `grads` is a TaskGradients."""
     if not isinstance(grads, TaskGradients):
         raise TypeError(
             f"{op}: grads is a {type(grads).__name__}, expected TaskGradients (TaskGradients.from_rows makes one)"
@@ -18,7 +18,7 @@ def check_grads(op: str, grads: TaskGradients) -> None:
 
 
 def check_vector(op: str, name: str, vector: Tensor, grads: TaskGradients, matrix: bool = False) -> None:
-    """`vector` is a real [K] (or, with `matrix`, [R, K]) tensor on the gradients' device."""
+    """Raises unless `vector` is a real tensor [K], or with `matrix` also [R, K], on the gradients' device."""
     K = grads.num_tasks
     expected = f"[{K}] or [R, {K}]" if matrix else f"[{K}]"
     if not isinstance(vector, Tensor):
@@ -32,7 +32,7 @@ def check_vector(op: str, name: str, vector: Tensor, grads: TaskGradients, matri
 
 
 def check_dtype(op: str, dtype: torch.dtype, subject: str = "dtype is") -> None:
-    """`dtype` is one that kernels take."""
+    """Raises unless kernels take `dtype`."""
     if dtype not in DTYPES:
         raise TypeError(f"{op}: {subject} {dtype}, expected float32, float64, bfloat16 or float16")
 
@@ -44,17 +44,17 @@ def check_out(
     leading: tuple[int, ...],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """`out` can take the result.
+    """Raises unless `out` can hold the result.
 
-    Its shapes, device and strides are the gradients', its dtype is `dtype` (None: one of its own), and its memory is
-    its own or a whole gradient's.
+    It must have the gradients' shapes, device and strides, and the dtype `dtype` (None: any one dtype). Each tensor's
+    memory must be its own, or that of a whole gradient of the same tensor.
     """
     if not grads.accepts(out, leading, dtype):
         _look_closer(op, out, grads, leading, dtype)
 
 
 def fits_out(out: Sequence[Tensor | None], grads: TaskGradients, dtype: torch.dtype) -> bool:
-    """Can `out` take one weighted sum of the gradients in `dtype`?"""
+    """Whether `out` can hold one weighted sum of the gradients in `dtype`."""
     if grads.accepts(out, (), dtype):
         return True
     try:
@@ -71,7 +71,7 @@ def _look_closer(
     leading: tuple[int, ...],
     dtype: torch.dtype | None,
 ) -> None:
-    """One sentence if `out` does not fit: what native code answers with no, in Python."""
+    """Raises if `out` does not fit, and says why. Native code only answers that it may not fit."""
     source = "dtype says"
     if len(out) != len(grads.shapes):
         raise ValueError(f"{op}: out has {len(out)} tensors, expected {len(grads.shapes)}")
@@ -97,17 +97,17 @@ def _look_closer(
 
 
 def out_strides(grads: TaskGradients, t: int, leading: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of an output for tensor t: its gradients' own, behind the leading dimension if there is one."""
+    """The strides of an output for tensor t: those of its gradients, after the leading dimension if there is one."""
     first = next(gradient for gradient in grads.column(t) if gradient is not None)
     return (*((first.numel(),) if leading else ()), *first.stride())
 
 
 def _check_memory(op: str, out: Sequence[Tensor | None], grads: TaskGradients, leading: bool) -> None:
-    """No output overlaps another or a gradient, but for a task's whole gradient of the same tensor and dtype."""
+    """Raises if an output overlaps another output, or a gradient that is not a whole one of its tensor and dtype."""
     reached = [target if shape is not None else None for target, shape in zip(out, grads.shapes, strict=True)]
     T = len(reached)
     entries = [*reached, *grads.flat()]
-    widest_out = widest = (0, -1)  # (end, index) of what reaches furthest, among outputs and among all
+    widest_out = widest = (0, -1)  # (end, index) of the span that reaches furthest, among outputs and among all
     for begin, end, i in memory_spans(entries):
         other = widest[1] if i < T else widest_out[1]
         reach = widest[0] if i < T else widest_out[0]
@@ -122,7 +122,7 @@ def _check_memory(op: str, out: Sequence[Tensor | None], grads: TaskGradients, l
 
 
 def _in_place(entries: Sequence[Tensor | None], i: int, j: int, T: int) -> bool:
-    """Is one of the two an output and the other a whole gradient of the same tensor and dtype, at the same address?"""
+    """Whether one is an output and the other the gradient of the same tensor, at the same address in the same dtype."""
     a, b = entries[min(i, j)], entries[max(i, j)]
     assert a is not None
     assert b is not None

@@ -1,4 +1,4 @@
-"""Registers the fake kernels of the compiled ops: what shapes come out, for traced graphs and meta tensors."""
+"""Registers the fake kernels of the compiled ops, which give traced graphs and meta tensors the results' shapes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from mtlfast import _native
 
 
 def fake(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates the fake kernel of `mtlfast::op`; without the extension there is no such op, and nothing to do."""
+    """Registers the decorated function as the fake kernel of `mtlfast::op`. Without the extension it does nothing."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         if _native.C is not None:

@@ -20,30 +20,38 @@ def combine(
     dtype: torch.dtype | None = None,
     groups: Sequence[int] | None = None,
 ) -> list[Tensor | None]:
-    """Weighted sums of the task gradients, scale * w J, one tensor at a time as they lie.
+    """Weighted sums of the tasks' gradients: scale * w J.
 
     Args:
-        grads: K tasks x T tensors, P elements a task.
-        weights: [K] for one sum, or coefficients [R, K] for R sums; any real dtype, on the gradients' device. With
-            `groups` they are [G, K], a row for each group, and make one sum. A weight of 0 still reads its task: inf
-            and NaN reach the result.
-        out: T tensors to write, [*shape] or [R, *shape], of the gradients' device and strides and of one dtype; with
-            weights [K] and in the gradients' dtype they may be a task's own gradients. None: new tensors.
+        grads: K tasks x T tensors, P elements for each task.
+        weights: [K] for one sum or [R, K] for R sums, of any real dtype, on the gradients' device. With `groups` they
+            are [G, K], one row for each group, and make one sum. A weight of 0 does not skip its task: inf and NaN in
+            its gradients reach the result.
+        out: T tensors to write, of shape [*shape] or [R, *shape], with the gradients' device and strides and one dtype
+            for all. With weights [K] and in the gradients' dtype, they may be the gradients of one task, which are then
+            overwritten. None: new tensors.
         accumulate: add to `out` instead of overwriting it.
         scale: a factor for all weights.
-        dtype: of the result: float32, float64, bfloat16 or float16. None: that of `out`, or the gradients'.
-        groups: T indices, which group each tensor belongs to, where each group has weights of its own. A tensor [G, K]
-            of weights without `groups` would be G sums of everything.
+        dtype: the dtype of the result: float32, float64, bfloat16 or float16. None: that of `out`, or else that of the
+            gradients.
+        groups: T indices that assign each tensor to a group, where each group has its own weights. Without `groups`,
+            weights [G, K] make G sums of all tensors.
 
     Returns:
-        T tensors [*shape] (or [R, *shape]), `out` itself if given; None for a tensor that no task reaches.
+        T tensors [*shape] or [R, *shape], which are `out` if it is given; None for a tensor that no task reaches.
 
     Raises:
-        ValueError, TypeError: an argument does not fit; nothing has been written.
+        ValueError, TypeError: an argument does not fit. Nothing has been written then.
 
-    Cost: one read of K * P, one write of R * P (and one read, with `accumulate`). Sums run in float32 (float64 if the
-    gradients or the result are), tasks in ascending order, rounded once (as torch does it: from float64 to 16 bits by
-    way of float32). Deterministic.
+    Cost: one read of K * P and one write of R * P; with `accumulate` also one read of R * P. Sums run over the tasks in
+    ascending order, in float32, or in float64 if the gradients or the result are float64. They are rounded once, like
+    torch rounds: from float64 to 16 bits by way of float32. Deterministic.
+
+    Example:
+        >>> import torch, mtlfast
+        >>> grads = mtlfast.TaskGradients.from_matrix(torch.tensor([[1.0, 2.0], [3.0, -4.0]]))
+        >>> mtlfast.ops.combine(grads, torch.tensor([0.5, 1.0]))
+        [tensor([ 3.5000, -3.0000])]
     """
     check_grads("combine", grads)
     check_vector("combine", "weights", weights, grads, matrix=True)
@@ -54,7 +62,7 @@ def combine(
     if out is not None:
         check_out("combine", out, grads, () if groups is not None else tuple(weights.shape[:-1]), dtype)
     elif accumulate:
-        raise ValueError("combine: accumulate is set, expected tensors to add to in out")
+        raise ValueError("combine: accumulate is True and out is None, expected the tensors to add to in out")
     if groups is None:
         return write(grads, weights, out, accumulate, scale, dtype)
     result: list[Tensor | None] = [None] * len(groups)
@@ -91,7 +99,7 @@ def write(
     scale: float = 1.0,
     dtype: torch.dtype | None = None,
 ) -> list[Tensor | None]:
-    """`combine` for arguments that are known to fit."""
+    """Does what `combine` does, for arguments that are known to fit."""
     if not _native.serves(grads.device):
         return reference.combine(grads, weights, out, accumulate, scale, dtype)
     with torch.no_grad():

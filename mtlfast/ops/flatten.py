@@ -1,4 +1,4 @@
-"""The task gradients as one matrix, and a vector as tensors again."""
+"""The task gradients as one matrix, and a vector split into tensors again."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,14 @@ from mtlfast.task_gradients import TaskGradients
 
 
 def flatten(grads: TaskGradients, dtype: torch.dtype | None = None) -> Tensor:
-    """The Jacobian as a matrix: each task's gradients, tensor after tensor, in the order of their indices.
+    """The Jacobian as a matrix, whose row k holds task k's gradients one tensor after the other.
 
     Args:
-        grads: K tasks x T tensors, P elements a task.
-        dtype: of the result: float32, float64, bfloat16 or float16. None: the gradients'.
+        grads: K tasks x T tensors, P elements for each task.
+        dtype: the dtype of the result: float32, float64, bfloat16 or float16. None: that of the gradients.
 
     Returns:
-        [K, P], contiguous; zeros where a task does not reach a tensor.
+        [K, P], contiguous, with zeros where a task does not reach a tensor.
 
     Raises:
         TypeError: `grads` is not a TaskGradients, or `dtype` is none of the four.
@@ -40,19 +40,19 @@ def flatten(grads: TaskGradients, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def unflatten(vector: Tensor, like: TaskGradients | Sequence[Tensor]) -> list[Tensor | None]:
-    """Views of a vector with the shapes of the task gradients' tensors: the inverse of `flatten` for one row.
+    """Splits a vector into views with the shapes of the task gradients' tensors: the inverse of `flatten` for one row.
 
     Args:
         vector: [P].
-        like: task gradients, or T tensors (parameters, say), whose shapes the views take.
+        like: task gradients, or T tensors such as parameters, whose shapes the views take.
 
     Returns:
-        T views of `vector`, contiguous; None for a tensor that no task reaches.
+        T contiguous views of `vector`; None for a tensor that no task reaches.
 
     Raises:
-        ValueError: `vector` has not P elements in one dimension.
+        ValueError: `vector` does not have one dimension of P elements.
 
-    Cost: none of K * P; no copy. Differentiable.
+    Cost: no copy. Differentiable.
     """
     shapes = like.shapes if isinstance(like, TaskGradients) else tuple(tensor.shape for tensor in like)
     total = sum(shape.numel() for shape in shapes if shape is not None)

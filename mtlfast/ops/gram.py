@@ -11,26 +11,33 @@ from mtlfast.task_gradients import TaskGradients
 
 
 def gram(grads: TaskGradients, other: TaskGradients | None = None, precision: str | None = None) -> Tensor:
-    """The Gram matrix G = J J^T of the task gradients.
+    """The Gram matrix G = J J^T: the dot products of the tasks' gradients.
 
     Args:
-        grads: K tasks x T tensors, P elements a task.
-        other: a second batch's task gradients, for the cross-Gram [K, K']; not built yet.
-        precision: of the sums of float32, bfloat16 and float16 products: "exact", float64 sums of exact products;
-            "fast", runs of 64 float32 sums; None: exact for K <= 4 or P <= 4 * 2**20, fast beyond. float64 gradients
-            are always summed in float64.
+        grads: K tasks x T tensors, P elements for each task.
+        other: the task gradients of a second batch, for the cross-Gram matrix [K, K']. It is not built yet.
+        precision: how products of float32, bfloat16 and float16 gradients are summed. "exact": exact products in
+            float64 sums. "fast": float32 sums of at most 64 products, which are then added in float64. None: exact for
+            K <= 4 or P <= 4 * 2**20, fast otherwise. float64 gradients are always summed in float64.
 
     Returns:
-        [K, K] float64 on the gradients' device, symmetric. At P = 1e9 |error| <= 1e-13 * sum|a_i b_j| for exact sums
-        and float64 gradients, <= 1e-6 * sum|a_i b_j| for fast sums, whose products must be float32 numbers: elements
-        between 1e-19 and 1e19 count.
+        [K, K] float64 on the gradients' device, symmetric. For P up to 1e9 the error of an entry is at most 1e-13 times
+        the sum of |a_i b_i| with exact sums or float64 gradients, and at most 1e-6 times that with fast sums. Fast sums
+        need products that float32 can hold, so elements between 1e-19 and 1e19 in size.
 
     Raises:
         TypeError: `grads` is not a TaskGradients.
         NotImplementedError: `other` is given.
-        ValueError: `precision` is another word.
+        ValueError: `precision` is none of these.
 
-    Cost: one read of K * P. Deterministic, bitwise, for any number of threads.
+    Cost: one read of K * P. Deterministic: bitwise the same for any number of threads.
+
+    Example:
+        >>> import torch, mtlfast
+        >>> grads = mtlfast.TaskGradients.from_matrix(torch.tensor([[1.0, 2.0], [3.0, -4.0]]))
+        >>> mtlfast.ops.gram(grads)
+        tensor([[ 5., -5.],
+                [-5., 25.]], dtype=torch.float64)
     """
     check_grads("gram", grads)
     if other is not None:
@@ -48,15 +55,15 @@ def norms(grads: TaskGradients) -> Tensor:
     """The norm of each task's gradient over all tensors.
 
     Args:
-        grads: K tasks x T tensors, P elements a task.
+        grads: K tasks x T tensors, P elements for each task.
 
     Returns:
-        [K] float64 on the gradients' device; as exact as the diagonal of `gram` with exact sums.
+        [K] float64 on the gradients' device, as exact as the diagonal of `gram` with exact sums.
 
     Raises:
         TypeError: `grads` is not a TaskGradients.
 
-    Cost: one read of K * P. Deterministic, bitwise, for any number of threads.
+    Cost: one read of K * P. Deterministic: bitwise the same for any number of threads.
     """
     check_grads("norms", grads)
     if not _native.serves(grads.device):

@@ -11,22 +11,22 @@ from mtlfast.task_gradients import TaskGradients
 
 
 def project(grads: TaskGradients, order: Tensor | None = None) -> TaskGradients:
-    """Each task's gradient, with its conflicts with the other tasks projected away (Yu et al., NeurIPS 2020).
+    """Removes from each task's gradient its conflicts with the other tasks, as PCGrad does (Yu et al., NeurIPS 2020).
 
-    Gradient i meets the other tasks' (original) gradients in turn; where their dot product is negative it loses its
-    component along them. Their sum is PCGrad's update.
+    Each gradient is compared with the other tasks' original gradients one after another. Where the dot product is
+    negative, the gradient loses its component along the other one. The sum of the results is PCGrad's update.
 
     Args:
-        grads: K tasks x T tensors, P elements a task.
-        order: int64 [K, K-1] on the gradients' device, row i the other tasks in the order in which gradient i meets
-            them. None: ascending.
+        grads: K tasks x T tensors, P elements for each task.
+        order: int64 [K, K-1] on the gradients' device. Row i names the other tasks in the order in which gradient i is
+            compared with them. None: ascending.
 
     Returns:
-        K projected gradients, new memory.
+        TaskGradients: the K projected gradients, in new memory.
 
     Raises:
-        ValueError, TypeError: an argument does not fit. That each row of `order` names every other task once is
-        checked on the CPU only: on a GPU it would wait for the device.
+        ValueError, TypeError: an argument does not fit. Whether each row of `order` names every other task once is
+            checked on the CPU only, because on a GPU the check would wait for the device.
 
     Cost: two reads of K * P, one write of K * P. Deterministic.
     """
@@ -40,7 +40,7 @@ def project(grads: TaskGradients, order: Tensor | None = None) -> TaskGradients:
 
 
 def keys_of_order(order: Tensor, grads: TaskGradients) -> Tensor:
-    """Sorting keys [K, K]: `keys[i, order[i, n]] = n`."""
+    """Sorting keys [K, K] with `keys[i, order[i, n]] = n`."""
     K = grads.num_tasks
     if not isinstance(order, Tensor) or order.dtype != torch.int64:
         raise TypeError(f"project: order is {getattr(order, 'dtype', type(order).__name__)}, expected an int64 Tensor")

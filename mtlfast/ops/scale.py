@@ -1,4 +1,4 @@
-"""Norm balancing in place."""
+"""Scaling of each task's gradients in place."""
 
 import torch
 from torch import Tensor
@@ -13,15 +13,15 @@ def scale_(grads: TaskGradients, factors: Tensor) -> TaskGradients:
     """Multiplies each task's gradients by a factor, in place.
 
     Args:
-        grads: K tasks x T tensors, P elements a task. Entries that share memory (autograd may return one tensor
-            twice) are first given memory of their own, all but one: read the result in `grads.rows`.
-        factors: [K], any real dtype, on the gradients' device. A factor of 0 keeps inf and NaN as NaN.
+        grads: K tasks x T tensors, P elements for each task. Autograd may return one tensor twice. Entries that share
+            memory are copied first, so read the result in `grads.rows`.
+        factors: [K], of any real dtype, on the gradients' device. A factor of 0 turns inf and NaN into NaN.
 
     Returns:
         `grads`.
 
     Raises:
-        ValueError, TypeError: an argument does not fit; nothing has been written.
+        ValueError, TypeError: an argument does not fit. Nothing has been written then.
 
     Cost: one read and one write of K * P. Deterministic.
     """

@@ -13,7 +13,7 @@ from mtlfast.ops._fake import fake
 
 OP: Any = None if _native.C is None else torch.ops.mtlfast.solve.default
 T = TypeVar("T")
-# Beyond, the reference serves: csrc/solve/team.h has the same numbers.
+# With more tasks the reference serves. csrc/solve/team.h has the same numbers.
 MOST_TASKS = {"cpu": 8192, "cuda": 512}
 
 
@@ -26,30 +26,32 @@ def solve(
     tasks: Sequence[int] | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Runs one method's solver on Gram matrices.
+    """Computes one method's weights from Gram matrices.
 
     Args:
-        gram: [..., K, K] float64, symmetric; leading dimensions are groups, each solved alone.
-        method: a name of the solver list (`csrc/solve/solvers.h`), such as "pcgrad".
-        params: the method's host constants by the names in its header, all of them; or a sequence in the order there.
-        inputs: the method's device inputs (random keys, losses, ...) by name, with gram's leading dimensions, those
-            that there are; or a sequence in the header's order, None for an absent one.
-        state: [..., S] float64, the method's state, changed in place unless the group's `gram` is not finite.
-        tasks: the K present tasks' indices; None: all.
-        mask: [..., K] bool, which of them have a part; None: all. The others are left out as if they had not been
-            given: what stands in their rows is not read, and their state stays as it is.
+        gram: [..., K, K] float64, symmetric. The leading dimensions are groups, each of which is solved by itself.
+        method: a name in the solver list (`csrc/solve/solvers.h`), such as "pcgrad".
+        params: all of the method's constants by the names in its header, or a sequence in the header's order.
+        inputs: the method's input tensors by name (random keys, losses, ...), with gram's leading dimensions. An absent
+            input is left out. Or a sequence in the header's order, with None for an absent input.
+        state: [..., S] float64, the method's state. It is changed in place, except for a group whose `gram` is not
+            finite.
+        tasks: the indices of the K present tasks; None: 0 to K - 1.
+        mask: [..., K] bool. A task whose entry is False is left out as if it had not been given: its row of `gram` is
+            not read, and its state stays as it is. None: all tasks take part.
 
     Returns:
-        [..., K] float64 weights, or [..., K, K] for a method of coefficients; NaN for a group that is not finite,
-        0 where `mask` is False.
+        [..., K] float64 weights, or [..., K, K] for a method of coefficients. They are NaN for a group that is not
+        finite and 0 where `mask` is False.
 
     Raises:
-        ValueError: `gram` is not [..., K, K] float64, no method has that name, the method takes other params or inputs,
-            an input, the state, the mask or tasks have another size or device than they need, or tasks are not
-            different indices; TypeError: an input is not a Tensor.
+        ValueError: `gram` is not [..., K, K] float64; no method has that name; the method takes other params or inputs;
+            an input, the state, the mask or `tasks` has a size or device that does not fit; or `tasks` are not
+            different indices.
+        TypeError: an input is not a Tensor.
 
-    Cost: none of K * P. Deterministic. Up to 8192 tasks on the CPU and 512 on a GPU are solved natively; beyond, the
-    reference serves, which takes seconds to minutes for a step of the quadratic programs.
+    Cost: independent of P. Deterministic. Up to 8192 tasks on the CPU and 512 on a GPU are solved natively. With more,
+    the reference serves, which takes seconds to minutes for a quadratic program.
     """
     if not isinstance(gram, Tensor):
         raise TypeError(f"solve: gram is a {type(gram).__name__}, expected a Tensor [..., K, K]")
@@ -63,8 +65,8 @@ def solve(
     slots = _in_order(method, "inputs", inputs, solver.inputs) if inputs else ()
     refusal: Exception | None = None
     if shape[-1] <= MOST_TASKS.get(gram.device.type, 0) and _native.serves(gram.device):
-        # The op refuses what it cannot read safely. Which argument that is, is looked for only then: for a few tasks it
-        # would take as long as the solve.
+        # The op refuses what it cannot read safely. Only then does `_check` look for the argument that does not fit,
+        # because for a few tasks the look takes as long as the solve.
         try:
             result: Tensor = OP(gram, method, values, slots, state, tasks, mask)
             return result
@@ -80,9 +82,9 @@ def solve(
 
 @functools.cache
 def _warn_of_the_reference(device: str) -> None:
-    """Once: what follows takes long."""
+    """Warns once that the reference will take long."""
     warnings.warn(
-        f"mtlfast: solvers take up to {MOST_TASKS[device]} tasks on this device; beyond, the plain-PyTorch reference "
+        f"mtlfast: solvers take up to {MOST_TASKS[device]} tasks on this device; for more, the plain-PyTorch reference "
         "serves, which takes seconds to minutes a step. Move the Gram matrix to the CPU, or use fewer tasks.",
         stacklevel=4,
     )
@@ -91,7 +93,7 @@ def _warn_of_the_reference(device: str) -> None:
 def _in_order(
     method: str, kind: str, given: dict[str, T] | Sequence[T | None], names: tuple[str, ...]
 ) -> Sequence[T | None]:
-    """What a call gives by name in the op's order: None for what is absent, unless nothing comes behind it."""
+    """The values that were given by name, in the op's order; None for an absent one that others follow."""
     if not isinstance(given, dict):
         return given
     if tuple(given) == names[: len(given)]:
@@ -115,7 +117,7 @@ def _check(
     tasks: Sequence[int] | None,
     mask: Tensor | None,
 ) -> None:
-    """Refuses in one sentence what the op refuses."""
+    """Raises for every argument that the op refuses, and names it."""
     K = gram.shape[-1]
     groups = gram.numel() // (K * K) if K else 0
     constants = {name: value for name, value in zip(solver.params, values, strict=False) if value is not None}
