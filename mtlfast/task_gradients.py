@@ -264,7 +264,7 @@ def _check_parameters(parameters: Sequence[Tensor], firsts: Sequence[Tensor | No
 
 
 def _check(gradient: Tensor, where: str, example: Tensor | None, first: Tensor | None) -> None:
-    """Raises unless `gradient` fits the kernels, an earlier gradient `example`, and an earlier one `first` of its tensor."""
+    """Raises unless `gradient` fits the kernels, `example` of any tensor, and `first` of its own tensor."""
     if not isinstance(gradient, Tensor):
         raise TypeError(f"TaskGradients: {where} is a {type(gradient).__name__}, expected a Tensor or None")
     if gradient.layout != torch.strided:

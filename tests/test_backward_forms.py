@@ -109,7 +109,7 @@ def test_a_call_by_hand_says_what_it_takes():
 @pytest.mark.parametrize("tasks", [[0, 0, 1], [0, -1, 2], [0, 1]])
 @pytest.mark.parametrize("make", [Sum, MGDA, lambda: mtlfast.aggregation.Constant(torch.ones(3))])
 def test_tasks_are_different_indices(make, tasks):
-    message = "twice" if tasks == [0, 0, 1] else "expected an index" if -1 in tasks else "expected as many"
+    message = "twice" if tasks == [0, 0, 1] else "expected an index" if -1 in tasks else "expected equal numbers"
     with pytest.raises(ValueError, match=message):
         make().weights(torch.eye(3, dtype=torch.float64), tasks=tasks)
 

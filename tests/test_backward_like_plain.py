@@ -135,7 +135,7 @@ def test_an_element_wise_method_says_that_it_takes_one_dtype(x):
             return list(grads.rows[0])
 
     a, b = nn.Parameter(torch.ones(3).bfloat16()), nn.Parameter(torch.ones(4))
-    with pytest.raises(TypeError, match=r"First: it looks .*, but the shared parameters are of torch.bfloat16"):
+    with pytest.raises(TypeError, match=r"First: needs .*, but the shared parameters are of torch.bfloat16"):
         mtlfast.backward([a.float().sum() + b.sum()], First(), shared=[a, b])
 
 

@@ -39,11 +39,11 @@ TOO_LARGE = {"loss_scale": torch.ones(2)}
 
 # What is refused in a step of three tasks: how the method is made, what else the step is given, the sentence.
 REFUSALS = {
-    "MoDo": (MoDo, {}, r"MoDo: got one batch's gradients, expected a call of weights\(J_1 J_2\^T\)"),
-    "SDMGrad": (SDMGrad, {}, "SDMGrad: got one batch's gradients"),
-    "CRMOGM of MoDo": (lambda: CRMOGM(MoDo()), {}, "MoDo: got one batch's gradients"),
-    "Compose with SDMGrad": (lambda: Compose(NormBalance(), SDMGrad()), {}, "SDMGrad: got one batch's gradients"),
-    "Compose of MoDo": (lambda: Compose(MoDo(), GradVac()), {}, "MoDo: got one batch's gradients"),
+    "MoDo": (MoDo, {}, r"MoDo: got the gradients of one batch, expected a call of weights\(J_1 @ J_2.T\)"),
+    "SDMGrad": (SDMGrad, {}, "SDMGrad: got the gradients of one batch"),
+    "CRMOGM of MoDo": (lambda: CRMOGM(MoDo()), {}, "MoDo: got the gradients of one batch"),
+    "Compose with SDMGrad": (lambda: Compose(NormBalance(), SDMGrad()), {}, "SDMGrad: got the gradients of one batch"),
+    "Compose of MoDo": (lambda: Compose(MoDo(), GradVac()), {}, "MoDo: got the gradients of one batch"),
     "Constant": (lambda: Constant(TWO), {}, r"Constant: got tasks \[0, 1, 2\], expected 2 tasks as there are weights"),
     "UPGrad": (lambda: UPGrad(TWO), {}, "UPGrad: got tasks .*, expected 2 tasks as there are preferences"),
     "DualProj": (lambda: DualProj(TWO), {}, "DualProj: got tasks"),

@@ -164,7 +164,7 @@ def test_a_jacobian_without_rows_is_refused_before_it_computes_anything(name):
     jacobian = WithoutRows(net.losses(), shared_parameters([net.first, net.second]))
     aggregator = METHODS[name].make()
     assert aggregator.reads is Reads.ROWS
-    with pytest.raises(TypeError, match="looks at the task gradients themselves, but a WithoutRows does not"):
+    with pytest.raises(TypeError, match="needs the task gradients themselves, but a WithoutRows does not"):
         aggregator.check(Step(2), jacobian)
     with pytest.raises(TypeError, match="rows: expected task gradients that are held, but a WithoutRows"):
         jacobian.rows()

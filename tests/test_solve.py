@@ -197,8 +197,8 @@ def test_bad_input(gram, method, message):
             "solve: modo got a state of 3 elements a group, expected at least 6",
         ),
         ("pcgrad", {"params": [0.0, 0.0], "tasks": [0, 1]}, "solve: got 2 tasks, expected 3 as gram has"),
-        ("pcgrad", {"params": [0.0, 0.0], "tasks": [0, 1, -1]}, "solve: task -1, expected an index"),
-        ("pcgrad", {"params": [0.0, 0.0], "tasks": [0, 1, 0]}, "solve: task 0 is there twice, expected each once"),
+        ("pcgrad", {"params": [0.0, 0.0], "tasks": [0, 1, -1]}, "solve: got task -1, expected an index of at least 0"),
+        ("pcgrad", {"params": [0.0, 0.0], "tasks": [0, 1, 0]}, "solve: got task 0 twice, expected each index once"),
         ("pcgrad", {"params": {"mean": 0.0}}, "solve: pcgrad got 1 params, expected 2"),
         ("pcgrad", {"params": {"itself": 0.0}}, "solve: pcgrad got params itself, expected mean, itself"),
         (

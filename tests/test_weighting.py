@@ -262,7 +262,7 @@ def test_losses_that_must_be_positive(name, wrong, monkeypatch, device):
         (lambda: weighting.Sum()([torch.ones(2)]), r"Sum: loss 0 has shape \[2\], expected a scalar Tensor or None"),
         (lambda: weighting.Sum()([1.0]), "Sum: loss 0 is a float, expected a scalar Tensor or None"),
         (lambda: weighting.Sum()([None, None]), "Sum: got 2 losses, none of them present"),
-        (lambda: weighting.Sum()(torch.ones(3), tasks=(0, 1)), "Sum: got 3 losses and 2 tasks, expected as many"),
+        (lambda: weighting.Sum()(torch.ones(3), tasks=(0, 1)), "Sum: got 3 losses and 2 tasks, expected equal numbers"),
         (lambda: weighting.Constant(2), "Constant: weights is 2, expected n finite numbers"),
         (lambda: weighting.InverseSampleSize(torch.tensor([0, 5])), r"InverseSampleSize: sample_sizes is \[0, 5\]"),
         (lambda: weighting.ClassBalanced(torch.ones(2), beta=1.0), r"ClassBalanced: beta is 1.0, expected .* \[0, 1\)"),

@@ -51,7 +51,7 @@ def test_losses_in_every_form(name, device):
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ((1, 1), "task 1 is there twice, expected each once"),
+        ((1, 1), "got task 1 twice, expected each index once"),
         ((0, -1), "got task -1, expected an index of at least 0"),
         ((0, 0.5), "got task 0.5, expected an index of at least 0"),
         ((0, True), "got task True, expected an index of at least 0"),

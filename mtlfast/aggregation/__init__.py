@@ -1,4 +1,4 @@
-"""Aggregators: task gradients in, one update direction out; `python -m mtlfast methods` prints what is here."""
+"""Aggregators, which make one update direction of the task gradients. `python -m mtlfast methods` prints them all."""
 
 from mtlfast.aggregation._aligned_mtl import AlignedMTL
 from mtlfast.aggregation._base import Aggregator, GramAggregator
@@ -23,7 +23,7 @@ from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step
 from mtlfast.aggregation._two_batches import MoDo, SDMGrad
 
-# The table of contents: family -> its aggregators, and what each makes of the gradients.
+# The table of contents: each family's aggregators, and what each makes of the task gradients.
 FAMILIES: dict[str, dict[type[Aggregator], str]] = {
     "fixed weights": {
         Sum: "what sum(losses).backward() gives",
@@ -32,41 +32,41 @@ FAMILIES: dict[str, dict[type[Aggregator], str]] = {
         Random: "weights drawn at each step",
     },
     "projection": {
-        PCGrad: "each gradient off those that it conflicts with",
-        GradVac: "each gradient towards its usual angle to the others",
-        UPGrad: "each gradient onto the cone that no task minds",
-        DualProj: "the mean gradient onto that cone",
+        PCGrad: "each gradient without its conflicts with the others",
+        GradVac: "each gradient turned to its usual angle to the others",
+        UPGrad: "each gradient projected so that no task gets worse",
+        DualProj: "the mean gradient projected so that no task gets worse",
     },
     "constrained": {
         MGDA: "the shortest convex combination",
-        CAGrad: "the best for the worst task near the mean gradient",
-        PCD: "the first task's, as far as the others' progress allows",
+        CAGrad: "near the mean gradient, the best for the worst task",
+        PCD: "the first task's gradient, if the others still progress",
     },
     "fair progress": {
-        IMTLG: "the same projection on every gradient",
-        ConFIG: "the same angle to every gradient",
+        IMTLG: "a direction with one projection on every gradient",
+        ConFIG: "a direction at one angle to every gradient",
         NashMTL: "the bargaining solution",
-        FairGrad: "alpha-fair shares",
+        FairGrad: "alpha-fair shares of the progress",
     },
     "spectrum": {
-        AlignedMTL: "equal singular values",
+        AlignedMTL: "gradients with equal singular values",
     },
     "norm balancing": {
-        NormBalance: "every gradient at one length",
-        ClipNorm: "no gradient longer than a length",
-        CrossNorm: "of two, each at the other's length",
+        NormBalance: "every gradient scaled to one length",
+        ClipNorm: "gradients clipped to a length",
+        CrossNorm: "two gradients, each scaled to the other's length",
         InverseNorm: "weights inverse to the norms",
     },
     "outliers": {
-        Krum: "the gradients closest to their neighbours",
+        Krum: "the mean of the gradients closest to their neighbours",
     },
     "two batches": {
         MoDo: "a projected gradient step of the weights",
         SDMGrad: "the same, regularised towards a preference",
     },
     "wrapper": {
-        CRMOGM: "its weights, smoothed",
-        Compose: "balancing, then surgery",
+        CRMOGM: "another method's weights, smoothed over the steps",
+        Compose: "one method's scaling, then another method",
     },
 }
 

@@ -1,4 +1,4 @@
-"""The protocol that every aggregator keeps."""
+"""The base classes of all aggregators."""
 
 from __future__ import annotations
 
@@ -21,26 +21,24 @@ from mtlfast.task_gradients import TaskGradients
 
 
 class Aggregator(ExactState, ABC):
-    """Task gradients in, one update direction out.
+    """A method that makes one update direction of the task gradients.
 
-    A call in training mode is a step, and so is `mtlfast.backward` in either mode. A call after `.eval()` moves no
-    state and draws no random number: random orders are ascending then, and random weights the expected ones.
+    `aggregator(grads)` takes `TaskGradients` and returns T tensors. `aggregator(matrix)` takes a Jacobian [K, P] and
+    returns a vector [P]. `mtlfast.backward` computes the gradients as well and writes the direction to `.grad`.
 
-    `aggregator(grads)` takes `TaskGradients` and returns T tensors; `aggregator(matrix)` takes a Jacobian [K, P] and
-    returns a vector [P]. `losses` [K], `loss_scale` (a float or a tensor of one element by which the losses were
-    multiplied) and `tasks` (the present tasks' indices; all tensors hold those only) are there for methods that read
-    them; `precision` chooses the sums of the Gram matrix, as in `mtlfast.ops.gram`.
+    A call in training mode is a training step, and so is `mtlfast.backward` in either mode. A call after `.eval()`
+    changes no state and draws no random number: a random order is ascending then, and random weights are the expected
+    ones.
 
-    A method that needs more than products of gradients is a subclass of this class with an `aggregate`; one whose
-    direction is w(G)^T J is a `GramAggregator`.
-
-    What a method remembers from step to step it keeps in a buffer `state`: a step that fails brings that back. `reset`
-    must forget it, and a step that is not finite must leave it alone.
+    To add a method, subclass `GramAggregator` if its direction is w(G)^T J with weights w that follow from the Gram
+    matrix G, and implement `solve`. Otherwise subclass this class and implement `aggregate`. What the method remembers
+    from step to step belongs in a buffer named `state`, which a failed step restores. `reset` must clear it, and a step
+    that is not finite must leave it alone.
 
     Attributes:
-        paper: who published it where, or "".
-        keeps: what it remembers from step to step for n tasks, or "".
-        reads: what of the gradients it looks at.
+        paper: where the method was published, or "".
+        keeps: what the method remembers from step to step for n tasks, or "".
+        reads: what the method looks at of the task gradients.
     """
 
     paper: ClassVar[str] = ""
@@ -49,7 +47,7 @@ class Aggregator(ExactState, ABC):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """One for so many tasks with settings to start from, as `mtlfast.methods` makes it.
+        """An aggregator for so many tasks with settings to start from; `mtlfast.methods` calls it.
 
         A method whose constructor cannot be called without arguments overrides it.
         """
@@ -64,7 +62,22 @@ class Aggregator(ExactState, ABC):
         tasks: Sequence[int] | None = None,
         precision: str | None = None,
     ) -> list[Tensor | None] | Tensor:
-        """Aggregates; see the class."""
+        """The update direction.
+
+        Args:
+            grads: the task gradients, or a Jacobian matrix [K, P].
+            losses: [K] the losses' values, for methods that read them.
+            loss_scale: the factor by which the losses were multiplied, a float or a tensor of one element, for methods
+                whose weights depend on the size of the gradients. None: 1.
+            tasks: the K tasks' indices among all tasks, if some are absent. None: 0 to K - 1.
+            precision: how the Gram matrix is summed, as in `mtlfast.ops.gram`. None: as exactly as the method needs.
+
+        Returns:
+            T tensors with None for a tensor that no task reaches, or a vector [P] for a matrix.
+
+        Raises:
+            ValueError, TypeError: the method cannot work with these.
+        """
         if not isinstance(grads, TaskGradients | Tensor):
             raise TypeError(
                 f"{type(self).__name__}: got a {type(grads).__name__}, expected TaskGradients "
@@ -83,16 +96,16 @@ class Aggregator(ExactState, ABC):
         return directions[0]
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
-        """Refuses what the method cannot work with, before the first backward pass and before any state moves.
+        """Raises if the method cannot work with the step. It runs before the first backward pass and any state change.
 
-        A method that refuses anything overrides it, calls this one and raises one sentence.
+        A method that has conditions of its own overrides it, calls this one first, and raises an error of one sentence.
 
         Args:
             step: what is known before the gradients are.
-            jacobian: how they will be had; None: only the Gram matrix is given.
+            jacobian: where the gradients will come from; None if only the Gram matrix is given.
 
         Raises:
-            ValueError, TypeError: the method cannot work with them.
+            ValueError, TypeError: the method cannot work with these.
         """
         if step.tasks is not None:
             check_tasks(type(self).__name__, step.tasks, step.num_tasks)
@@ -103,27 +116,27 @@ class Aggregator(ExactState, ABC):
             return
         if self.reads is Reads.CROSS_GRAM:
             raise TypeError(
-                f"{type(self).__name__}: got one batch's gradients, expected a call of weights(J_1 J_2^T) with two "
-                "batches'"
+                f"{type(self).__name__}: got the gradients of one batch, expected a call of weights(J_1 @ J_2.T) with "
+                "those of two"
             )
         if self.reads is Reads.ROWS and jacobian.no_rows is not None:
-            raise TypeError(f"{type(self).__name__}: it looks at the task gradients themselves, but {jacobian.no_rows}")
+            raise TypeError(f"{type(self).__name__}: needs the task gradients themselves, but {jacobian.no_rows}")
 
     @abstractmethod
     def aggregate(self, grads: TaskGradients, step: Step, out: list[Tensor | None]) -> Sequence[Tensor | None] | None:
-        """Writes the direction into `out`; or returns T tensors, which are then copied there.
+        """Writes the direction into `out`, or returns it as T tensors, which the caller then copies into `out`.
 
-        It is called with keywords.
+        The arguments are passed by keyword.
 
         Args:
-            grads: K tasks x T tensors; `grads.parameters`, where they are known, say whose.
-            step: the losses and what else is known.
-            out: T tensors of the gradients' shapes, dtype and layout, to be overwritten; None where no task reaches.
-                Their memory is the direction's own.
+            grads: K tasks x T tensors. `grads.parameters` are the parameters, if they are known.
+            step: the losses and what else is known about the step.
+            out: T tensors with the gradients' shapes, dtype and layout, in memory of their own; None for a tensor that
+                no task reaches.
         """
 
     def direction(self, grads: TaskGradients, step: Step) -> list[Tensor | None]:
-        """The direction of checked arguments: T new tensors, None where no task reaches a tensor."""
+        """The direction for arguments that `check` let pass: T new tensors, None for a tensor that no task reaches."""
         out = [None if example is None else torch.empty_like(example) for example in grads.examples()]
         returned = self.aggregate(grads, step=step, out=out)
         if returned is not None:
@@ -131,7 +144,7 @@ class Aggregator(ExactState, ABC):
         return out
 
     def _copy(self, returned: Sequence[Tensor | None], out: Sequence[Tensor | None]) -> None:
-        """What `aggregate` returned goes where it would have been written."""
+        """Copies what `aggregate` returned into `out`."""
         name = type(self).__name__
         if not isinstance(returned, Sequence):
             raise TypeError(
@@ -151,10 +164,10 @@ class Aggregator(ExactState, ABC):
         """Forgets all state, as if new."""
 
     def snapshot(self) -> Callable[[], None]:
-        """Remembers the state; the function that it returns brings it back after a step that failed.
+        """Copies the state, and returns a function that restores it after a failed step.
 
-        That is what a buffer "state" and a generator hold, here and in inner methods: numbers for each task. A method
-        that keeps more than that writes it last, when nothing can fail any more.
+        The state is the buffer "state" and the generator, here and in inner aggregators: some numbers for each task. A
+        method that keeps anything else must write it last, when nothing can fail any more.
         """
         if not self._modules:
             return self._remember()
@@ -167,7 +180,7 @@ class Aggregator(ExactState, ABC):
         return all_back
 
     def _remember(self) -> Callable[[], None]:
-        """`snapshot` of this module alone."""
+        """Does what `snapshot` does, for this module without inner ones."""
         state = self._buffers.get("state")
         values = None if state is None else state.clone()
 
@@ -178,7 +191,7 @@ class Aggregator(ExactState, ABC):
         return back
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # State has the shape that the saved run had come to; it may not be there yet, here or in what was saved.
+        # The saved state may be larger or smaller than the one here, and either may not exist yet.
         for name, buffer in self._buffers.items():
             if (saved := state_dict.get(prefix + name)) is not None:
                 device = saved.device if buffer is None else buffer.device
@@ -189,9 +202,12 @@ class Aggregator(ExactState, ABC):
 
 
 class GramAggregator(Aggregator):
-    """An aggregator that is defined by weights computed from the Gram matrix: direction = w(G)^T J."""
+    """An aggregator whose direction is a weighted sum of the task gradients, w(G)^T J, with weights from G = J J^T.
 
-    # What the weights depend on: `solve` sees a Gram matrix of which no more than that is computed.
+    A subclass implements `solve`.
+    """
+
+    # What the weights depend on. Entries of the Gram matrix that a method does not read are not computed.
     reads = Reads.GRAM
 
     def weights(
@@ -207,16 +223,17 @@ class GramAggregator(Aggregator):
         """The tasks' weights.
 
         Args:
-            gram: [..., K, K] float64, the Gram matrix; leading dimensions are groups.
+            gram: [..., K, K] float64, the Gram matrix. The leading dimensions are groups, each weighted by itself.
             losses: [K], the losses' values, for methods that read them.
-            loss_scale: what the losses were multiplied by, for methods with an absolute norm.
-            tasks: indices of the K present tasks; None: all.
-            rtol: relative precision of the gradients behind `gram`, for rank decisions; None: K * 1e-6.
-            mask: [..., K] bool, which of the K tasks have a part in the direction; None: all. The others are left out
-                as if they had not been given: their weights are 0, and their state stays as it is.
+            loss_scale: the factor by which the losses were multiplied, for methods whose weights depend on the size of
+                the gradients. None: 1.
+            tasks: the indices of the K present tasks. None: 0 to K - 1.
+            rtol: the relative precision of the gradients behind `gram`, which decides about ranks. None: K * 1e-6.
+            mask: [..., K] bool. A task whose entry is False is left out as if it had not been given: its weight is 0,
+                and its state stays as it is. None: all tasks take part.
 
         Returns:
-            [..., K] float64, on gram's device; NaN where `gram` is not finite.
+            [..., K] float64 on gram's device; NaN where `gram` is not finite.
 
         Raises:
             ValueError, TypeError: the method cannot work with these.
@@ -232,13 +249,13 @@ class GramAggregator(Aggregator):
 
     @abstractmethod
     def solve(self, gram: Tensor, step: Step) -> Tensor:
-        """The weights [..., K] float64 of Gram matrices [..., K, K], for a step that `check` let pass.
+        """The weights [..., K] float64 for Gram matrices [..., K, K], in a step that `check` let pass.
 
-        The weight of a task that `step.mask` leaves out is 0, and its row of `gram` may hold anything.
+        A task that `step.mask` leaves out must get the weight 0, whatever its row of `gram` holds.
         """
 
     def _solved(self, gram: Tensor, step: Step) -> Tensor:
-        """`solve`, and one sentence if that returned something else."""
+        """Calls `solve`, and raises unless that returned weights."""
         weights = self.solve(gram, step)
         if not isinstance(weights, Tensor):
             raise TypeError(f"{type(self).__name__}: solve returned a {type(weights).__name__}, expected a Tensor")
@@ -249,14 +266,14 @@ class GramAggregator(Aggregator):
         return weights if weights.dtype is torch.float64 else weights.double()
 
     def diagnostics(self) -> dict[str, int]:
-        """Counts of what went wrong since `reset()`, for methods that iterate; on a GPU this waits for it."""
+        """Counts of solves that gave up since `reset()`, for methods that iterate. On a GPU it waits for the device."""
         return {}
 
     def check_entries(self, buffer: str, what: str, step: Step) -> None:
-        """Has a buffer [n] that the user gave an entry for each task?
+        """Raises unless a buffer [n], which the user gave, has an entry for each task.
 
         Raises:
-            ValueError: there are more tasks than entries, or all are present and there are fewer.
+            ValueError: a task has no entry, or all tasks are present and there are more entries than tasks.
         """
         known = len(getattr(self, buffer))
         if (step.tasks is None and known != step.num_tasks) or any(task >= known for task in step.present):
@@ -265,21 +282,21 @@ class GramAggregator(Aggregator):
             )
 
     def entries(self, buffer: str, gram: Tensor, step: Step) -> Tensor:
-        """The present tasks' entries of a buffer [n] that the user gave, [..., K] on gram's device."""
+        """The present tasks' entries of a buffer [n], which the user gave: [..., K] on gram's device."""
         values: Tensor = getattr(self, buffer)
-        if values.device != gram.device:  # once: a copy from the host waits
+        if values.device != gram.device:  # only once, because a copy from the host waits
             values = values.to(gram.device)
             setattr(self, buffer, values)
         return take(values, step.present).expand(gram.shape[:-1]).clone()
 
     def weigh(self, jacobian: AsksJacobian, step: Step, need_gram: bool = False) -> tuple[Tensor, Tensor | None]:
-        """The weights [K] of a Jacobian, and its Gram matrix if it was computed.
+        """The weights [K] for a Jacobian, and its Gram matrix if it was computed.
 
-        A task that has no part in the direction has the weight 0, and the others' are those of a step without it.
+        A task that is left out of the direction gets the weight 0. The others get the weights of a step without it.
 
         Args:
-            jacobian: it is asked for no more than the method `reads`.
-            step: `check` let it pass; what the Jacobian knows better is taken from there.
+            jacobian: the source of the Gram matrix or the norms, of which only what the method `reads` is computed.
+            step: a step that `check` let pass. Its `rtol` and `mask` are replaced by the Jacobian's.
             need_gram: compute the Gram matrix in any case.
         """
         gram: Tensor | None = None
@@ -308,10 +325,10 @@ class GramAggregator(Aggregator):
     def aggregate(
         self, grads: TaskGradients, step: Step, out: list[Tensor | None] | None = None
     ) -> list[Tensor | None]:
-        """One read for the Gram matrix or the norms, if they matter, one for the weighted sum."""
+        """Reads the gradients once for the Gram matrix or the norms, if the weights need them, and once for the sum."""
         weights, _ = self.weigh(RowsJacobian(grads), step)
         return ops.combine(grads, weights, out=out)
 
     def direction(self, grads: TaskGradients, step: Step) -> list[Tensor | None]:
-        """The direction of checked arguments: T new tensors, None where no task reaches a tensor."""
+        """The direction for arguments that `check` let pass: T new tensors, None for a tensor that no task reaches."""
         return self.aggregate(grads, step)

@@ -12,23 +12,26 @@ from mtlfast.aggregation._step import Step
 
 
 class CAGrad(SolvedAggregator):
-    """The direction near the mean gradient that improves the worst task the most.
+    """Finds the direction near the mean gradient that improves the worst task the most.
 
-    Of the directions d with |d - g_0| <= c |g_0|, g_0 the mean gradient, the one whose smallest product with a task's
-    gradient is largest. Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning" (NeurIPS 2021),
-    Algorithm 1, solved to the optimum. With c < 1 it is never zero. Where a combination of the gradients is zero at the
-    optimum, all directions with which no task loses are as good: it is the one nearest to g_0.
+    g_0 is the mean gradient. Among the directions d with |d - g_0| <= c |g_0|, CAGrad takes the one whose smallest dot
+    product with a task's gradient is largest. Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning"
+    (NeurIPS 2021), Algorithm 1; the problem is solved to the optimum. With c < 1 the direction is never zero. If a
+    convex combination of the gradients is zero at the optimum, every direction that harms no task is as good, and
+    CAGrad takes the one nearest to g_0.
 
     Args:
-        c: radius of the ball around the mean gradient, relative to its norm; 0: the mean gradient.
-        rescale: 0: none, as in the paper; 1: the direction over 1 + c^2, as its code does; 2: over 1 + c.
-        norm_eps: for results as TorchJD's, which takes 1e-4: where the weighted gradient is at most this long, relative
-            to the square root of G's trace, the update is zero.
+        c: the radius of the ball around the mean gradient, relative to the mean gradient's norm. 0 gives the mean
+            gradient itself.
+        rescale: 0 leaves the direction as it is, as in the paper; 1 divides it by 1 + c^2, as the paper's code does;
+            2 divides it by 1 + c.
+        norm_eps: the direction is zero where the weighted gradient's norm, relative to the square root of G's trace, is
+            at most this. TorchJD uses 1e-4.
 
     Raises:
-        ValueError: `c` or `norm_eps` is negative, `rescale` not one of these.
+        ValueError: `c` or `norm_eps` is negative, or `rescale` is not one of these.
 
-    Cost: two reads of K * P, one write of P; some ten times K^3 for the solve. Scale-free.
+    Cost: two reads of K * P and one write of P; the solve takes some ten times K^3 operations. Scale-free.
     """
 
     paper = "Liu et al., NeurIPS 2021"
@@ -46,7 +49,7 @@ class CAGrad(SolvedAggregator):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """With c = 0.5."""
+        """CAGrad with c = 0.5."""
         return cls(c=0.5)
 
     def params(self, step: Step) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Balancing, then surgery."""
+"""`Compose`: one aggregator scales the task gradients, another aggregates them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mtlfast.aggregation._step import Step
 
 
 class Compose(GramAggregator):
-    """Multiplies each task's gradient by one aggregator's weights, then aggregates them by another, in one pass.
+    """Scales the task gradients by one aggregator's weights, then aggregates the scaled gradients with another.
 
-    With the balance's weights b, the Gram matrix of the scaled gradients is D G D for D = diag(b), so neither the
-    gradients nor their products are read again: the weights are b times those of the surgery on D G D.
+    The gradients are not read again for the second aggregator. If b are the first one's weights and D = diag(b), the
+    Gram matrix of the scaled gradients is D G D, and the composed weights are b times the second one's weights on that.
 
     Args:
-        balance: whose weights scale the gradients, a norm balancing for instance.
-        surgery: how the scaled gradients become one.
+        balance: the aggregator whose weights scale the gradients, such as `NormBalance`.
+        surgery: the aggregator of the scaled gradients.
 
     Raises:
-        TypeError: one of them has no weights.
+        TypeError: one of them is not a `GramAggregator`.
 
-    State: theirs. Cost: theirs on one Gram matrix, two reads of K * P, one write of P. Scale-free where both are.
+    State: that of both. Cost: two reads of K * P and one write of P, and both solves. Scale-free if both are.
     """
 
     keeps = "theirs"
@@ -43,21 +43,21 @@ class Compose(GramAggregator):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """All gradients at one length, then PCGrad."""
+        """`NormBalance`, then `PCGrad`."""
         return cls(NormBalance(), PCGrad())
 
     @property
     def reads(self) -> Reads:  # type: ignore[override]
-        """The more of the two."""
+        """What the more demanding of the two reads."""
         return max(self.balance.reads, self.surgery.reads)
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
-        """Refuses what one of the two refuses."""
+        """Raises if one of the two does."""
         self.balance.check(step, jacobian)
         self.surgery.check(step, jacobian)
 
     def solve(self, gram: Tensor, step: Step) -> Tensor:
-        """The product of their weights, [..., K] float64."""
+        """The product of both weights, [..., K] float64."""
         scales = self.balance.solve(gram, step)
         scaled = gram * (scales.unsqueeze(-1) * scales.unsqueeze(-2))
         return scales * self.surgery.solve(scaled, step)
@@ -67,7 +67,7 @@ class Compose(GramAggregator):
         self.surgery.reset()
 
     def diagnostics(self) -> dict[str, int]:
-        """Both, added up."""
+        """The counts of both, added up."""
         counts = self.balance.diagnostics()
         for name, count in self.surgery.diagnostics().items():
             counts[name] = counts.get(name, 0) + count

@@ -1,4 +1,4 @@
-"""CR-MOGM: smoothed weights."""
+"""CR-MOGM."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from mtlfast.aggregation._step import Step
 
 
 class CRMOGM(GramAggregator):
-    """Smooths another aggregator's weights over the steps: w = alpha w + (1 - alpha) w'.
+    """Smooths the weights of another aggregator over the steps: w = alpha w + (1 - alpha) w'.
 
     Zhou et al., "On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond" (NeurIPS 2022).
 
     Args:
-        aggregator: the one whose weights w' are smoothed.
-        alpha: how much of the old weights stays, 0 to 1. It may be set between steps.
-        initial_weights: [n], the weights before the first step; None: the aggregator's own at a task's first step.
+        aggregator: the aggregator whose weights w' are smoothed.
+        alpha: how much of the old weights is kept, 0 to 1. It may be set between steps.
+        initial_weights: [n], the weights before the first step. None: the first weights that the aggregator gives a
+            task.
 
     Raises:
-        ValueError: `alpha` is outside of its range, or `initial_weights` is no vector of finite numbers; TypeError:
-        `aggregator` has no weights.
+        ValueError: `alpha` is outside of its range, or `initial_weights` is not a vector of finite numbers.
+        TypeError: `aggregator` is not a `GramAggregator`.
 
-    State: n float64 numbers a group, and the aggregator's. A step that is not finite changes nothing. Cost: the
-    aggregator's.
+    State: n float64 numbers for each group, and the aggregator's state. A step that is not finite changes nothing.
+    Cost: that of the aggregator.
     """
 
     paper = "Zhou et al., NeurIPS 2022"
@@ -58,7 +59,7 @@ class CRMOGM(GramAggregator):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """With MGDA's weights."""
+        """CR-MOGM of MGDA."""
         return cls(MGDA())
 
     @property
@@ -67,7 +68,7 @@ class CRMOGM(GramAggregator):
         return self.aggregator.reads
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
-        """Refuses what the aggregator refuses, and another number of tasks than there are initial weights."""
+        """Raises if the aggregator does, or if the tasks are not those that have initial weights."""
         self.aggregator.check(step, jacobian)
         if self.first_weights is not None:
             self.check_entries("first_weights", "weights", step)
@@ -91,7 +92,7 @@ class CRMOGM(GramAggregator):
         return masked(torch.where(finite, smoothed, torch.nan), step)
 
     def reset(self) -> None:
-        """Forgets the weights, and the aggregator's state."""
+        """Forgets the smoothed weights and the aggregator's state."""
         self.state = None
         self.aggregator.reset()
 

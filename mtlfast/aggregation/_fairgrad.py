@@ -8,25 +8,25 @@ from mtlfast.aggregation._step import Step
 
 
 class FairGrad(NeedsLossScale):
-    """Shares progress among the tasks by alpha-fairness.
+    """Shares the progress among the tasks by alpha-fairness.
 
-    The weights w > 0 with (G w)_i = w_i^(-1 / alpha), where G w are the tasks' gains. Ban and Ji, "Fair Resource
-    Allocation in Multi-Task Learning" (ICML 2024), Equation 4; solved exactly (residual up to 1e-10). Where a
-    combination of the gradients is zero up to `rtol`, there are no such weights: then they are MGDA's, whose update is
-    zero there, and `diagnostics()` counts it.
+    The gain of task i is (G w)_i, the dot product of its gradient and the update. The weights w > 0 solve (G w)_i =
+    w_i^(-1 / alpha), up to a residual of 1e-10. Ban and Ji, "Fair Resource Allocation in Multi-Task Learning" (ICML
+    2024), Equation 4. If a convex combination of the gradients is zero up to `rtol`, these equations have no solution.
+    The weights are then MGDA's, whose update is zero, and `diagnostics()` counts the step.
 
     Args:
-        alpha: 1: proportional fairness, Nash-MTL's; 2: the least potential delay; large: the worst task's gain; 0: 1/K
-            each, without regard to fairness. Above 30, and below 0.05, steps where tasks' norms differ by 1e6 take
-            hundreds of iterations.
+        alpha: 1 gives proportional fairness, as in Nash-MTL; 2 minimises the potential delay; a large value favours the
+            task with the smallest gain; 0 gives the weights 1/K. Above 30 and below 0.05 the solve takes hundreds of
+            iterations if the norms of the gradients differ by a factor of 1e6.
 
     Raises:
         ValueError: `alpha` is negative.
 
-    Not scale-free: the update grows as the gradients' length to the power (alpha - 1) / (alpha + 1). With `loss_scale`
-    it is what it would be without that factor, times the factor.
+    Not scale-free: the update grows like the gradients' norm to the power (alpha - 1) / (alpha + 1). With `loss_scale`
+    the method computes the update for the losses without that factor, then multiplies the update by it.
 
-    Cost: two reads of K * P, one write of P; about 3 K^3 for the solve.
+    Cost: two reads of K * P and one write of P; the solve takes about 3 K^3 operations.
     """
 
     paper = "Ban and Ji, ICML 2024"
@@ -39,7 +39,7 @@ class FairGrad(NeedsLossScale):
         self.alpha = alpha
 
     def params(self, step: Step) -> dict[str, float]:
-        """The power, and what counts as zero."""
+        """The power, and the share of the largest eigenvalue below which one counts as zero."""
         return {"alpha": self.alpha, "rtol": step.rank_rtol}
 
     def extra_repr(self) -> str:

@@ -14,12 +14,12 @@ from mtlfast.aggregation._step import Step
 
 
 def masked(weights: Tensor, step: Step) -> Tensor:
-    """Weights [..., K] with zeros for the tasks that have no part."""
+    """Weights [..., K] with zeros for the tasks that the mask leaves out."""
     return weights if step.mask is None else weights.where(step.mask, 0)
 
 
 def equal_weights(gram: Tensor, step: Step) -> Tensor:
-    """1 over their number for the tasks that have a part, [..., K]."""
+    """Equal weights [..., K] that add up to 1 over the tasks that the mask does not leave out."""
     if step.mask is None:
         return gram.new_full(gram.shape[:-1], 1 / max(1, gram.shape[-1]))
     count = step.mask.sum(dim=-1, keepdim=True, dtype=torch.float64)
@@ -27,9 +27,9 @@ def equal_weights(gram: Tensor, step: Step) -> Tensor:
 
 
 class Sum(GramAggregator):
-    """The sum of the task gradients: what `sum(losses).backward()` gives.
+    """The sum of the task gradients, which is the gradient of `sum(losses)`.
 
-    Cost: one read of K * P, one write of P.
+    Cost: one read of K * P and one write of P.
     """
 
     reads = Reads.NOTHING
@@ -40,9 +40,11 @@ class Sum(GramAggregator):
 
 
 class Mean(GramAggregator):
-    """The mean of the present tasks' gradients of the shared parameters; `backward` leaves heads their own gradients.
+    """The mean of the present tasks' gradients.
 
-    Cost: one read of K * P, one write of P.
+    `mtlfast.backward` takes the mean for the shared parameters alone; a head keeps its task's whole gradient.
+
+    Cost: one read of K * P and one write of P.
     """
 
     reads = Reads.NOTHING
@@ -53,16 +55,16 @@ class Mean(GramAggregator):
 
 
 class Constant(GramAggregator):
-    """A weighted sum with weights that the user fixes; an absent task's weight goes unused.
+    """The sum of the task gradients with weights that the user gives. The weight of an absent task is not used.
 
     Args:
-        weights: [K], one for each task: a tensor, array or list of numbers.
+        weights: [n], one number for each task, as a tensor, an array or a list.
 
     Raises:
-        ValueError: `weights` is no vector of finite numbers.
+        ValueError: `weights` is not a vector of finite numbers.
 
-    Cost: one read of K * P, one write of P. On a GPU move the aggregator there first (`.to(device)`), or the first
-    step waits for the copy.
+    Cost: one read of K * P and one write of P. On a GPU, move the aggregator there first (`.to(device)`); otherwise the
+    first step waits for the copy of the weights.
     """
 
     reads = Reads.NOTHING
@@ -76,11 +78,11 @@ class Constant(GramAggregator):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """With weights from 0.5 to 1.5."""
+        """Weights from 0.5 to 1.5."""
         return cls(torch.linspace(0.5, 1.5, num_tasks))
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
-        """Refuses another number of tasks than there are weights."""
+        """Raises if the tasks are not those that have weights."""
         super().check(step, jacobian)
         self.check_entries("task_weights", "weights", step)
 

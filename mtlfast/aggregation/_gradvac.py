@@ -15,21 +15,25 @@ from mtlfast.aggregation._step import Step
 
 
 class GradVac(RandomOrder, SolvedAggregator):
-    """Turns each task's gradient towards those that it is less aligned with than usual, then sums them.
+    """Turns each task's gradient towards those that it is less aligned with than usual, then sums the results.
 
-    As PCGrad, but a pair's cosine is brought to its running mean instead of zero; the mean starts at zero. Wang et al.,
-    "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual Models" (ICLR
-    2021), Algorithm 1; the running mean of every pair that meets is updated, not of conflicting ones alone.
+    GradVac works like PCGrad, with another target: where the cosine of two gradients is below its running mean, it is
+    raised to that mean. The running means start at zero. Wang et al., "Gradient Vaccine: Investigating and Improving
+    Multi-task Optimization in Massively Multilingual Models" (ICLR 2021), Algorithm 1. The running mean of every pair
+    is updated, not only that of a conflicting pair.
 
     Args:
         beta: how much of a pair's new cosine enters its running mean, 0 to 1.
-        order: "random": a fresh uniformly random order for each gradient at each call. "fixed": ascending.
-        generator: draws the orders, on the gradients' device; None: torch's global one. `state_dict()` holds it.
+        order: in which order each gradient is compared with the others. "random" draws a uniformly random order for
+            each gradient at each call; "fixed" is ascending.
+        generator: the generator of the random orders, on the gradients' device. `state_dict()` saves its state. None:
+            torch's global generator.
 
     Raises:
         ValueError: `beta` or `order` is not one of these.
 
-    State: n * (n + 1) float64 numbers a group. Cost: two reads of K * P, one write of P; K^3 for the solve. Scale-free.
+    State: n * (n + 1) float64 numbers for each group. Cost: two reads of K * P and one write of P; the solve takes K^3
+    operations. Scale-free.
     """
 
     paper = "Wang et al., ICLR 2021"
@@ -49,7 +53,7 @@ class GradVac(RandomOrder, SolvedAggregator):
         self.beta = beta
 
     def params(self, step: Step) -> dict[str, float]:
-        """Beta, no absolute epsilon, and what a norm of rounding is."""
+        """Beta, an absolute epsilon of 0, and the share of a norm below which a gradient is rounding alone."""
         return {"beta": self.beta, "eps": 0.0, "rtol": step.rtol or 0.0}
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:

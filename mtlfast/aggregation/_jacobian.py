@@ -1,4 +1,4 @@
-"""The Jacobian as an aggregator knows it, and task gradients at hand as one."""
+"""The Jacobian as an aggregator knows it, and a Jacobian whose rows are task gradients in memory."""
 
 from __future__ import annotations
 
@@ -14,55 +14,56 @@ from mtlfast.task_gradients import Rows, TaskGradients
 
 
 class AsksJacobian(Protocol):
-    """What an aggregator may ask; `mtlfast.jacobian.Jacobian` says what each answer is."""
+    """What an aggregator may ask of a Jacobian. `mtlfast.jacobian.Jacobian` says more about each answer."""
 
     @property
     def num_tasks(self) -> int:
-        """K."""
+        """K, the number of tasks."""
 
     @property
     def no_rows(self) -> str | None:
-        """Why it cannot give `rows()`, as the end of a sentence; None: it can."""
+        """Why `rows()` is not available, as the end of a sentence; None if it is."""
 
     @property
     def device(self) -> torch.device:
-        """Of the gradients."""
+        """The device of the gradients."""
 
     def product_rtol(self, precision: str | None = None) -> float:
-        """The relative precision of a product of two gradients; a decision about ranks takes K times that."""
+        """The relative precision of a dot product of two gradients. Decisions about ranks take K times that."""
 
     @property
     def taking_part(self) -> list[int] | None:
-        """The rows of the tasks that have a part in the direction, as far as the host can see; None: all."""
+        """The tasks that take part in the direction, as far as the host knows; None: all."""
 
     @property
     def mask(self) -> Tensor | None:
-        """[K] bool, which of them have one as only the device can see; None: all."""
+        """[K] bool, which of the tasks take part, for a selection that only the device knows; None: all."""
 
     def gram(self, precision: str | None = None) -> Tensor:
-        """[K, K] float64, its sums as `mtlfast.ops.gram` has them."""
+        """The Gram matrix [K, K] float64, with `precision` as in `mtlfast.ops.gram`."""
 
     def norms(self) -> Tensor:
-        """[K] float64."""
+        """The norms of the rows, [K] float64."""
 
     def rows(self) -> TaskGradients:
         """The task gradients."""
 
 
 class Part(NamedTuple):
-    """The columns of one dtype: which of all they are (None: all), and their gradients."""
+    """The Jacobian's columns of one dtype: their places among all columns (None: all), and their gradients."""
 
     columns: Sequence[int] | None
     grads: TaskGradients
 
 
 def parts_of(rows: Rows, parameters: Sequence[Tensor], refuse: Callable[[], None]) -> list[Part]:
-    """Rows of one dtype or several, as task gradients of each.
+    """Splits rows of gradients by dtype.
 
     Args:
         rows: [K][T] gradients.
         parameters: the T parameters that they are gradients of.
-        refuse: called where the rows are not of one dtype, to raise the caller's sentence for what are no dense rows.
+        refuse: is called if the rows are not dense gradients of one dtype, so that the caller can raise an error that
+            names a sparse one.
     """
     try:
         return [Part(None, TaskGradients.from_rows(rows, parameters))]
@@ -81,7 +82,7 @@ def parts_of(rows: Rows, parameters: Sequence[Tensor], refuse: Callable[[], None
 
 
 def refuse_sparse(caller: str, rows: Rows, names: Sequence[str], instead: str) -> None:
-    """One sentence if a gradient is not dense."""
+    """Raises if a gradient is not dense, and names its parameter."""
     for row in rows:
         for name, gradient in zip(names, row, strict=True):
             if gradient is not None and gradient.layout != torch.strided:
@@ -91,10 +92,10 @@ def refuse_sparse(caller: str, rows: Rows, names: Sequence[str], instead: str) -
 
 
 class RowsJacobian:
-    """Task gradients that are held: the kernels answer.
+    """A Jacobian whose rows are task gradients in memory, so that the kernels compute what is asked.
 
     Args:
-        rows: K tasks x T tensors; or parts of several dtypes.
+        rows: K tasks x T tensors, or one part for each dtype.
     """
 
     _parts: list[Part]  # one for each dtype; their products add up
@@ -104,7 +105,6 @@ class RowsJacobian:
 
     @property
     def num_tasks(self) -> int:
-        """K."""
         return self._parts[0].grads.num_tasks
 
     @property
@@ -116,18 +116,18 @@ class RowsJacobian:
         return self._parts[0].grads.device
 
     def product_rtol(self, precision: str | None = None) -> float:
-        """Of the coarsest dtype, where there are two."""
+        """That of the coarsest dtype, if there are several."""
         return max(product_rtol(part.grads, precision) for part in self._parts)
 
     @property
     def taking_part(self) -> list[int] | None:
-        """A task that reaches none of the tensors has no part in their direction."""
+        """The tasks that reach at least one tensor; None: all."""
         reaching = [task for task in range(self.num_tasks) if self._reaches(task)]
         return None if len(reaching) == self.num_tasks else reaching
 
     @property
     def mask(self) -> Tensor | None:
-        """Rows at hand have no loss weights."""
+        """None, because gradients that are given as they are have no loss weights."""
         return None
 
     def _reaches(self, task: int) -> bool:

@@ -11,28 +11,30 @@ from mtlfast.aggregation._step import Step
 
 
 class NashMTL(HasPreferences, NeedsLossScale):
-    """The bargaining solution: the update that no task could gain from without another losing more, relatively.
+    """Finds the Nash bargaining solution: any other update costs some tasks more, in relative terms, than others gain.
 
-    The weights w > 0 with (G w)_i = 1 / w_i. Navon et al., "Multi-Task Learning as a Bargaining Game" (ICML 2022),
-    Algorithm 1; the system is solved exactly (residual up to 1e-10), where the paper and peers stop a sequence of
-    convex programs at 1e-3. The update's length is sqrt(K), whatever the gradients' lengths. Where a combination of the
-    gradients is zero up to `rtol`, there are no such weights: then they are MGDA's, whose update is zero there, and
-    `diagnostics()` counts it.
+    The gain of task i is (G w)_i, the dot product of its gradient and the update. The weights w > 0 solve (G w)_i =
+    1 / w_i, up to a residual of 1e-10. Navon et al., "Multi-Task Learning as a Bargaining Game" (ICML 2022), Algorithm
+    1; the paper and other libraries solve a sequence of convex programs and stop at 1e-3. The update has the length
+    sqrt(K), however long the gradients are. If a convex combination of the gradients is zero up to `rtol`, these
+    equations have no solution. The weights are then MGDA's, whose update is zero, and `diagnostics()` counts the step.
 
     Args:
-        n_tasks: the state is made for so many tasks at once; None: it grows with the tasks that come.
-        max_norm: a longer update is shortened to this; 0: none is. With `loss_scale` the update is what it would be
-            without that factor, times the factor.
-        update_weights_every: new weights every so many steps; in between the last ones, shortened anew.
-        pref_vector: [n], positive, the tasks' bargaining powers p: then (G w)_i = c_i / w_i, with c = K p / sum p over
-            the present tasks (Kalai, "Nonsymmetric Nash Solutions and Replications of 2-Person Bargaining", 1977).
-            None: all the same.
+        n_tasks: make room in the state for so many tasks at once. None: the state grows with the tasks.
+        max_norm: a longer update is shortened to this norm; 0 never shortens. With `loss_scale` the method computes the
+            update for the losses without that factor, then multiplies the update by it.
+        update_weights_every: compute new weights every so many steps. In between the last weights are used, and a long
+            update is shortened as always.
+        pref_vector: [n], positive, the tasks' bargaining powers p. The equations are then (G w)_i = c_i / w_i with c =
+            K p / sum(p) over the present tasks (Kalai, "Nonsymmetric Nash Solutions and Replications of 2-Person
+            Bargaining", 1977). None: all the same.
 
     Raises:
-        ValueError: an argument is outside of its range, or `pref_vector` has not one dimension; at a call, there are
-        more tasks than `n_tasks`, or other tasks than there are preferences.
+        ValueError: an argument is outside of its range, or `pref_vector` does not have one dimension; at a call, there
+            are more tasks than `n_tasks`, or other tasks than those that have preferences.
 
-    State: n + 3 float64 numbers a group. Cost: two reads of K * P, one write of P; about 3 K^3 for the solve.
+    State: n + 3 float64 numbers for each group. Cost: two reads of K * P and one write of P; the solve takes about 3
+    K^3 operations.
     """
 
     paper = "Navon et al., ICML 2022"
@@ -57,19 +59,19 @@ class NashMTL(HasPreferences, NeedsLossScale):
         self.update_weights_every = update_weights_every
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
-        """Refuses more tasks than `n_tasks`."""
+        """Raises if there are more tasks than `n_tasks`."""
         super().check(step, jacobian)
         known = max(step.present, default=-1) + 1
         if self.n_tasks is not None and known > self.n_tasks:
             raise ValueError(f"NashMTL: got {known} tasks, expected at most {self.n_tasks} as n_tasks says")
 
     def params(self, step: Step) -> dict[str, float]:
-        """The norm, the steps, and what counts as zero."""
+        """The largest norm, the steps, and the share of the largest eigenvalue below which one counts as zero."""
         every = self.update_weights_every
         return {"max_norm": self.max_norm, "update_weights_every": every, "rtol": step.rank_rtol}
 
     def state_shape(self, known: int) -> tuple[int, ...]:
-        """Two counts, steps, then each task's last weight."""
+        """Two counts (see `diagnostics`), the number of steps, then each task's last weight."""
         return (3 + (known if self.n_tasks is None else self.n_tasks),)
 
     def extra_repr(self) -> str:

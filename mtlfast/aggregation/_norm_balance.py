@@ -1,4 +1,4 @@
-"""Norm balancing: weights from the gradients' norms alone."""
+"""Norm balancing: aggregators whose weights depend on the gradients' norms alone."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from mtlfast.aggregation._typical_norm import TypicalNorm, check_typical_norm, t
 
 
 class NormBalance(SolvedAggregator):
-    """Brings every task's gradient to one length, then sums them: w_i = t / |g_i|.
+    """Scales every task's gradient to one length, then sums the results: w_i = t / |g_i|.
+
+    A zero gradient stays zero.
 
     Args:
-        target: t: the "mean", "geometric" mean, "harmonic" mean, "min", "max" or "median" of the norms that are not
-            zero, or with an index that task's norm; an absent task's place is taken by the first present one.
+        target: t, the "mean", "geometric" mean, "harmonic" mean, "min", "max" or "median" of the norms that are not
+            zero. An index instead names the task whose norm t is; if that task is absent, the first present task takes
+            its place.
 
     Raises:
         ValueError: `target` is not one of these; at a call, there is no such task.
 
-    A zero gradient stays zero. Cost: two reads of K * P, the first for norms alone, one write of P. Scale-free.
+    Cost: two reads of K * P, of which the first computes the norms, and one write of P. Scale-free.
     """
 
     method = "norm_balance"
@@ -37,7 +40,7 @@ class NormBalance(SolvedAggregator):
         return {"target": target, "task": task}
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
-        """Refuses a target that is no task of the step's."""
+        """Raises if `target` is the index of a task that does not exist."""
         super().check(step, jacobian)
         check_typical_norm(self, self.target, step)
 
@@ -46,16 +49,16 @@ class NormBalance(SolvedAggregator):
 
 
 class ClipNorm(NeedsLossScale):
-    """Clips each task's gradient to a length, then sums them: w_i = min(1, t / |g_i|).
+    """Clips each task's gradient to a length, then sums the results: w_i = min(1, t / |g_i|).
 
     Args:
-        max_norm: t, a number; with `loss_scale` it is the norm without that factor. Or "mean": the mean norm of the
-            gradients that are not zero, which makes it scale-free.
+        max_norm: t, a number above 0, or "mean" for the mean norm of the gradients that are not zero. A number is the
+            norm of a gradient without the factor `loss_scale`.
 
     Raises:
         ValueError: `max_norm` is neither.
 
-    Cost: two reads of K * P, the first for norms alone, one write of P.
+    Cost: two reads of K * P, of which the first computes the norms, and one write of P. Scale-free with "mean".
     """
 
     method = "clip_norm"
@@ -74,22 +77,22 @@ class ClipNorm(NeedsLossScale):
 
 
 class CrossNorm(SolvedAggregator):
-    """Scales each of two tasks' gradients by the other's norm over its own, then sums them.
+    """Scales each of two tasks' gradients to the length of the other, then sums the results.
 
-    So each gets the other's length: the weaker task leads. A zero gradient takes the other with it; a task whose
-    partner is absent keeps its gradient.
+    So the task with the shorter gradient leads. If one gradient is zero, the update is zero. A task whose partner is
+    absent keeps its gradient.
 
     Raises:
         ValueError: at a call, there are more than two tasks.
 
-    Cost: two reads of K * P, the first for norms alone, one write of P. Scale-free.
+    Cost: two reads of K * P, of which the first computes the norms, and one write of P. Scale-free.
     """
 
     method = "cross_norm"
     reads = Reads.NORMS
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
-        """Refuses more than two tasks."""
+        """Raises if there are more than two tasks."""
         super().check(step, jacobian)
         if step.num_tasks > 2:
             raise ValueError(f"CrossNorm: got {step.num_tasks} tasks, expected at most 2")
@@ -99,11 +102,12 @@ class CrossNorm(SolvedAggregator):
 
 
 class InverseNorm(SolvedAggregator):
-    """Weighs each task by the inverse of its gradient's norm, the weights adding up to 1.
+    """Weighs each task by the inverse of its gradient's norm. The weights add up to 1.
 
-    So each contributes the same length, the harmonic mean of the norms over K. A zero gradient has weight 0.
+    So each task contributes the same length, which is the harmonic mean of the norms divided by K. A zero gradient has
+    the weight 0.
 
-    Cost: two reads of K * P, the first for norms alone, one write of P. Scale-free.
+    Cost: two reads of K * P, of which the first computes the norms, and one write of P. Scale-free.
     """
 
     method = "inverse_norm"

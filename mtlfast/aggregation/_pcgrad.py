@@ -15,21 +15,32 @@ from mtlfast.aggregation._step import Step
 
 
 class PCGrad(RandomOrder, SolvedAggregator):
-    """Projects each task's gradient off those that it conflicts with, then sums them.
+    """Removes from each task's gradient what conflicts with the other tasks' gradients, then sums the results.
 
-    Each gradient meets the other tasks' gradients in a random order; where their dot product is negative it loses its
-    component along them. Yu et al., "Gradient Surgery for Multi-Task Learning" (NeurIPS 2020), Algorithm 1.
+    Each gradient is compared with the other tasks' original gradients one after another. Where the dot product is
+    negative, the gradient loses its component along the other one. Yu et al., "Gradient Surgery for Multi-Task
+    Learning" (NeurIPS 2020), Algorithm 1.
 
     Args:
-        reduction: "sum" as in the paper, or "mean": divided by the number of present tasks.
-        order: "random": a fresh uniformly random order for each gradient at each call. "fixed": ascending.
-        generator: draws the orders, on the gradients' device; None: torch's global one. `state_dict()` holds it.
+        reduction: "sum" as in the paper, or "mean", which divides the sum by the number of present tasks.
+        order: in which order each gradient is compared with the others. "random" draws a uniformly random order for
+            each gradient at each call; "fixed" is ascending.
+        generator: the generator of the random orders, on the gradients' device. `state_dict()` saves its state. None:
+            torch's global generator.
 
     Raises:
         ValueError: `reduction` or `order` is not one of these.
 
-    Cost: two reads of K * P, one write of P; K^3 for the solve. Scale-free: multiplying all losses by a constant
-    changes no weight.
+    Cost: two reads of K * P and one write of P; the solve takes K^3 operations. Scale-free: a factor common to all
+    losses changes no weight.
+
+    Example:
+        The gradients (1, 0) and (-1, 1) conflict. They become (0.5, 0.5) and (0, 1), whose sum is the direction.
+
+        >>> import torch
+        >>> from mtlfast.aggregation import PCGrad
+        >>> PCGrad()(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]))
+        tensor([0.5000, 1.5000])
     """
 
     paper = "Yu et al., NeurIPS 2020"
@@ -47,7 +58,7 @@ class PCGrad(RandomOrder, SolvedAggregator):
         self.reduction = reduction
 
     def params(self, step: Step) -> dict[str, float]:
-        """The reduction; as in the paper, no gradient meets itself."""
+        """The reduction; and, as in the paper, that no gradient is compared with itself."""
         return {"mean": self.reduction == "mean", "itself": False}
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:

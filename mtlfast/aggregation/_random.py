@@ -1,4 +1,4 @@
-"""Random weights."""
+"""`Random`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from mtlfast.aggregation._step import Step
 
 
 class Random(HasGenerator):
-    """Random weights on the simplex, drawn anew at each call: the softmax of K standard normal numbers.
+    """Random positive weights that add up to 1, drawn at each call: the softmax of K standard normal numbers.
 
     Lin et al., "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning" (TMLR 2022),
     Algorithm 2.
 
     Args:
-        generator: draws them, on the gradients' device; None: torch's global one. `state_dict()` holds it.
+        generator: the generator of the weights, on the gradients' device. `state_dict()` saves its state. None: torch's
+            global generator.
 
-    Cost: one read of K * P, one write of P.
+    Cost: one read of K * P and one write of P.
     """
 
     paper = "Lin et al., TMLR 2022"
@@ -30,7 +31,7 @@ class Random(HasGenerator):
         super().__init__(generator)
 
     def solve(self, gram: Tensor, step: Step) -> Tensor:
-        """Positive weights that sum to 1, [..., K] float64."""
+        """The weights [..., K] float64; in eval mode the expected ones, 1/K."""
         if not step.training:
             return equal_weights(gram, step)
         drawn = torch.randn(gram.shape[:-1], generator=self.generator, dtype=torch.float64, device=gram.device)

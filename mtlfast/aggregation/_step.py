@@ -1,4 +1,4 @@
-"""What an aggregator is told about one step."""
+"""What an aggregator is told about one step, and the checks of it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mtlfast._by_task import take
 
 
 class Step(NamedTuple):
-    """One step as a method sees it, beside the task gradients.
+    """What a method is told about one step, besides the task gradients.
 
     Attributes:
         num_tasks: K, how many tasks are present.
-        losses: [K], the losses' values; None: not known.
-        loss_scale: what the losses were multiplied by, a float or a tensor of one element; None: 1.
-        tasks: the K present tasks' indices among all; None: there are no others.
-        rtol: the relative precision of the gradients, for decisions about ranks; None: not known.
-        mask: [..., K] bool, which of these tasks have a part in the direction, where the device alone knows; None: all.
-            The others' weights are 0, what stands in their rows is not read, and their state stays as it is.
-        precision: of the Gram matrix's sums, as `mtlfast.ops.gram` has it; None: as exact as the method needs it.
-        training: does the step count? If not, no state moves, no random number is drawn, and a method that draws takes
-            a fixed order or expected weights.
+        losses: [K], the losses' values; None if they are not known.
+        loss_scale: the factor by which the losses were multiplied, a float or a tensor of one element; None: 1.
+        tasks: the indices of the K present tasks among all tasks; None: 0 to K - 1.
+        rtol: the relative precision of the gradients, which decides about ranks; None if it is not known.
+        training: whether the step counts. If not, no state changes and no random number is drawn. A method that draws
+            takes a fixed order or the expected weights instead.
+        mask: [..., K] bool, for a selection of tasks that only the device knows. A task whose entry is False gets the
+            weight 0, its row is not read, and its state stays as it is. None: all tasks take part.
+        precision: how the Gram matrix is summed, as in `mtlfast.ops.gram`; None: as exactly as the method needs.
     """
 
     num_tasks: int
@@ -38,7 +38,7 @@ class Step(NamedTuple):
     precision: str | None = None
 
     def among(self, places: Sequence[int]) -> Step:
-        """The step of those of its tasks that stand in these places alone."""
+        """The same step with only those tasks that stand at these places among the K."""
         return self._replace(
             num_tasks=len(places),
             losses=None if self.losses is None else take(self.losses, places),
@@ -47,7 +47,7 @@ class Step(NamedTuple):
 
     @property
     def rank_rtol(self) -> float:
-        """`rtol`, or K * 1e-6 where it is not known."""
+        """`rtol`, or K * 1e-6 if it is not known."""
         return self.num_tasks * 1e-6 if self.rtol is None else self.rtol
 
     @property
@@ -57,7 +57,7 @@ class Step(NamedTuple):
 
 
 def task_indices(tasks: Iterable[int] | None) -> tuple[int, ...] | None:
-    """Tasks in any form of integers."""
+    """Task indices as a tuple of Python integers, from any integers."""
     if tasks is None:
         return None
     try:
@@ -67,18 +67,18 @@ def task_indices(tasks: Iterable[int] | None) -> tuple[int, ...] | None:
 
 
 def check_tasks(caller: str, tasks: Sequence[int], num_tasks: int) -> None:
-    """One sentence unless `tasks` are `num_tasks` different indices."""
+    """Raises unless `tasks` are `num_tasks` different indices."""
     if len(tasks) != num_tasks:
-        raise ValueError(f"{caller}: got {num_tasks} task gradients and {len(tasks)} tasks, expected as many")
+        raise ValueError(f"{caller}: got {num_tasks} task gradients and {len(tasks)} tasks, expected equal numbers")
     for k, task in enumerate(tasks):
         if task < 0:
-            raise ValueError(f"{caller}: task {task}, expected an index")
+            raise ValueError(f"{caller}: got task {task}, expected an index of at least 0")
         if task in tasks[:k]:
-            raise ValueError(f"{caller}: task {task} is there twice, expected each once")
+            raise ValueError(f"{caller}: got task {task} twice, expected each index once")
 
 
 def plain_number(loss_scale: float | Tensor | None) -> float | Tensor | None:
-    """A loss scale in one form: a tensor without dimensions, or a float; what is no number stays for the check."""
+    """A loss scale as a float or a tensor without dimensions. What is not a number stays as it is, for the check."""
     if loss_scale is None or type(loss_scale) in (float, int):
         return loss_scale
     if isinstance(loss_scale, Tensor):
@@ -90,7 +90,7 @@ def plain_number(loss_scale: float | Tensor | None) -> float | Tensor | None:
 
 
 def check_loss_scale(caller: str, loss_scale: float | Tensor) -> None:
-    """One sentence unless it is one number above 0, as far as that can be seen without waiting for a GPU."""
+    """Raises unless `loss_scale` is one number above 0. The value of a tensor on a GPU is not checked."""
     if isinstance(loss_scale, Tensor):
         if loss_scale.numel() != 1:
             raise ValueError(f"{caller}: loss_scale has shape {list(loss_scale.shape)}, expected a number")

@@ -1,4 +1,4 @@
-"""MoDo and SDMGrad: weights from two independent batches' gradients."""
+"""MoDo and SDMGrad, whose weights come from the gradients of two independent batches."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from mtlfast.aggregation._step import Step
 
 
 class _TwoBatches(SolvedAggregator):
-    """Its `weights` take the cross-Gram matrix J_1 J_2^T; one batch's gradients alone would bias them."""
+    """A method whose `weights` take the cross-Gram matrix J_1 J_2^T. The gradients of one batch would bias them."""
 
     reads = Reads.CROSS_GRAM
     state_fill = math.nan  # 1 / K, as soon as K is known
 
     def state_shape(self, known: int) -> tuple[int, ...]:
-        """Each task's weight."""
+        """A weight for each task."""
         return (known,)
 
 
 class MoDo(_TwoBatches):
-    """One projected gradient step of the weights on the products of two independent batches' gradients.
+    """Moves the weights by one projected gradient step on the products of two independent batches' gradients.
 
-    w = P(w - gamma (A w + rho w)) with A = J_1 J_2^T and P the projection onto the simplex. Chen et al., "Three-Way
-    Trade-Off in Multi-Objective Learning: Optimization, Generalization and Conflict-Avoidance" (NeurIPS 2023).
-    `weights(A)` gives them; the update is theirs on a third batch, or on the mean of the two.
+    With A = J_1 J_2^T and the projection P onto the simplex, the step is w = P(w - gamma (A w + rho w)). Chen et al.,
+    "Three-Way Trade-Off in Multi-Objective Learning: Optimization, Generalization and Conflict-Avoidance" (NeurIPS
+    2023). Call `weights(A)`, and apply the weights to the gradients of a third batch or of the two batches' mean.
 
     Args:
-        gamma: step size of the weights. The gradients' scale enters: gamma A is not scale-free.
-        rho: weight decay.
+        gamma: the step size of the weights. gamma A depends on the size of the gradients, so MoDo is not scale-free.
+        rho: the weight decay.
 
     Raises:
-        ValueError: `gamma` is not positive or `rho` negative; TypeError: one batch's gradients are given.
+        ValueError: `gamma` is not positive, or `rho` is negative.
+        TypeError: the method is called with the gradients of one batch.
 
-    State: n float64 numbers a group, from 1/K each. Cost: K^2.
+    State: n float64 numbers for each group, which start as 1/K. Cost: the solve takes K^2 operations.
     """
 
     paper = "Chen et al., NeurIPS 2023"
@@ -59,23 +60,26 @@ class MoDo(_TwoBatches):
 
 
 class SDMGrad(_TwoBatches, HasPreferences):
-    """A few steps of momentum descent of the weights on the products of two independent batches' gradients.
+    """Moves the weights by a few steps of descent with momentum on the products of two independent batches' gradients.
 
-    On A = J_1 J_2^T over the mean norm's square: v = momentum v + A (w + lambda u), w = P(w - lr v), n_iter times;
-    then (w + lambda u) / (1 + lambda). Xiao et al., "Direction-oriented Multi-objective Learning: Simple and Provable
-    Stochastic Algorithms" (NeurIPS 2023). `weights(A)` gives them, for the gradients of a third batch.
+    A is J_1 J_2^T divided by the square of the mean norm, and P is the projection onto the simplex. The method repeats
+    v = momentum v + A (w + lambda u), w = P(w - lr v) for n_iter steps, and returns (w + lambda u) / (1 + lambda). Xiao
+    et al., "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms" (NeurIPS 2023).
+    Call `weights(J_1 J_2^T)`, and apply the weights to the gradients of a third batch.
 
     Args:
-        lr: step size of the weights.
-        momentum: of their descent, 0 to 1.
-        n_iter: steps a call.
+        lr: the step size of the weights.
+        momentum: the momentum of the descent, 0 to 1.
+        n_iter: the number of steps in a call.
         lambda_: how much the preferred direction counts.
-        pref_vector: [n], the preferences u; None: 1/K.
+        pref_vector: [n], the preferences u. None: 1/K each.
 
     Raises:
-        ValueError: an argument is outside of its range; TypeError: one batch's gradients are given.
+        ValueError: an argument is outside of its range.
+        TypeError: the method is called with the gradients of one batch.
 
-    State: n float64 numbers a group, from 1/K each. Cost: n_iter K^2. Scale-free.
+    State: n float64 numbers for each group, which start as 1/K. Cost: the solve takes n_iter K^2 operations.
+    Scale-free.
     """
 
     paper = "Xiao et al., NeurIPS 2023"

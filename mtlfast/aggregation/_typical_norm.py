@@ -1,4 +1,4 @@
-"""A norm that stands for all the gradients'."""
+"""A norm that represents the norms of all task gradients: their mean, their median, one task's, ..."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMES = ("mean", "geometric", "harmonic", "min", "max", "median")  # as TypicalN
 
 
 class TypicalNorm(Setting["str | int"]):
-    """The name of such a norm, a task's index for its norm, or one of the names `others`."""
+    """A setting that holds the name of such a norm, the index of the task whose norm it is, or a name of `others`."""
 
     def __init__(self, *others: str) -> None:
         self.names = (*others, *NAMES)
@@ -24,14 +24,15 @@ class TypicalNorm(Setting["str | int"]):
 
 
 def check_typical_norm(owner: object, name: str | int, step: Step) -> None:
-    """One sentence if `name` is the index of a task that does not exist."""
+    """Raises if `name` is the index of a task that does not exist."""
     if isinstance(name, int) and step.tasks is None and name >= step.num_tasks:
         raise ValueError(f"{type(owner).__name__}: got {step.num_tasks} tasks, expected task {name} among them")
 
 
 def typical_norm(name: str | int) -> tuple[float, float]:
-    """The solver's two constants for a name: which norm, and of which task, where an absent one's place is taken by the
-    first that is present.
+    """The solver's two constants for a name: which norm it is, and for a task's norm which task.
+
+    If that task is absent, the solver takes the first present one.
     """
     if not isinstance(name, int):
         return float(NAMES.index(name)) if name in NAMES else -1.0, 0.0

@@ -144,11 +144,11 @@ def _check(
             raise ValueError(f"solve: an input is on {x.device}, expected {gram.device} as gram")
     for k, task in enumerate(tasks or ()):
         if task < 0:
-            raise ValueError(f"solve: task {task}, expected an index")
+            raise ValueError(f"solve: got task {task}, expected an index of at least 0")
         if task in (tasks or ())[:k]:
-            raise ValueError(f"solve: task {task} is there twice, expected each once")
+            raise ValueError(f"solve: got task {task} twice, expected each index once")
     if tasks is not None and len(tasks) != K:
-        raise ValueError(f"solve: got {len(tasks)} tasks, expected {K} as gram has")
+        raise ValueError(f"solve: got {len(tasks)} tasks, expected {K} as gram has rows")
     if mask is not None and (mask.shape != gram.shape[:-1] or mask.dtype != torch.bool or mask.device != gram.device):
         raise ValueError(
             f"solve: mask is {list(mask.shape)} {mask.dtype} on {mask.device}, expected {list(gram.shape[:-1])} "

@@ -155,7 +155,7 @@ class LossWeighting(ExactState, ABC):
         name = type(self).__name__
         present = task_indices(name, tasks)
         if len(present) != len(values):
-            raise ValueError(f"{name}: got {len(values)} losses and {len(present)} tasks, expected as many")
+            raise ValueError(f"{name}: got {len(values)} losses and {len(present)} tasks, expected equal numbers")
         if self.num_tasks is not None and max(present) >= self.num_tasks:
             raise ValueError(f"{name}: got task {max(present)}, expected {self.num_tasks} tasks as num_tasks says")
         return values, present

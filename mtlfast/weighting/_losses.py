@@ -71,7 +71,7 @@ def task_indices(who: str, tasks: Iterable[int]) -> tuple[int, ...]:
         if not isinstance(task, int) or isinstance(task, bool) or task < 0:
             raise ValueError(f"{who}: got task {task!r}, expected an index of at least 0")
         if task in present[:place]:
-            raise ValueError(f"{who}: task {task} is there twice, expected each once")
+            raise ValueError(f"{who}: got task {task} twice, expected each index once")
     return present
 
 
