@@ -75,5 +75,5 @@ def test_bad_arguments():
         groups(tasks={"depth": nn.Linear(2, 2)})
     with pytest.raises(ValueError, match=r"parameter_groups: lr has 'heads', expected one of .*'depth', 'rest'"):
         groups(lr={"default": 0.1, "heads": 0.2})
-    with pytest.raises(ValueError, match=r"parameter_groups: lr has nothing for 'depth', expected it or 'default'"):
+    with pytest.raises(ValueError, match=r"parameter_groups: lr has no entry 'depth', expected that or 'default'"):
         groups(lr={"shared": 0.1})

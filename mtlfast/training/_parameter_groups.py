@@ -1,4 +1,4 @@
-"""Optimizer groups for the shared parameters and each task's own."""
+"""`parameter_groups`."""
 
 from __future__ import annotations
 
@@ -19,27 +19,41 @@ def parameter_groups(
     lr: ByGroup,
     weight_decay: ByGroup | None = None,
 ) -> list[dict[str, Any]]:
-    """Builds groups with learning rates and weight decays of their own, for any torch optimizer.
+    """Makes optimizer groups of the shared parameters and of each task's own, with learning rates of their own.
 
-    The groups are "shared", then the tasks, then "rest", if the model has parameters that are in none of them. LR
-    schedulers that take one function a group (`LambdaLR`, `MultiplicativeLR`) then give each task its own schedule.
+    The groups are "shared", then one for each task, then "rest" if the model has other parameters. Schedulers that take
+    one function for each group (`LambdaLR`, `MultiplicativeLR`) can then give each task a schedule of its own.
 
     Args:
-        model: whose parameters they all are; frozen ones are left out.
-        shared: the trunk, a module or its parameters.
-        tasks: each task's own, by name; or a sequence, whose names are "task 0", "task 1", ...
-        lr: for all groups, or by name; "default" is for those not named.
-        weight_decay: the same; None: the optimizer's.
+        model: the module that has all the parameters. Frozen parameters are left out.
+        shared: the parameters that the tasks share, as a module or a list of parameters.
+        tasks: each task's own parameters, in a dict by the task's name or in a sequence, whose tasks are named "task
+            0", "task 1" and so on.
+        lr: one learning rate for all groups, or a dict by the group's name, where "default" is for all other groups.
+        weight_decay: the weight decay, in the same forms. None: the optimizer's default.
 
     Returns:
-        A list of groups `{"params": [...], "name": ..., "lr": ...}`, with `weight_decay` where it was given.
+        A list of groups `{"params": [...], "name": ..., "lr": ...}` for any torch optimizer, with "weight_decay" if it
+        was given.
 
     Raises:
-        ValueError: a parameter is in two groups or not the model's, a name has no group, a group no learning rate.
+        ValueError: a parameter is in two groups or is not the model's, a name in `lr` or `weight_decay` has no group,
+            or a group has no learning rate.
 
     Example:
-        `torch.optim.AdamW(parameter_groups(model, shared=model.trunk, tasks={"depth": model.depth},
-        lr={"default": 1e-3, "depth": 1e-4}))`
+        >>> import torch
+        >>> from torch import nn
+        >>> from mtlfast.training import parameter_groups
+        >>> model = nn.ModuleDict({"trunk": nn.Linear(4, 3), "depth": nn.Linear(3, 1), "normals": nn.Linear(3, 3)})
+        >>> groups = parameter_groups(
+        ...     model,
+        ...     shared=model["trunk"],
+        ...     tasks={"depth": model["depth"], "normals": model["normals"]},
+        ...     lr={"default": 1e-3, "depth": 1e-4},
+        ... )
+        >>> [(group["name"], group["lr"], len(group["params"])) for group in groups]
+        [('shared', 0.001, 2), ('depth', 0.0001, 2), ('normals', 0.001, 2)]
+        >>> optimizer = torch.optim.AdamW(groups)
     """
     named = tasks if isinstance(tasks, Mapping) else {f"task {k}": of_task for k, of_task in enumerate(tasks)}
     every = {"shared": shared, **named}
@@ -78,5 +92,5 @@ def _setting(what: str, given: ByGroup, name: str, groups: Mapping[str, object])
         if key not in groups and key != "default":
             raise ValueError(f"parameter_groups: {what} has {key!r}, expected one of {[*groups, 'default']}")
     if name not in given and "default" not in given:
-        raise ValueError(f"parameter_groups: {what} has nothing for {name!r}, expected it or 'default'")
+        raise ValueError(f"parameter_groups: {what} has no entry {name!r}, expected that or 'default'")
     return given[name] if name in given else given["default"]

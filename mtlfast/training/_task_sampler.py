@@ -1,4 +1,4 @@
-"""Which tasks a batch holds samples of."""
+"""`TaskSampler`."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from mtlfast._settings import Choice, Real, Whole
 
 
 class TaskSampler(Sampler[list[int]]):
-    """Batches from several tasks' data, for `DataLoader(ConcatDataset(datasets), batch_sampler=TaskSampler(...))`.
+    """Draws batches from several tasks' data: `DataLoader(ConcatDataset(datasets), batch_sampler=TaskSampler(...))`.
 
-    Sample i of task k has the index i + n_0 + ... + n_(k-1), as ConcatDataset counts. A task's samples come in a random
-    order, all of them before one comes again, across epochs too: so small tasks repeat where they are drawn more often.
+    Sample i of task k has the index i + n_0 + ... + n_(k-1), as in ConcatDataset. The samples of a task come in random
+    order, and each comes once before one comes again, also across epochs. So a small task that is drawn often repeats
+    its samples.
 
     Args:
-        sizes: [K] the tasks' numbers of samples, n_k.
-        batch_size: samples in a batch.
-        strategy: how often a task is drawn. "proportional": as n_k; "uniform": all the same; "temperature": as
-            n_k^beta; "round_robin": in turn.
-        beta: of "temperature": 1 is proportional, 0 uniform; the usual temperature T is 1 / beta.
-        mixed: each sample of a batch is of a task drawn anew; else a batch is of one task.
-        num_batches: in an epoch; None: as many as hold all samples.
-        seed: of the draws. Every epoch's differ.
+        sizes: [K], the numbers of samples n_k of the tasks.
+        batch_size: the number of samples in a batch.
+        strategy: how often a task is drawn. "proportional": in proportion to n_k; "uniform": all tasks equally often;
+            "temperature": in proportion to n_k^beta; "round_robin": one after another.
+        beta: the exponent of "temperature". 1 is proportional, 0 is uniform, and the usual temperature is 1 / beta.
+        mixed: draw a task for each sample of a batch. By default all samples of a batch are of one task.
+        num_batches: the number of batches in an epoch. None: enough to hold as many samples as there are.
+        seed: the seed of the draws, which differ from epoch to epoch.
 
     Raises:
         ValueError: an argument is outside of its range.
 
-    `state_dict()` holds the epoch and the batch; after `load_state_dict` the next iteration goes on there, with the
-    batches that would have come. A DataLoader with workers asks for batches ahead of those that it has handed out: then
-    set "batch" to how many the training has seen.
+    `state_dict()` holds the epoch and the batch. After `load_state_dict` the next iteration continues from there with
+    the same batches. A DataLoader with workers fetches batches in advance, so set "batch" in the saved state to the
+    number of batches that the training has seen.
     """
 
     strategy = Choice("proportional", "uniform", "temperature", "round_robin")
@@ -63,26 +64,29 @@ class TaskSampler(Sampler[list[int]]):
         self.seed = plain(seed)
         self.epoch = 0
         self.batch = 0
-        self._counted = (0, torch.zeros(len(self.sizes), dtype=torch.int64))  # epochs, and what they have drawn
+        self._counted = (
+            0,
+            torch.zeros(len(self.sizes), dtype=torch.int64),
+        )
 
     def probabilities(self) -> list[float]:
-        """How often each task is drawn."""
+        """The probability of each task in a draw."""
         beta = {"proportional": 1.0, "temperature": self.beta}.get(self.strategy, 0.0)
         powers = [size**beta for size in self.sizes]
         return [power / sum(powers) for power in powers]
 
     def tasks_of(self, indices: Sequence[int]) -> list[int]:
-        """The tasks that a batch's samples are of."""
+        """The task of each sample of a batch."""
         ends = torch.tensor(self.sizes).cumsum(0)
         places = torch.searchsorted(ends, torch.tensor(indices, dtype=torch.int64), right=True)
         return places.tolist()  # host: CPU tensors, as in all of this file
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """The number of batches in an epoch."""
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The rest of this epoch's batches; then the next epoch is the current one."""
+        """The remaining batches of this epoch. After them the next epoch begins."""
         tasks = self._tasks(self.epoch)
         used = self._used()
         orders = [_Order(size, self.seed, task) for task, size in enumerate(self.sizes)]
@@ -110,7 +114,7 @@ class TaskSampler(Sampler[list[int]]):
         return drawn.reshape(self.num_batches, draws).expand(self.num_batches, self.batch_size)
 
     def _used(self) -> list[int]:
-        """How many samples of each task the earlier epochs have drawn."""
+        """The number of samples of each task that the earlier epochs have drawn."""
         counted, used = self._counted if self._counted[0] <= self.epoch else (0, torch.zeros_like(self._counted[1]))
         for epoch in range(counted, self.epoch):
             used = used + torch.bincount(self._tasks(epoch).reshape(-1), minlength=len(self.sizes))
@@ -118,16 +122,16 @@ class TaskSampler(Sampler[list[int]]):
         return used.tolist()  # host: a CPU tensor
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, and how many of its batches have been handed out."""
+        """The epoch, and the number of its batches that have been yielded."""
         return {"epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on there."""
+        """Continues from the epoch and the batch of a saved state."""
         self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
 
 
 class _Order:
-    """A task's samples in random order, one permutation after another."""
+    """The samples of a task in random order, one permutation after another."""
 
     def __init__(self, size: int, seed: int, task: int) -> None:
         self.size, self.seed, self.task = size, seed, task
@@ -142,7 +146,7 @@ class _Order:
 
 
 def hash_of(*numbers: int) -> int:
-    """A seed from several numbers, the same in every process."""
+    """A seed made of several numbers, the same in every process."""
     mixed = 0x9E3779B97F4A7C15
     for number in numbers:
         mixed = ((mixed ^ (number & (2**64 - 1))) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64

@@ -1,9 +1,9 @@
-"""Loss weightings: losses in, one weighted loss out; `python -m mtlfast methods` prints what is here.
+"""Loss weightings, which make one weighted loss of the task losses. `python -m mtlfast methods` prints them all.
 
-Names are those of torchjd.scalarization where it has the method; the long names of the literature are there as well.
+A method that torchjd.scalarization has too has its name there. Long names of the literature work as well.
 """
 
-# They weigh no losses and are documented in mtlfast.training; code that imports them from here keeps working.
+# These two belong to mtlfast.training. Code that imports them from here keeps working.
 from mtlfast.training import TaskSampler as TaskSampler
 from mtlfast.training import parameter_groups as parameter_groups
 from mtlfast.weighting._base import LossWeighting
@@ -19,42 +19,42 @@ from mtlfast.weighting._rescaling import LossRescaling
 from mtlfast.weighting._scalarizations import COSMOS, PBI, STCH, GeometricMean, Tchebycheff
 from mtlfast.weighting._schedules import AnnealingSchedule, CurriculumSchedule, PriorityTask
 
-# The table of contents: family -> its weightings, and what each does.
+# The table of contents: each family's weightings, and what each does.
 FAMILIES: dict[str, dict[type[LossWeighting], str]] = {
     "fixed": {
-        Sum: "all the same, added up",
-        Mean: "the same over K",
+        Sum: "the sum of the losses",
+        Mean: "the mean of the losses",
         Constant: "weights that the user fixes",
         InverseSampleSize: "tasks with less data weigh more",
-        ClassBalanced: "by the effective number of samples",
-        LossRescaling: "losses over their first value, their mean, or in logarithms",
+        ClassBalanced: "weights by the effective number of samples",
+        LossRescaling: "losses divided by their first value or mean, or logarithms",
         Random: "weights drawn at each step",
     },
     "by performance": {
         InversePerformance: "tasks that do worse weigh more",
-        DynamicTaskPrioritization: "hard tasks first, by a focal loss of their metric",
-        DWA: "losses that fall slowly weigh more, by the epoch or a window",
-        SoftAdapt: "losses that rise weigh more, by the step",
-        ReLoBRaLo: "losses that fell less since the last step, or the first",
+        DynamicTaskPrioritization: "hard tasks weigh more, by a focal loss of their metric",
+        DWA: "losses that fall slowly over epochs weigh more",
+        SoftAdapt: "losses that rise from step to step weigh more",
+        ReLoBRaLo: "losses that fell less since the last or first step weigh more",
         FAMO: "all losses fall at one relative rate",
         GO4Align: "groups of tasks that advance alike share a weight",
     },
     "learned": {
-        UW: "uncertainties, learned with the model",
-        IMTLL: "scales that bring losses to one size, learned",
+        UW: "uncertainties that are learned with the model",
+        IMTLL: "learned scales that bring the losses to one size",
     },
     "scalarization": {
         GeometricMean: "each loss weighs by the inverse of its size",
-        Tchebycheff: "the worst task alone",
-        STCH: "the worst task, smoothly",
-        PBI: "along a preferred direction, with a penalty off it",
+        Tchebycheff: "the largest weighted loss alone",
+        STCH: "a smooth maximum of the weighted losses",
+        PBI: "progress along a preferred direction, with a penalty off it",
         COSMOS: "a weighted sum that turns towards the preference",
     },
     "schedule": {
         CurriculumSchedule: "tasks enter one after another",
         AnnealingSchedule: "weights move from one value to another",
         FreezeConverged: "tasks whose loss is flat are left aside until it rises",
-        PriorityTask: "one task's weight is held, the others share the rest",
+        PriorityTask: "one task's weight is fixed, the others share the rest",
     },
 }
 

@@ -1,4 +1,4 @@
-"""The protocol that every loss weighting keeps."""
+"""The base classes of all loss weightings."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ from mtlfast.weighting._step import Move, StepWeights, write
 
 
 class LossWeighting(ExactState, ABC):
-    """Losses in, one weighted loss out: `weighting(losses).backward()`, or `mtlfast.backward(..., weighting=...)`.
+    """A method that makes one weighted loss of the task losses.
 
-    The K losses are a list, where None is an absent task, a dict, whose values count in order, or a tensor [K]. State
-    is held for each task, in float64 buffers on the weighting's device.
+    Call `weighting(losses).backward()`, or pass it to `mtlfast.backward(..., weighting=...)`, which aggregates the
+    gradients of the weighted losses.
 
-    A call in training mode is a step, and so is `mtlfast.backward` in either mode: state moves, but not for absent
-    tasks, and not by losses that are not finite. A call after `.eval()` moves no state and draws no random number; a
-    method that draws takes the expected weights. Feedback by `update` counts in either mode. Nothing waits for a GPU.
+    A call in training mode is a training step, and so is `mtlfast.backward` in either mode. A step changes the state of
+    the tasks that are present, unless their losses are not finite. A call after `.eval()` changes no state and draws no
+    random number; a method that draws takes the expected weights. `update` counts in either mode. No call waits for a
+    GPU.
 
     Args:
-        num_tasks: n, for how many tasks there is state; None: any number, there is none.
+        num_tasks: n, the number of tasks, for a method that keeps state for each task. None: any number of tasks.
 
     Attributes:
-        paper: who published it where, or "".
-        keeps: what it remembers from step to step for n tasks, or "".
+        paper: where the method was published, or "".
+        keeps: what the method remembers from step to step for n tasks, or "". It is kept in float64 buffers on the
+            weighting's device.
     """
 
     paper: ClassVar[str] = ""
     keeps: ClassVar[str] = ""
     num_tasks = Or(Whole(1), None)
-    _held: list[Move] | None = None  # moves of a step that is not over
-    _largest_weight = torch.finfo(torch.float32).max  # that the losses' dtype can hold
+    _held: list[Move] | None = None  # what a step will write to the state once it has succeeded
+    _largest_weight = torch.finfo(torch.float32).max  # the largest number that the losses' dtype can hold
 
     def __init__(self, num_tasks: int | None = None) -> None:
         super().__init__()
@@ -48,7 +50,7 @@ class LossWeighting(ExactState, ABC):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """One for so many tasks with settings to start from, as `mtlfast.weightings` makes it.
+        """A weighting for so many tasks with settings to start from; `mtlfast.weightings` calls it.
 
         A method whose constructor cannot be called with the number of tasks alone overrides it.
         """
@@ -58,42 +60,45 @@ class LossWeighting(ExactState, ABC):
         """The weighted loss, a scalar that can be differentiated.
 
         Args:
-            losses: the K tasks' scalar losses, None for an absent one, in a list, a dict or a generator; or a tensor
-                [K].
-            tasks: where `losses` holds the present tasks only, their indices.
+            losses: the K scalar losses, in a list, a dict whose values count in order, a generator, or a tensor [K]. An
+                entry of None stands for an absent task.
+            tasks: the tasks' indices, if `losses` holds only those of the present tasks.
 
         Raises:
-            ValueError: the losses do not fit; on the CPU, one is outside of what the method takes (elsewhere the result
-            is NaN, and `diagnostics()` counts it).
+            ValueError: the losses do not fit. On the CPU also: the method does not take one of them, a negative one for
+                instance. On a GPU the result is NaN then, and `diagnostics()` counts it.
         """
         values, present = self._gather(losses, tasks)
         self._largest_weight = torch.finfo(values.dtype).max
         return self._weigh(widened(values), present)
 
     def _weigh(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """`combine`, once the losses are known to be such as the method takes."""
+        """Calls `combine`; a method that does not take every loss checks the losses here first."""
         return self.combine(values, tasks)
 
     @abstractmethod
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """The weighted loss of the present tasks' losses [K]; state moves."""
+        """The weighted loss of the present tasks' losses [K]. In training mode it changes the state."""
 
     def step_weights(
         self, losses: Tensor, *, tasks: Sequence[int] | None = None, loss_scale: float | Tensor | None = None
     ) -> StepWeights:
-        """One training step, whatever the mode, for a caller that runs the tasks' backward passes itself.
+        """The weights of one training step, for a caller that runs the tasks' backward passes itself.
+
+        The call is a training step even in eval mode.
 
         Args:
-            losses: [K] the present tasks' losses; they are not differentiated through.
-            tasks: their indices; None: all.
-            loss_scale: what the losses were multiplied by. The weighting sees them without it, and the gradients of
-                what it learns are multiplied by it, as those of `loss_scale * weighting(losses / loss_scale)` are.
+            losses: [K] the present tasks' losses. Their graphs are not used.
+            tasks: the present tasks' indices; None: 0 to K - 1.
+            loss_scale: the factor by which the losses were multiplied. The weighting sees the losses without it, and
+                the gradients of the weighting's own parameters are multiplied by it. Both are as in
+                `loss_scale * weighting(losses / loss_scale)`.
 
         Returns:
-            StepWeights: state moves at its `commit()`.
+            StepWeights: its `commit()` changes the state.
 
         Raises:
-            ValueError: as a call; or, on the CPU, the losses are finite and a weight is not.
+            ValueError: a call of the weighting would raise; or, on the CPU, all losses are finite and a weight is not.
         """
         scale = 1.0 if loss_scale is None else loss_scale
         moves: list[Move] = []
@@ -114,7 +119,7 @@ class LossWeighting(ExactState, ABC):
 
     @contextmanager
     def _as_step(self, moves: list[Move]) -> Iterator[None]:
-        """A call within it is a training step, and its moves are held back in `moves`."""
+        """Within it a call is a training step, and what the step would write to the state is collected in `moves`."""
         modes = {module: module.training for module in self.modules()}
         weightings = [module for module in modes if isinstance(module, LossWeighting)]
         self.train()
@@ -131,20 +136,20 @@ class LossWeighting(ExactState, ABC):
     def update(
         self, *, losses: Feedback | None = None, norms: Tensor | None = None, metrics: Feedback | None = None
     ) -> None:
-        """Feedback after a step or an epoch, for methods that learn from it; the others do nothing.
+        """Feedback after a step or an epoch. Methods that do not learn from it ignore it.
 
         Args:
-            losses: losses after the step, or of an epoch: a tensor [n], or a list or dict of numbers, scalar tensors
-                and None.
-            norms: [K] the task gradients' norms.
-            metrics: the tasks' performance, as the method says; in the same forms.
+            losses: the losses after the step or of the epoch: a tensor [n], or a list or dict of numbers, scalar
+                tensors and None.
+            norms: [K] the norms of the task gradients.
+            metrics: the tasks' performance, in the same forms. The method says which metric it expects.
         """
 
     def reset(self) -> None:
         """Forgets all state, as if new."""
 
     def diagnostics(self) -> dict[str, int]:
-        """Counts of what went wrong since `reset()`; on a GPU this waits for it."""
+        """Counts of what went wrong since `reset()`. On a GPU it waits for the device."""
         return {}
 
     def _gather(self, losses: Losses, tasks: Sequence[int] | None = None) -> tuple[Tensor, tuple[int, ...]]:
@@ -161,7 +166,7 @@ class LossWeighting(ExactState, ABC):
         return values, present
 
     def _feedback(self, name: str, given: Feedback) -> tuple[Tensor, tuple[int, ...]]:
-        """The same for `update`: float64, detached."""
+        """The present tasks' numbers [K] that `update` was given, float64 and detached, and the tasks' indices."""
         values, places, number = present_numbers(type(self).__name__, name, given)
         return values, self._fitting_places(name, places, number)
 
@@ -171,7 +176,7 @@ class LossWeighting(ExactState, ABC):
         return places
 
     def _known_tasks(self) -> int:
-        """How many tasks there are, for a method that must know."""
+        """The number of tasks, for a method that must know it."""
         if self.num_tasks is None:
             raise ValueError(f"{type(self).__name__}: num_tasks is None, expected an integer of at least 1")
         return int(self.num_tasks)
@@ -189,7 +194,10 @@ class LossWeighting(ExactState, ABC):
         return take(state, tasks)
 
     def _move(self, state: Tensor, tasks: Sequence[int] | None, new: Tensor, when: Tensor | None = None) -> None:
-        """A step writes the present tasks' entries where `when` holds; without `tasks`, the whole buffer."""
+        """Writes the present tasks' entries of a buffer, or all of it without `tasks`, where `when` holds.
+
+        Only a training step writes, and one for `step_weights` only at its `commit()`.
+        """
         if not self.training:
             return
         if when is not None:
@@ -200,12 +208,12 @@ class LossWeighting(ExactState, ABC):
             self._held.append((state, tasks, new))
 
     def _learn(self, state: Tensor, tasks: tuple[int, ...], new: Tensor, when: Tensor) -> None:
-        """Feedback writes the same, in either mode."""
+        """Writes the tasks' entries of a buffer where `when` holds, in either mode: for feedback."""
         write(state, tasks, torch.where(when, new, self._of(state, tasks)))
 
 
 class Weighted(LossWeighting):
-    """A method that is a weighted sum of the losses, by weights that are not differentiated."""
+    """A method that sums the losses with weights. The weights are not differentiated."""
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """The sum of the losses times their weights."""
@@ -215,7 +223,10 @@ class Weighted(LossWeighting):
 
     @abstractmethod
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """The present tasks' weights [K] for their losses' values [K] float64; state moves."""
+        """The weights [K] of the present tasks for their losses' values [K] float64.
+
+        In training mode it changes the state.
+        """
 
 
 class NeedsPositiveLosses(LossWeighting):
@@ -228,19 +239,19 @@ class NeedsPositiveLosses(LossWeighting):
         self._keep_count("nonpositive")
 
     def _weigh(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """First it looks for losses that the method does not take."""
+        """Checks the losses, then calls `combine`."""
         return self.combine(values * self._one_if_positive(values, tasks), tasks)
 
     def _takes_zero(self) -> bool:
-        """Is a loss of 0 one that the method takes?"""
+        """Whether the method takes a loss of 0."""
         return False
 
     def _bounds(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor | None:
-        """What the losses must be above, [K]; None: 0."""
+        """The lower bounds [K] that the losses must be above; None: 0."""
         return None
 
     def _one_if_positive(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor | float:
-        """1 for losses that the method takes; a refusal, or where the host cannot look, NaN and a count for others."""
+        """1 if the method takes the losses. Otherwise it raises, or on a GPU returns NaN and counts the step."""
         values = values.detach()
         bounds = self._bounds(values, tasks)
         heights = values if bounds is None else values - bounds
@@ -258,7 +269,7 @@ class NeedsPositiveLosses(LossWeighting):
     def _one_if_finite(
         self, weights: Tensor, values: Tensor, tasks: tuple[int, ...], terms: Tensor | None = None
     ) -> Tensor | float:
-        """1, or the same, for weights that the losses' dtype can hold, and the terms of the weighted loss as well."""
+        """1 if the losses' dtype can hold the weights and the terms. Otherwise as `_one_if_positive`."""
         values = values.detach()
         wrong = ~(weights.abs() <= self._largest_weight)
         if terms is not None:
@@ -274,9 +285,9 @@ class NeedsPositiveLosses(LossWeighting):
         return self._nan_and_count(wrong.any() & values.isfinite().all())
 
     def _nan_and_count(self, wrong: Tensor) -> Tensor:
-        """NaN if `wrong` holds, else 1: to look would wait for a GPU.
+        """NaN if `wrong` holds, else 1, without waiting for a GPU.
 
-        NaN reaches the gradients, and a GradScaler skips the step.
+        A NaN reaches the gradients, so that a GradScaler skips the step.
         """
         if self.training:
             self.nonpositive += wrong
@@ -287,20 +298,20 @@ class NeedsPositiveLosses(LossWeighting):
         self.nonpositive.zero_()
 
     def diagnostics(self) -> dict[str, int]:
-        """How many steps had a loss that is not positive, or so near to 0 that its weight is not finite."""
+        """The number of steps with a loss that is not positive, or so near to 0 that its weight is not finite."""
         return {"nonpositive": int(self.nonpositive)}
 
 
 def readable(values: Tensor) -> bool:
-    """May the host look at the numbers without waiting: a CPU tensor, and not while compiling?"""
+    """Whether the host can read the numbers without waiting: they are on the CPU and not traced."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def widened(values: Tensor) -> Tensor:
-    """In float32 at least."""
+    """The values in float32 if their dtype has 16 bits, else as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def shares(weights: Tensor, total: float) -> Tensor:
-    """The weights times what makes them add up to `total`."""
+    """The weights, scaled so that they add up to `total`."""
     return total * weights / weights.sum()

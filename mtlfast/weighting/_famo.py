@@ -14,20 +14,34 @@ from mtlfast.weighting._losses import Feedback
 class FAMO(NeedsPositiveLosses):
     """Lets all losses fall at the same relative rate, without the tasks' gradients.
 
-    sum_k z_k log D_k over sum_k z_k / D_k (not differentiated), with z the softmax of learned logits and D_k = L_k -
-    min_k + 1e-8. After the step `update` gives the logits the gradient of z (log D before - log D after), by Adam.
-    Liu et al., "FAMO: Fast Adaptive Multitask Optimization" (NeurIPS 2023), Algorithm 2.
+    With D_k = L_k - min_k + 1e-8 and z the softmax of learned logits, the weighted loss is sum_k z_k log D_k, divided
+    by sum_k z_k / D_k, which is not differentiated. After the optimizer's step, `update` trains the logits by one step
+    of Adam on the gradient of sum_k z_k (log D_k before - log D_k after). Liu et al., "FAMO: Fast Adaptive Multitask
+    Optimization" (NeurIPS 2023), Algorithm 2.
 
     Args:
-        num_tasks: n.
-        min_losses: [n] lower bounds of the losses, which may reach them; None: 0.
-        lr: of the logits.
-        weight_decay: of the logits; the paper's, the official code has 1e-5.
+        num_tasks: n, the number of tasks.
+        min_losses: [n] lower bounds of the losses; a loss may reach its bound. None: 0.
+        lr: the learning rate of the logits.
+        weight_decay: the weight decay of the logits. The default is the paper's; its official code has 1e-5.
 
     Raises:
         ValueError: an argument is outside of its range; on the CPU, a loss is below its bound.
 
-    State: 5 n numbers. Feedback: `update(losses=...)`, the losses of the same batch after the model's step.
+    State: 5 n numbers. Feedback: call `update(losses=...)` after the optimizer's step, with the losses of the same
+    batch.
+
+    Example:
+        The first loss falls less than the second, so its weight grows from 1/2.
+
+        >>> import torch
+        >>> from mtlfast.weighting import FAMO
+        >>> w = torch.nn.Parameter(torch.tensor([2.0, 2.0]))
+        >>> weighting = FAMO(num_tasks=2)
+        >>> weighting([w[0], w[1]]).backward()
+        >>> weighting.update(losses=[1.9, 1.0])
+        >>> weighting.logits.softmax(dim=0)
+        tensor([0.5125, 0.4875], dtype=torch.float64)
     """
 
     paper = "Liu et al., NeurIPS 2023"
@@ -55,14 +69,14 @@ class FAMO(NeedsPositiveLosses):
         self._keep_state("before", fill=torch.nan)
 
     def _takes_zero(self) -> bool:
-        """D_k is positive at the bound."""
+        """True, because D_k is positive even where the loss is at its bound."""
         return True
 
     def _bounds(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         return self._of(self.min_losses, tasks).to(values.dtype)
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """A loss whose gradient is a convex combination of the tasks'."""
+        """The weighted loss, whose gradient is a convex combination of the losses' gradients."""
         shifted = values - self._bounds(values, tasks) + 1e-8
         with torch.no_grad():
             weights = self._of(self.logits, tasks).softmax(dim=0).to(values.dtype)
@@ -76,18 +90,18 @@ class FAMO(NeedsPositiveLosses):
     def update(
         self, *, losses: Feedback | None = None, norms: Tensor | None = None, metrics: Feedback | None = None
     ) -> None:
-        """One step of the logits.
+        """Trains the logits by one step.
 
         Raises:
-            ValueError: there are no losses; on the CPU, one is below its bound (elsewhere the logits stay, and
-            `diagnostics()` counts it).
+            ValueError: `losses` is None; on the CPU, a loss is below its bound. On a GPU the logits stay as they are
+                then, and `diagnostics()` counts it.
         """
         if losses is None:
             raise ValueError("FAMO: losses is None, expected the losses after the step")
         values, tasks = self._feedback("losses", losses)
         values = values.to(self.logits.device)
         bounds = self._of(self.min_losses, tasks)
-        # A loss in float32 may lie below its bound by that dtype's rounding.
+        # A float32 loss may lie below its bound by its rounding.
         wrong = values < bounds - torch.finfo(torch.float32).eps * bounds.abs()
         if readable(values) and bool(wrong.any()):  # host: CPU tensors
             k = int(wrong.nonzero()[0])

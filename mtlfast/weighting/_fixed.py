@@ -1,4 +1,4 @@
-"""Weights that no loss changes."""
+"""Loss weightings whose weights do not depend on the losses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtlfast.weighting._base import LossWeighting, Weighted, shares
 
 
 class Sum(LossWeighting):
-    """The sum of the present tasks' losses; also called `Equal`."""
+    """The sum of the present tasks' losses. Also called `Equal`."""
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         return values.sum()
@@ -40,13 +40,13 @@ class _OfEachTask(Weighted):
 
 
 class Constant(_OfEachTask):
-    """Fixed weights: sum_k w_k L_k.
+    """The sum of the losses with weights that the user gives, sum_k w_k L_k. An absent task's weight is not used.
 
     Args:
-        weights: [n], one for each task, a tensor or a list.
+        weights: [n], one number for each task, as a tensor or a list.
 
     Raises:
-        ValueError: `weights` are no n finite numbers.
+        ValueError: `weights` is not a vector of finite numbers.
     """
 
     def __init__(self, weights: Tensor | Sequence[float]) -> None:
@@ -54,11 +54,10 @@ class Constant(_OfEachTask):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """With weights from 0.5 to 1.5."""
+        """Weights from 0.5 to 1.5."""
         return cls(torch.linspace(0.5, 1.5, num_tasks))
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """Theirs; an absent task's goes unused."""
         return self._of(self.task_weights, tasks)
 
 
@@ -68,11 +67,11 @@ class _BySampleSize(_OfEachTask):
 
 
 class InverseSampleSize(_BySampleSize):
-    """Tasks with less data weigh more: w_k = n_k^-beta, times what makes the present tasks' add up to K.
+    """Gives tasks with less data a larger weight: w_k = n_k^-beta, scaled so that the present tasks' add up to K.
 
     Args:
-        sample_sizes: [n] the tasks' numbers of samples, a tensor or a list.
-        beta: 0: all the same; 1: every sample of a task that is drawn as often as it is large counts for its task.
+        sample_sizes: [n], the numbers of samples n_k, as a tensor or a list.
+        beta: 0 gives equal weights. 1 gives tasks that are sampled in proportion to their size the same total weight.
 
     Raises:
         ValueError: a size is below 1 or not finite, or `beta` is negative.
@@ -86,28 +85,26 @@ class InverseSampleSize(_BySampleSize):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """With 100 to 400 samples."""
+        """Tasks with 100 to 400 samples."""
         return cls(torch.linspace(100, 400, num_tasks))
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """They add up to K."""
         sizes = self._of(self.task_weights, tasks)
-        # Over the smallest, so that not all of them vanish at a large beta.
+        # Dividing by the smallest keeps the weights from all becoming 0 at a large beta.
         return shares((sizes / sizes.amin()) ** -self.beta, len(tasks))
 
 
 class ClassBalanced(_BySampleSize):
-    """Weights by the effective number of samples: w_k = (1 - beta) / (1 - beta^n_k), scaled to add up to K.
+    """Weighs tasks by their effective number of samples: w_k = (1 - beta) / (1 - beta^n_k), scaled to add up to K.
 
-    Cui et al., "Class-Balanced Loss Based on Effective Number of Samples" (CVPR 2019), with tasks in the place of
-    classes.
+    Cui et al., "Class-Balanced Loss Based on Effective Number of Samples" (CVPR 2019), with tasks instead of classes.
 
     Args:
-        sample_sizes: [n] the tasks' numbers of samples, a tensor or a list.
-        beta: 0: all the same; towards 1: the inverse sample size.
+        sample_sizes: [n], the numbers of samples n_k, as a tensor or a list.
+        beta: 0 gives equal weights; near 1 a weight is nearly inverse to the number of samples.
 
     Raises:
-        ValueError: a size is below 1 or not finite, or `beta` not in [0, 1).
+        ValueError: a size is below 1 or not finite, or `beta` is not in [0, 1).
     """
 
     paper = "Cui et al., CVPR 2019"
@@ -119,12 +116,11 @@ class ClassBalanced(_BySampleSize):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """With 100 to 400 samples."""
+        """Tasks with 100 to 400 samples."""
         return cls(torch.linspace(100, 400, num_tasks), beta=0.99)
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """They add up to K."""
         sizes = self._of(self.task_weights, tasks)
-        # 1 - beta^n without the cancellation that 1 - beta near 0 would bring.
+        # expm1 computes 1 - beta^n without cancellation where beta is near 1.
         effective = -torch.expm1(sizes * math.log(self.beta)) if self.beta > 0 else torch.ones_like(sizes)
         return shares((1 - self.beta) / effective, len(tasks))

@@ -1,4 +1,4 @@
-"""Tasks that have converged are left aside."""
+"""`FreezeConverged`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from mtlfast.weighting._base import Weighted
 
 
 class FreezeConverged(Weighted):
-    """Takes a task's weight away when its loss has flattened, and gives it back when it rises.
+    """Freezes a task when its loss no longer falls, and unfreezes it when the loss rises.
 
-    A task's running mean m = decay m + (1 - decay) L is an improvement where it is below the best one by more than
-    tolerance |best|. After `patience` of its steps without one the task is frozen, at the level m: its weight, else 1,
-    is `frozen_weight`. It returns as soon as m is above that level by more than tolerance |level|, and m is then its
-    best.
+    A task has the weight 1, or `frozen_weight` while it is frozen. The method follows the running mean of its loss, m =
+    decay m + (1 - decay) L. The mean improves if it is below the best one so far by more than tolerance |best|. After
+    `patience` steps of the task without improvement the task is frozen, and its mean then is its level. It is unfrozen
+    when the mean exceeds the level by more than tolerance |level|, and the best is then reset to the mean.
 
     Args:
-        num_tasks: n.
-        patience: steps without improvement.
-        tolerance: what counts as an improvement or a rise, relative.
-        frozen_weight: of a frozen task; 0: it has no part in the step.
-        decay: of the running mean, from 0 (the last loss alone) to 1.
+        num_tasks: n, the number of tasks.
+        patience: after how many steps without improvement a task is frozen.
+        tolerance: the relative change that counts as an improvement or a rise.
+        frozen_weight: the weight of a frozen task. With 0 it takes no part in the step.
+        decay: the decay of the running mean. With 0 it is the last loss.
 
     Raises:
         ValueError: an argument is outside of its range.
 
-    State: 5 n numbers; `frozen` [n] tells which tasks are.
+    State: 5 n numbers. The buffer `frozen` [n] tells which tasks are frozen.
     """
 
     keeps = "5 n means and counts"
@@ -60,7 +60,7 @@ class FreezeConverged(Weighted):
             self._keep_state(name)
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """1, or `frozen_weight`, as this step's losses decide."""
+        """1, or `frozen_weight` for a task that is frozen after this step's losses."""
         mean, best, since, frozen, level = (
             self._of(state, tasks) for state in (self.mean, self.best, self.since, self.frozen, self.level)
         )

@@ -10,22 +10,22 @@ from mtlfast.weighting._base import NeedsPositiveLosses, Weighted, shares
 
 
 class GO4Align(NeedsPositiveLosses, Weighted):
-    """Gives groups of tasks that advance alike one weight.
+    """Groups tasks that make similar progress, and gives all tasks of a group the same weight.
 
-    Each task's indicator is (sum_j L_j / L_k) p_k, where the risks p, which add up to 1, are multiplied by exp(-eta L)
-    at each step; tasks are grouped by k-means on the indicators, and each has its group's mean. Shen et al.,
-    "GO4Align: Group Optimization for Multi-Task Alignment" (NeurIPS 2024).
+    Each task has an indicator (sum_j L_j / L_k) p_k. The risks p add up to 1, and each step multiplies them by
+    exp(-eta L). K-means on the indicators makes the groups, and a task's weight is the mean indicator of its group.
+    Shen et al., "GO4Align: Group Optimization for Multi-Task Alignment" (NeurIPS 2024).
 
     Args:
-        num_tasks: n.
-        num_groups: of tasks; 1: all have the mean weight; n: each its own.
-        eta: step size of the risks.
+        num_tasks: n, the number of tasks.
+        num_groups: the number of groups. With 1 all tasks share one weight; with n each has its own.
+        eta: the step size of the risks.
 
     Raises:
-        ValueError: an argument is outside of its range; on the CPU, a loss is not positive (its indicator would have no
-            end), or so much smaller than the others that its weight is not finite.
+        ValueError: an argument is outside of its range; on the CPU, a loss is not positive, so that it has no
+            indicator, or is so much smaller than the others that its weight is not finite.
 
-    State: n numbers. The groups start at evenly spread indicators and move 20 times.
+    State: n numbers. K-means starts at evenly spread indicators and takes 20 steps.
     """
 
     paper = "Shen et al., NeurIPS 2024"
@@ -41,10 +41,10 @@ class GO4Align(NeedsPositiveLosses, Weighted):
         self._keep_state("risks", fill=1 / self._known_tasks())
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """Each task's group's mean indicator."""
+        """The mean indicator of each task's group."""
         risks = self._of(self.risks, tasks)
-        held = risks.sum()  # what the present tasks have of the whole
-        # Losses count from the least of them: a common part changes nothing, but exp(-eta L) of large ones would be 0.
+        held = risks.sum()  # the present tasks' share of all risks
+        # Subtracting the smallest loss changes no weight and keeps exp(-eta L) of large losses from becoming 0.
         risks = shares(risks * (-self.eta * (values - values.amin())).exp(), 1.0)
         weights = grouped(values.sum() / values * risks, min(self.num_groups, len(tasks)))
         weights = weights * self._one_if_finite(weights, values, tasks, terms=weights * values)
@@ -58,7 +58,7 @@ class GO4Align(NeedsPositiveLosses, Weighted):
 
 
 def grouped(values: Tensor, num_groups: int) -> Tensor:
-    """Each of K numbers replaced by its group's mean, by k-means in one dimension."""
+    """Replaces each of K numbers by the mean of its group, with k-means in one dimension."""
     ordered = values.sort().values
     last = len(values) - 1
     spread = [round(group * last / max(1, num_groups - 1)) for group in range(num_groups)]

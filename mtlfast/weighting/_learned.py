@@ -1,4 +1,4 @@
-"""Weights that an optimizer learns: give it the weighting's parameters beside the model's."""
+"""Loss weightings with parameters that an optimizer learns. Give it these beside the model's."""
 
 from __future__ import annotations
 
@@ -14,17 +14,32 @@ from mtlfast.weighting._base import LossWeighting
 class UW(LossWeighting):
     """Weighs tasks by their learned uncertainty: sum_k 1/2 exp(-s_k) L_k + 1/2 s_k with s_k = log sigma_k^2.
 
-    Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics" (CVPR
-    2018); a classification task has exp(-s_k) L_k + 1/2 s_k. Also called `UncertaintyWeighting`.
+    The term of a classification task is exp(-s_k) L_k + 1/2 s_k. Kendall et al., "Multi-Task Learning Using Uncertainty
+    to Weigh Losses for Scene Geometry and Semantics" (CVPR 2018). Also called `UncertaintyWeighting`.
 
     Args:
-        num_tasks: n.
-        classification: [n], which tasks' losses are cross entropies; None: none, as in torchjd.scalarization.
+        num_tasks: n, the number of tasks.
+        classification: [n], True for each task whose loss is a cross entropy. None: no task, as in
+            torchjd.scalarization.
 
     Raises:
-        ValueError: `classification` has not n entries, or one is neither True nor False.
+        ValueError: `classification` does not have n entries, or one is neither True nor False.
 
-    Parameter: `log_var` [n], from 0.
+    Parameter: `log_var` [n], the s_k, which start at 0. Give it to the optimizer.
+
+    Example:
+        >>> import torch
+        >>> from mtlfast.weighting import UW
+        >>> weighting = UW(num_tasks=2)
+        >>> optimizer = torch.optim.SGD(weighting.parameters(), lr=1.0)  # and the model's parameters
+        >>> loss = weighting([torch.tensor(1.0), torch.tensor(3.0)])
+        >>> loss
+        tensor(2., grad_fn=<SumBackward0>)
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> weighting.log_var  # the larger loss gets the larger uncertainty
+        Parameter containing:
+        tensor([0., 1.], requires_grad=True)
     """
 
     paper = "Kendall et al., CVPR 2018"
@@ -58,9 +73,9 @@ class IMTLL(LossWeighting):
     Liu et al., "Towards Impartial Multi-task Learning" (ICLR 2021).
 
     Args:
-        num_tasks: n.
+        num_tasks: n, the number of tasks.
 
-    Parameter: `log_scale` [n], from 0.
+    Parameter: `log_scale` [n], the s_k, which start at 0. Give it to the optimizer.
     """
 
     paper = "Liu et al., ICLR 2021"

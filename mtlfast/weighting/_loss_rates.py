@@ -1,4 +1,4 @@
-"""Weights from how fast the losses fall."""
+"""Loss weightings whose weights follow how fast the losses fall."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from mtlfast.weighting._base import NeedsPositiveLosses, Weighted
 from mtlfast.weighting._losses import Feedback
 from mtlfast.weighting._step import Move, write
 
-FAR = 1e300  # beyond which a rate counts as this: its softmax is the same, and infinity would have none
+FAR = 1e300  # rates are clamped to this: their softmax is the same, and that of infinity would be NaN
 
 
 class DWA(Weighted):
-    """Tasks whose loss falls slowly weigh more: w_k = K softmax_k(r_k / T) with r_k = L_k(t-1) / L_k(t-2).
+    """Gives tasks whose loss falls slowly a larger weight: w_k = K softmax_k(r_k / T), r_k = L_k(t-1) / L_k(t-2).
 
-    L_k(t) is the loss's mean over epoch t, or over a window of calls. Liu et al., "End-to-End Multi-Task Learning with
-    Attention" (CVPR 2019). Until a task has two means, its rate counts as 1; so does one of two means of 0. Also called
-    `DynamicWeightAverage`.
+    L_k(t) is the mean loss over epoch t. The rate r_k is 1 until the task has two means, and where both are 0. Liu et
+    al., "End-to-End Multi-Task Learning with Attention" (CVPR 2019). Also called `DynamicWeightAverage`.
 
     Args:
-        num_tasks: n.
-        temperature: T; the larger, the more alike the weights.
-        window: None: an epoch ends at `update()`; else after so many calls.
+        num_tasks: n, the number of tasks.
+        temperature: T. A larger temperature makes the weights more equal.
+        window: after how many calls an epoch ends. None: at a call of `update()`.
 
     Raises:
         ValueError: an argument is outside of its range.
 
-    State: 4 n + 1 numbers. Feedback: `update()` at an epoch's end, or `update(losses=...)` with its mean losses.
+    State: 4 n + 1 numbers. Feedback: call `update()` at the end of an epoch, or `update(losses=...)` with its mean
+    losses.
     """
 
     paper = "Liu et al., CVPR 2019"
@@ -53,7 +53,6 @@ class DWA(Weighted):
             self._keep_state(name, fill=torch.nan)
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """They add up to K."""
         rates = (self._of(self.last, tasks) / self._of(self.before_last, tasks)).nan_to_num(nan=1.0)
         weights = len(tasks) * (rates / self.temperature).clamp(-FAR, FAR).softmax(dim=0)
         finite = values.isfinite()
@@ -72,7 +71,7 @@ class DWA(Weighted):
     def update(
         self, *, losses: Feedback | None = None, norms: Tensor | None = None, metrics: Feedback | None = None
     ) -> None:
-        """Ends an epoch, with its mean losses as they were seen, or with those given."""
+        """Ends an epoch, whose mean losses are those of the calls, or `losses` if they are given."""
         means = self.sums / self.counts
         if losses is not None:
             given, tasks = self._feedback("losses", losses)
@@ -83,11 +82,11 @@ class DWA(Weighted):
             write(*move)
 
     def step(self) -> None:
-        """Ends an epoch; `update()` under the name that torchjd.scalarization gives it."""
+        """Ends an epoch like `update()`, under the name that torchjd.scalarization has for it."""
         self.update()
 
     def _rolled(self, means: Tensor, when: Tensor, sums: Tensor, counts: Tensor, calls: Tensor) -> list[Move]:
-        """Where `when` holds: the epoch's means become the last ones, for tasks that were there."""
+        """What ends an epoch where `when` holds: the means of the tasks that were present become the last ones."""
         ended = when & means.isfinite()
         return [
             (self.before_last, None, torch.where(ended, self.last, self.before_last)),
@@ -105,16 +104,16 @@ class DWA(Weighted):
 
 
 class SoftAdapt(Weighted):
-    """Tasks whose loss rises, or falls the least, weigh more: w_k = softmax_k(beta s_k), s_k = L_k(t) - L_k(t-1).
+    """Gives tasks whose loss rises or falls least a larger weight: w_k = softmax_k(beta s_k), s_k = L_k(t) - L_k(t-1).
 
-    Heydari et al., "SoftAdapt: Techniques for Adaptive Loss Weighting of Neural Networks with Multi-Part Loss
-    Functions" (2019). At a task's first step s_k = 0.
+    At a task's first step s_k is 0. Heydari et al., "SoftAdapt: Techniques for Adaptive Loss Weighting of Neural
+    Networks with Multi-Part Loss Functions" (2019).
 
     Args:
-        num_tasks: n.
-        beta: positive: the worst task first; negative: the best one first.
-        variant: "original"; "normalized": s is divided by sum_k |s_k|; "loss_weighted": w_k is multiplied by |L_k|,
-            and all divided by their sum, but not where all losses are 0.
+        num_tasks: n, the number of tasks.
+        beta: a positive number favours the worst task, a negative one the best task.
+        variant: "original" is as above. "normalized" divides s by sum_k |s_k|. "loss_weighted" multiplies each w_k by
+            |L_k| and divides by the sum, unless all losses are 0.
 
     Raises:
         ValueError: `variant` is not one of these.
@@ -135,7 +134,6 @@ class SoftAdapt(Weighted):
         self._keep_state("last", fill=torch.nan)
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """They add up to 1."""
         slopes = (values - self._of(self.last, tasks)).nan_to_num(nan=0.0)
         self._move(self.last, tasks, values, when=values.isfinite())
         if self.variant == "normalized":
@@ -153,24 +151,23 @@ class SoftAdapt(Weighted):
 
 
 class ReLoBRaLo(NeedsPositiveLosses, Weighted):
-    """Relative loss balancing with random lookback: losses that fell less, since the last step or the first, lead.
+    """Relative loss balancing with random lookback: losses that fell less since the last or first step weigh more.
 
-    With b(t, t') = K softmax_k(L_k(t) / (tau L_k(t'))):  w(t) = alpha (r w(t-1) + (1 - r) b(t, 0)) +
-    (1 - alpha) b(t, t-1), where r is 1 with probability beta and else 0. Bischof and Kraus, "Multi-Objective Loss
-    Balancing for Physics-Informed Deep Learning" (2021). At a task's first step its weight is 1.
-    The first step is the first one with a loss that is not 0. A loss that rises from 0 leads by far.
+    Let b(t, t') = K softmax_k(L_k(t) / (tau L_k(t'))). The weights are w(t) = alpha (r w(t-1) + (1 - r) b(t, 0)) +
+    (1 - alpha) b(t, t-1), where r is 1 with probability beta and otherwise 0. A task's step 0 is the first with a loss
+    other than 0; its weight at its first step is 1. A loss that rises from 0 gets by far the largest weight. Bischof
+    and Kraus, "Multi-Objective Loss Balancing for Physics-Informed Deep Learning" (2021).
 
     Args:
-        num_tasks: n.
-        alpha: how much of the old weights stays.
-        beta: how often those are the last step's, not the ones that the first step's losses give.
-        tau: temperature; the larger, the more alike the weights.
+        num_tasks: n, the number of tasks.
+        alpha: how much of the old weights is kept.
+        beta: the probability that the old weights are those of the last step. Otherwise they compare with step 0.
+        tau: the temperature. A larger temperature makes the weights more equal.
 
     Raises:
         ValueError: an argument is outside of its range; on the CPU, a loss is negative.
 
-    State: 3 n numbers. r is drawn by torch's global generator of the losses' device; after `.eval()` it is its mean,
-    beta.
+    State: 3 n numbers. torch's global generator of the losses' device draws r. After `.eval()` r is its mean, beta.
     """
 
     paper = "Bischof and Kraus, 2021"
@@ -192,11 +189,10 @@ class ReLoBRaLo(NeedsPositiveLosses, Weighted):
         self._keep_state("last_weights", fill=1.0)
 
     def _takes_zero(self) -> bool:
-        """A loss of 0 has fallen the most."""
+        """True: a loss of 0 has fallen the most."""
         return True
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """They add up to K."""
         first, last, before = (self._of(state, tasks) for state in (self.first, self.last, self.last_weights))
         new = first.isnan() | (first == 0)
         first, last = torch.where(new, values, first), torch.where(last.isnan(), values, last)
@@ -212,7 +208,7 @@ class ReLoBRaLo(NeedsPositiveLosses, Weighted):
         return weights
 
     def _balance(self, values: Tensor, reference: Tensor) -> Tensor:
-        rates = (values / (self.tau * reference)).nan_to_num(nan=1 / self.tau)  # 0 / 0: it stayed
+        rates = (values / (self.tau * reference)).nan_to_num(nan=1 / self.tau)  # 0 / 0: the loss stayed as it was
         return len(values) * rates.clamp(max=FAR).softmax(dim=0)
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""Losses, tasks and feedback as users give them."""
+"""Checks losses, task indices and feedback, and brings every form that users give them in to one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Feedback: TypeAlias = Iterable[Tensor | float | None] | Mapping[Any, Tensor | fl
 
 
 def present_losses(who: str, losses: Losses) -> tuple[Tensor, tuple[int, ...], int]:
-    """The losses that are there [K], their places, and how many places there are.
+    """The losses [K] that are not None, their places, and the number of places.
 
     Raises:
-        ValueError: they are no list, dict or tensor of scalar tensors, or none is there.
+        ValueError: `losses` is not a list, dict or tensor of scalar tensors, or every loss is None.
     """
     if isinstance(losses, Tensor):
         values = _one_dimensional(who, "losses", losses)
@@ -36,7 +36,7 @@ def present_losses(who: str, losses: Losses) -> tuple[Tensor, tuple[int, ...], i
 
 
 def present_numbers(who: str, name: str, given: Feedback) -> tuple[Tensor, tuple[int, ...], int]:
-    """The same for feedback, float64 and detached: a loop's own numbers are taken as well as tensors."""
+    """The same for feedback, as float64 without a graph. It may hold numbers as well as tensors."""
     if isinstance(given, Tensor):
         values = _one_dimensional(who, name, given)
         places, number = tuple(range(len(given))), len(given)
@@ -58,10 +58,10 @@ def present_numbers(who: str, name: str, given: Feedback) -> tuple[Tensor, tuple
 
 
 def task_indices(who: str, tasks: Iterable[int]) -> tuple[int, ...]:
-    """The tasks' indices, Python's integers.
+    """The tasks' indices as Python integers.
 
     Raises:
-        ValueError: one is no index, or there twice.
+        ValueError: an entry is not an index of at least 0, or is there twice.
     """
     try:
         present = tuple(plain(task) for task in tasks)
@@ -97,7 +97,7 @@ def _some_present(who: str, name: str, present: int, number: int) -> None:
 
 
 def _real(who: str, name: str, values: Tensor) -> Tensor:
-    """Floating-point values; integers become those."""
+    """The values as floating-point numbers. Integers are converted; other dtypes raise."""
     if values.is_floating_point():
         return values
     if values.dtype == torch.bool or values.is_complex():

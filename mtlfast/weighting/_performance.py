@@ -1,4 +1,4 @@
-"""Weights from how well the tasks do."""
+"""Loss weightings whose weights follow the tasks' performance."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mtlfast.weighting._losses import Feedback
 
 
 class _ByPerformance(Weighted):
-    """A method that is told the tasks' performance, and keeps its running mean."""
+    """A method that keeps the running mean of the tasks' metrics, which `update` gives it."""
 
     keeps = "n metrics"
-    takes: str  # which metrics
+    takes: str  # which metrics the method takes, for an error
     decay = Real(0, 1, most_itself=False)
     performance: Tensor
     refused: Tensor
@@ -26,20 +26,20 @@ class _ByPerformance(Weighted):
         super().__init__(num_tasks)
         self.decay = decay
         self._keep_state("performance", fill=torch.nan)
-        # On a GPU: whose last metric was out of range, and how many were.
+        # On a GPU these note whose last metric was out of range, and how many metrics were.
         self.register_buffer("refused", torch.zeros(self._known_tasks(), dtype=torch.bool), persistent=False)
         self._keep_count("out_of_range", persistent=False)
 
     @abstractmethod
     def _in_range(self, metrics: Tensor) -> Tensor:
-        """Which metrics the method takes; NaN passes."""
+        """Whether the method takes each metric. The answer for NaN does not matter."""
 
     @abstractmethod
     def _weights_of(self, performance: Tensor) -> Tensor:
-        """The weights of tasks with these running means, NaN where there is none."""
+        """The weights of tasks with these running means. A mean is NaN if no metric is known."""
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """Those of the running means."""
+        """The weights of the running means; NaN for a task whose last metric was out of range."""
         weights = self._weights_of(self._of(self.performance, tasks))
         return torch.where(self._of(self.refused, tasks), torch.nan, weights)
 
@@ -47,11 +47,11 @@ class _ByPerformance(Weighted):
     def update(
         self, *, losses: Feedback | None = None, norms: Tensor | None = None, metrics: Feedback | None = None
     ) -> None:
-        """Takes the tasks' metrics, larger being better; None for a task that has none this time.
+        """Takes the tasks' metrics, of which larger is better. None stands for a task without a new metric.
 
         Raises:
-            ValueError: there are no metrics; or one on the CPU is outside of what the method takes (elsewhere the
-            task's weight is NaN until its next metric, and `diagnostics()` counts it).
+            ValueError: `metrics` is None; on the CPU, a metric is out of the method's range. On a GPU the task's weight
+                is NaN then until its next metric, and `diagnostics()` counts it.
         """
         if metrics is None:
             raise ValueError(f"{type(self).__name__}: metrics is None, expected the tasks' metrics")
@@ -75,23 +75,23 @@ class _ByPerformance(Weighted):
         self.out_of_range.zero_()
 
     def diagnostics(self) -> dict[str, int]:
-        """How many metrics were out of range."""
+        """The number of metrics that were out of range."""
         return {"out_of_range": int(self.out_of_range)}
 
 
 class InversePerformance(_ByPerformance):
-    """Tasks that do worse weigh more: w_k = 1 / (1 + m_k) for the running mean m_k of the metric, adding up to K.
+    """Gives tasks that perform worse a larger weight: w_k = 1 / (1 + m_k), scaled to add up to K.
 
-    A task whose metric is not known counts as if it were 0.
+    m_k is the running mean of task k's metric, and 0 until a metric is known.
 
     Args:
-        num_tasks: n.
-        decay: of the running mean, from 0 (the last metric alone) to 1.
+        num_tasks: n, the number of tasks.
+        decay: the decay of the running mean. With 0 it is the last metric.
 
     Raises:
         ValueError: `decay` is outside of its range.
 
-    State: n numbers. Feedback: `update(metrics=...)`, larger being better and above -1.
+    State: n numbers. Feedback: call `update(metrics=...)` with metrics above -1, of which larger is better.
     """
 
     takes = "a number above -1"
@@ -107,21 +107,21 @@ class InversePerformance(_ByPerformance):
 
 
 class DynamicTaskPrioritization(_ByPerformance):
-    """Hard tasks first: w_k = -(1 - m_k)^gamma log m_k for the running mean m_k of a task's key performance indicator.
+    """Gives hard tasks a larger weight: w_k = -(1 - m_k)^gamma log m_k, where m_k is the running mean of a metric.
 
-    Guo et al., "Dynamic Task Prioritization for Multitask Learning" (ECCV 2018). Until its indicator
-    is known a task has weight 1.
+    A task has the weight 1 until its metric is known. Guo et al., "Dynamic Task Prioritization for Multitask Learning"
+    (ECCV 2018).
 
     Args:
-        num_tasks: n.
-        gamma: the larger, the more a task that does well is left aside.
-        decay: of the running mean, from 0 (the last indicator alone) to 1.
+        num_tasks: n, the number of tasks.
+        gamma: a larger value gives tasks that perform well a smaller weight.
+        decay: the decay of the running mean. With 0 it is the last metric.
 
     Raises:
         ValueError: an argument is outside of its range.
 
-    State: n numbers. Feedback: `update(metrics=...)` with indicators from 0 to 1, accuracies for instance; a mean below
-    1e-8 counts as that.
+    State: n numbers. Feedback: call `update(metrics=...)` with metrics from 0 to 1, such as accuracies. A mean below
+    1e-8 counts as 1e-8.
     """
 
     paper = "Guo et al., ECCV 2018"

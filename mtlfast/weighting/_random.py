@@ -1,4 +1,4 @@
-"""Random weights."""
+"""`Random`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mtlfast.weighting._base import LossWeighting
 
 
 class Random(LossWeighting):
-    """Random weights that add up to 1, drawn anew at each call: the softmax of K standard normal numbers.
+    """Random positive weights that add up to 1, drawn at each call: the softmax of K standard normal numbers.
 
-    Lin et al., "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning" (TMLR 2022),
-    Algorithm 2. Drawn by torch's global generator of the losses' device, in the losses' dtype; after `.eval()` nothing
-    is drawn, and each weight is what it is on average, 1/K. Also called `RandomLossWeighting`.
+    torch's global generator of the losses' device draws them, in the losses' dtype. After `.eval()` each weight is its
+    mean, 1/K. Lin et al., "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning" (TMLR
+    2022), Algorithm 2. Also called `RandomLossWeighting`.
     """
 
     paper = "Lin et al., TMLR 2022"

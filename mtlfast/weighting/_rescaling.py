@@ -1,4 +1,4 @@
-"""Losses brought to one scale."""
+"""`LossRescaling`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ from mtlfast.weighting._base import NeedsPositiveLosses
 class LossRescaling(NeedsPositiveLosses):
     """Brings all losses to one scale, then adds them up.
 
-    "first": sum_k L_k / L_k(0), by the value at the task's first step; "mean": sum_k L_k / m_k, by the running mean
-    m_k = decay m_k + (1 - decay) L_k, which starts as the first value and has the present step in it; "log":
-    sum_k log L_k, whose gradient is that of sum_k L_k / L_k at each step. A task whose losses were all 0 so far has
-    weight 1; "log" has no value at 0.
-
     Args:
-        num_tasks: n.
-        by: one of these.
-        decay: of the running mean, 0 to 1.
+        num_tasks: n, the number of tasks.
+        by: "first" divides each loss by its value at the task's first step. "mean" divides it by its running mean m_k =
+            decay m_k + (1 - decay) L_k, which starts as the first value and includes the present step. "log" sums the
+            logarithms of the losses, whose gradient divides each loss by its present value. With "first" and "mean" a
+            task whose losses have all been 0 has the weight 1.
+        decay: the decay of the running mean, 0 to 1.
 
     Raises:
-        ValueError: an argument is outside of its range; on the CPU, a loss is negative, or 0 for "log", or so small
+        ValueError: an argument is outside of its range; on the CPU, a loss is negative, is 0 with "log", or is so small
             that its weight is not finite.
 
     State: n numbers.
@@ -43,7 +41,7 @@ class LossRescaling(NeedsPositiveLosses):
         self._keep_state("scales", fill=torch.nan)
 
     def _takes_zero(self) -> bool:
-        """All but a logarithm do."""
+        """True for every scale but the logarithm."""
         return self.by != "log"
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
@@ -52,7 +50,8 @@ class LossRescaling(NeedsPositiveLosses):
             kept = old if self.by == "first" else self.decay * old + (1 - self.decay) * now
             scales = now if self.by == "log" else torch.where(old.isnan(), now, kept)
             known = scales > 0
-            # A mean that has come near to 0 by losses of 0 has the largest weight that their dtype can hold.
+            # Losses of 0 let a mean fall to 0. The divisor is bounded so that the weight stays a number of the losses'
+            # dtype.
             least = (now == 0) * torch.full_like(now, 2 / self._largest_weight)
             divisors = torch.where(scales == 0, 1.0, torch.maximum(scales, least)).to(values.dtype)
             one = self._one_if_finite(1 / divisors, values, tasks, terms=values / divisors)

@@ -1,4 +1,4 @@
-"""Scalarizations: one number from the vector of losses, differentiated through."""
+"""Scalarizations: functions of the vector of losses that are differentiated as a whole."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mtlfast.weighting._base import LossWeighting, NeedsPositiveLosses
 
 
 class GeometricMean(NeedsPositiveLosses):
-    """The geometric mean of the losses, exp(mean_k log L_k): each weighs by the inverse of its own size.
+    """The geometric mean of the losses, exp(mean_k log L_k), which weighs each loss by the inverse of its size.
 
-    Chennupati et al., "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task
-    Learning" (CVPR Workshops 2019). The product is taken as a sum of logarithms, so it cannot overflow.
+    It is computed from the sum of the logarithms, so that no product overflows. Chennupati et al., "MultiNet++:
+    Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task Learning" (CVPR Workshops 2019).
 
     Raises:
-        ValueError: on the CPU, a loss is not positive (at 0 the mean has no derivative), or so much smaller than the
+        ValueError: on the CPU, a loss is not positive, where the mean has no derivative, or is so much smaller than the
             others that its weight is not finite.
     """
 
@@ -47,7 +47,7 @@ class _HasPreferences(LossWeighting):
 
     @property
     def weights(self) -> Tensor | None:
-        """The preferences [n], float64, or None."""
+        """The preferences [n], float64; None if there are none."""
         return self.preferences
 
     @weights.setter
@@ -56,7 +56,7 @@ class _HasPreferences(LossWeighting):
 
     @property
     def reference(self) -> Tensor | None:
-        """The point [n], float64, or None."""
+        """The reference point [n], float64; None if there is none."""
         return self.origin
 
     @reference.setter
@@ -78,24 +78,24 @@ class _HasPreferences(LossWeighting):
         return values if self.origin is None else values - self._of(self.origin, tasks).to(values.dtype)
 
     def _preferred(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """The present tasks' preferences; 1/K each where there are none."""
+        """The present tasks' preferences; 1/K each if the user gave none."""
         if self.preferences is None:
             return torch.full_like(values.detach(), 1 / len(values))
         return self._of(self.preferences, tasks).to(values.dtype)
 
 
 class Tchebycheff(_HasPreferences):
-    """The worst task alone: max_k w_k (L_k - z_k).
+    """The largest weighted loss, max_k w_k (L_k - z_k), so that only the worst task is trained at each step.
 
     Bowman, "On the Relationship of the Tchebycheff Norm and the Efficient Frontier of Multiple-Criteria Objectives"
     (1976).
 
     Args:
-        weights: [n] w; None: 1/K each.
-        reference: [n] z, a lower bound of the losses; None: 0.
+        weights: [n], w. None: 1/K each.
+        reference: [n], z, a lower bound of the losses. None: 0.
 
     Raises:
-        ValueError: one of them has an entry that is not finite; at a call, there are more tasks than entries.
+        ValueError: an entry of a vector is not finite; at a call, there are more tasks than entries.
     """
 
     paper = "Bowman, 1976"
@@ -108,23 +108,23 @@ class Tchebycheff(_HasPreferences):
         return cls()
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """The largest term; where several are, their gradients' mean counts."""
+        """The largest term. If several are largest, its gradient is the mean of theirs."""
         return (self._preferred(values, tasks) * self._shifted(values, tasks)).amax()
 
 
 class STCH(_HasPreferences):
-    """The worst task, smoothly: mu log sum_k exp(w_k (L_k - z_k) / mu).
+    """A smooth maximum of the weighted losses: mu log sum_k exp(w_k (L_k - z_k) / mu).
 
     Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization" (ICML 2024). Also called
     `SmoothTchebycheff`.
 
     Args:
-        mu: the smaller, the nearer to the maximum.
-        weights: [n] w; None: 1/K each.
-        reference: [n] z, a lower bound of the losses; None: 0.
+        mu: a smaller value brings the result nearer to the maximum.
+        weights: [n], w. None: 1/K each.
+        reference: [n], z, a lower bound of the losses. None: 0.
 
     Raises:
-        ValueError: `mu` is not positive, a vector has an entry that is not finite; at a call, there are more tasks than
+        ValueError: `mu` is not positive, or an entry of a vector is not finite; at a call, there are more tasks than
             entries.
     """
 
@@ -137,11 +137,11 @@ class STCH(_HasPreferences):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """With mu = 0.1, without preferences."""
+        """STCH with mu = 0.1 and equal preferences."""
         return cls(mu=0.1)
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """The smooth maximum; torch's logsumexp takes the largest off first, so it cannot overflow."""
+        """The smooth maximum. The largest term is subtracted first, so that no exponential overflows."""
         terms = self._preferred(values, tasks) * self._shifted(values, tasks)
         largest = terms.detach().amax()
         mu = max(self.mu, torch.finfo(terms.dtype).tiny)
@@ -149,22 +149,22 @@ class STCH(_HasPreferences):
 
 
 class PBI(_HasPreferences):
-    """Penalised boundary intersection: d_1 + theta d_2, along a preferred direction and away from it.
+    """Penalised boundary intersection: d_1 + theta d_2, a distance along a preferred direction and one away from it.
 
-    With the direction v = w / |w|: d_1 = (L - z) v, d_2 = |L - z - d_1 v|. Zhang and Li, "MOEA/D: A Multiobjective
-    Evolutionary Algorithm Based on Decomposition" (2007).
+    The direction is v = w / |w|. The distances are d_1 = (L - z) . v and d_2 = |L - z - d_1 v|. Zhang and Li, "MOEA/D:
+    A Multiobjective Evolutionary Algorithm Based on Decomposition" (2007).
+
+    The method gives a loss that is too small for the direction a negative weight. d_1 is 0 if no present task has a
+    preference other than 0. 1e-12 is added under d_2's root, which keeps the gradient finite on the direction itself.
 
     Args:
-        theta: the penalty.
-        weights: [n] w.
-        reference: [n] z, a lower bound of the losses; None: 0.
+        theta: the penalty of the distance d_2.
+        weights: [n], w.
+        reference: [n], z, a lower bound of the losses. None: 0.
 
     Raises:
-        ValueError: `theta` is negative, a vector has an entry that is not finite, `weights` are all 0; at a call, there
+        ValueError: `theta` is negative, an entry of a vector is not finite, or `weights` are all 0; at a call, there
             are more tasks than entries.
-
-    1e-12 under d_2's root keeps its gradient finite on the direction. A loss that is too small for the direction has a
-    negative weight, as the method wants it. Where no present task is preferred, d_1 is 0.
     """
 
     paper = "Zhang and Li, 2007"
@@ -177,7 +177,7 @@ class PBI(_HasPreferences):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """With theta = 1, every task preferred alike."""
+        """PBI with theta = 1 and equal preferences."""
         return cls(theta=1.0, weights=torch.ones(num_tasks))
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
@@ -196,17 +196,19 @@ class PBI(_HasPreferences):
 class COSMOS(_HasPreferences):
     """A weighted sum that also turns the losses towards the preference: sum_k w_k L_k - lambda cos(w, L).
 
-    Ruchte and Grabocka, "Scalable Pareto Front Approximation for Deep Multi-Objective Learning" (ICDM 2021).
-    The network that also reads the preference is the user's. A task that is ahead of its preference may have a negative
-    weight, as the method wants it. Losses of a norm up to 1e-8 (in float16 2 lambda / 65504) count as 0, where the
-    cosine has no derivative: then the weights are w.
+    Ruchte and Grabocka, "Scalable Pareto Front Approximation for Deep Multi-Objective Learning" (ICDM 2021). In the
+    paper the network reads the preference as well; that part is up to the user.
+
+    The method may give a task that is ahead of its preference a negative weight. If the norm of the losses is at most
+    1e-8 (in float16 2 lambda / 65504), where the cosine has no derivative, the weights are w alone.
 
     Args:
         lambda_: the weight of the cosine.
-        weights: [n] w.
+        weights: [n], w.
 
     Raises:
-        ValueError: `lambda_` is negative, one of `weights` is not finite; at a call, there are more tasks than in it.
+        ValueError: `lambda_` is negative, or an entry of `weights` is not finite; at a call, there are more tasks than
+            entries.
     """
 
     paper = "Ruchte and Grabocka, ICDM 2021"
@@ -218,7 +220,7 @@ class COSMOS(_HasPreferences):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """With lambda = 1, every task preferred alike."""
+        """COSMOS with lambda = 1 and equal preferences."""
         return cls(lambda_=1.0, weights=torch.ones(num_tasks))
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
@@ -232,7 +234,7 @@ class COSMOS(_HasPreferences):
 
 
 def unit(values: Tensor, of_small: bool = False) -> Tensor:
-    """1; or the largest size, to divide by, where these values' squares overflow, or with `of_small` are near 0."""
+    """The largest absolute value, if the values' squares overflow or, with `of_small`, are near 0; otherwise 1."""
     largest = values.detach().abs().amax()
     precision = torch.finfo(values.dtype)
     beyond = largest > precision.max**0.5 * 1e-3

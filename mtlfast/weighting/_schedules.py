@@ -1,4 +1,4 @@
-"""Weights that follow a plan, or hold a share."""
+"""Loss weightings that follow a plan: schedules over time, and a fixed share for one task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtlfast.weighting._step import write
 
 
 class _Scheduled(Weighted):
-    """A method whose weights depend on the time alone."""
+    """A method whose weights depend on the time alone, which counts steps or calls of `update`."""
 
     keeps = "the time"
     unit = Choice("step", "update")
@@ -30,7 +30,7 @@ class _Scheduled(Weighted):
         self._keep_count("time")
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """Those of now; then a step is over, if that is the unit."""
+        """The present weights. In a training step the time then advances, if its unit is the step."""
         weights = self._at(self.time.double(), tasks)
         if self.unit == "step":
             self._move(self.time, None, self.time + 1)
@@ -38,32 +38,33 @@ class _Scheduled(Weighted):
 
     @abstractmethod
     def _at(self, time: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """The present tasks' weights at a time."""
+        """The present tasks' weights at this time."""
 
     def update(
         self, *, losses: Feedback | None = None, norms: Tensor | None = None, metrics: Feedback | None = None
     ) -> None:
-        """One unit is over, if that is an update."""
+        """Advances the time, if its unit is the update."""
         if self.unit == "update":
             write(self.time, None, self.time + 1)
 
     def reset(self) -> None:
-        """Back to the start."""
+        """Sets the time to 0."""
         self.time.zero_()
 
 
 class CurriculumSchedule(_Scheduled):
-    """Tasks enter one after another: weight 0 before a task's start, 1 after it, by a ramp between.
+    """Lets tasks enter one after another: a task's weight rises from 0 to 1 after its start.
 
-    At time t task k has weight (t - start_k + 1) / (ramp + 1), but at least 0 and at most 1.
+    At time t task k has the weight (t - start_k + 1) / (ramp + 1), but at least 0 and at most 1.
 
     Args:
-        starts: [n] when each task enters, in units, from 0.
-        ramp: units from entering to the full weight; 0: at once.
-        unit: "step": a call in training mode; "update": a call of `update()`, at an epoch's end for instance.
+        starts: [n], the time at which each task enters, from 0.
+        ramp: how much later the task has its full weight. 0: at once.
+        unit: what the time counts: "step", calls in training mode, or "update", calls of `update()`, for instance one
+            at the end of each epoch.
 
     Raises:
-        ValueError: `starts` are no numbers, `ramp` is negative, `unit` is not one of these.
+        ValueError: `starts` is not a vector of numbers, `ramp` is negative, or `unit` is not one of these.
 
     State: the time.
     """
@@ -81,7 +82,7 @@ class CurriculumSchedule(_Scheduled):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """A task enters at each call of `update()`, and has its full weight two calls later."""
+        """One task enters at each call of `update()` and has its full weight two calls later."""
         return cls(list(range(num_tasks)), ramp=2, unit="update")
 
     def _at(self, time: Tensor, tasks: tuple[int, ...]) -> Tensor:
@@ -89,15 +90,16 @@ class CurriculumSchedule(_Scheduled):
 
 
 class AnnealingSchedule(_Scheduled):
-    """Weights that move from one value to another, each task's its own.
+    """Moves each task's weight from one value to another.
 
     Args:
-        start: [n] the weights at first.
-        end: [n] the weights after `steps` units, and from then on.
-        steps: how many.
-        shape: "linear", "cosine" (slow at both ends) or "exponential" (by the same factor each unit; weights must be
-            positive).
-        unit: "step": a call in training mode; "update": a call of `update()`, at an epoch's end for instance.
+        start: [n], the weights at time 0.
+        end: [n], the weights from time `steps` on.
+        steps: how long the weights move.
+        shape: "linear", "cosine", which is slow at both ends, or "exponential", which multiplies a weight by the same
+            factor each time. The weights must be positive for "exponential".
+        unit: what the time counts: "step", calls in training mode, or "update", calls of `update()`, for instance one
+            at the end of each epoch.
 
     Raises:
         ValueError: the vectors do not fit, or an argument is not one of these.
@@ -131,7 +133,7 @@ class AnnealingSchedule(_Scheduled):
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """Weights from 2 to 1 in ten calls of `update()`."""
+        """Weights that go from 2 to 1 in ten calls of `update()`."""
         return cls([2.0] * num_tasks, [1.0] * num_tasks, 10, unit="update")
 
     def _at(self, time: Tensor, tasks: tuple[int, ...]) -> Tensor:
@@ -145,13 +147,13 @@ class AnnealingSchedule(_Scheduled):
 
 
 class PriorityTask(Weighted):
-    """Holds one task's weight; the others share the rest, so that all add up to 1.
+    """Fixes one task's weight. The other tasks share the rest equally, so that all weights add up to 1.
 
-    Where the task is absent, the others share all; where it is alone, it keeps its weight.
+    If that task is absent, the other tasks' weights add up to 1. If it is the only one, it keeps its weight.
 
     Args:
-        num_tasks: n.
-        task: its index.
+        num_tasks: n, the number of tasks.
+        task: the index of the task whose weight is fixed.
         weight: its weight, 0 to 1.
 
     Raises:
@@ -169,7 +171,6 @@ class PriorityTask(Weighted):
             raise ValueError(f"PriorityTask: task is {task}, expected one of {num_tasks}")
 
     def weights(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
-        """They add up to 1, but for a task alone."""
         others = len(tasks) - (self.task in tasks)
         rest = 1 - self.weight if self.task in tasks else 1.0
         weights = torch.full_like(values, rest / max(others, 1))

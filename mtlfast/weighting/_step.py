@@ -1,4 +1,4 @@
-"""What a weighting gives a training step that is not over yet."""
+"""The weights of a training step, whose state changes only once the step has succeeded."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import Tensor
 
 from mtlfast._by_task import put
 
-# A buffer, the tasks whose entries are new (None: all of it), and those.
+# A write to the state that is not made yet: the buffer, the tasks whose entries it replaces (None: all), the new
+# values.
 Move = tuple[Tensor, Sequence[int] | None, Tensor]
 
 
 class StepWeights(NamedTuple):
-    """The losses' weights in one step, and what becomes of the weighting once the step has succeeded.
+    """The weights of the losses in one step, and the changes of the weighting that follow if the step succeeds.
 
     Attributes:
-        loss_weights: [K] the derivative of the weighted loss by each task's.
+        loss_weights: [K] the derivative of the weighted loss with respect to each task's loss.
         learned: the weighting's own parameters, each with its gradient.
-        moves: the state that `commit` writes.
+        moves: what `commit` writes to the weighting's state.
     """
 
     loss_weights: Tensor
@@ -28,14 +29,14 @@ class StepWeights(NamedTuple):
     moves: list[Move]
 
     def commit(self) -> None:
-        """Moves the weighting's state; a step that fails before leaves it as it was."""
+        """Writes the weighting's new state. If the step fails before, the state stays as it was."""
         for move in self.moves:
             write(*move)
 
 
 @torch.no_grad()
 def write(state: Tensor, tasks: Sequence[int] | None, new: Tensor) -> None:
-    """Moves one buffer."""
+    """Writes the tasks' entries of one buffer, or all of it if `tasks` is None."""
     if tasks is None:
         state.copy_(new)
     else:
