@@ -1,4 +1,4 @@
-"""What `mtlfast.backward` is given, brought to one form; each check raises one sentence before anything is computed."""
+"""Brings the arguments of `mtlfast.backward` to one form. An argument that does not fit raises before any work."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Shared = nn.Module | Mapping[str, Tensor] | Iterable[Tensor | nn.Module | tuple[
 
 
 class Present(NamedTuple):
-    """The tasks of one step.
+    """The tasks that are present in one step.
 
     Attributes:
-        number: of all tasks, present or not.
-        tasks: the present tasks' indices.
-        losses: their losses, 0-dimensional.
+        number: the number of all tasks, present or not.
+        tasks: the indices of the present tasks.
+        losses: the losses of the present tasks, without dimensions.
     """
 
     number: int
@@ -32,10 +32,10 @@ class Present(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """The shared parameters.
+    """The shared parameters, which are the columns of the Jacobian.
 
     Attributes:
-        names: what errors call them.
+        names: the names by which errors call them.
         parameters: leaf tensors, each once.
     """
 
@@ -44,7 +44,7 @@ class Columns(NamedTuple):
 
 
 def check_methods(aggregator: Aggregator, weighting: LossWeighting | None) -> None:
-    """Both are instances of what they must be."""
+    """Raises unless both are instances of their base classes."""
     wanted = "mtlfast.aggregation.Aggregator"
     if not isinstance(aggregator, Aggregator):
         raise TypeError(f"backward: aggregator {_is_no_instance(aggregator, Aggregator, wanted)}")
@@ -60,7 +60,7 @@ def _is_no_instance(value: object, base: type, expected: str) -> str:
 
 
 def refuse_ranks(caller: str, allow_local: bool) -> None:
-    """There is one rank, or the user asked for local surgery."""
+    """Raises if several ranks are initialised, unless the user allows each rank to aggregate its own gradients."""
     distributed = torch.distributed
     if allow_local or not (distributed.is_available() and distributed.is_initialized()):
         return
@@ -72,7 +72,7 @@ def refuse_ranks(caller: str, allow_local: bool) -> None:
 
 
 def present_losses(losses: Losses, caller: str = "backward", what: str = "loss", may_be_absent: bool = True) -> Present:
-    """The tasks that are there, from any form that losses may have; `what` is the caller's word for one."""
+    """The present tasks, from any form that losses may have. `what` is what the caller's errors call a loss."""
     plural = f"{what}es" if what.endswith("s") else f"{what}s"
     or_none = " or None" if may_be_absent else ""
     if isinstance(losses, Tensor) and losses.dim() != 1:
@@ -107,7 +107,7 @@ def present_losses(losses: Losses, caller: str = "backward", what: str = "loss",
 
 
 def shared_parameters(shared: Shared) -> Columns:
-    """The shared parameters that want a gradient, from any form that `shared` may have."""
+    """The shared parameters that require grad, from any form that `shared` may have."""
     if shared is None:
         raise TypeError("backward: shared is None, expected the parameters that tasks share, as trunk.parameters()")
     if isinstance(shared, Tensor):
@@ -120,7 +120,7 @@ def shared_parameters(shared: Shared) -> Columns:
         if not parameter.is_leaf:
             raise ValueError(f"backward: {name} is the result of an operation, expected a parameter (a leaf tensor)")
         if id(parameter) in seen:
-            raise ValueError(f"backward: {name} is {seen[id(parameter)]} again, expected each parameter once")
+            raise ValueError(f"backward: {name} is the same parameter as {seen[id(parameter)]}, expected each once")
         seen[id(parameter)] = name
     wanted = [(name, parameter) for name, parameter in everything if parameter.requires_grad]
     if not wanted:
@@ -129,7 +129,7 @@ def shared_parameters(shared: Shared) -> Columns:
                 "backward: shared has no parameters, expected at least one (a generator is empty after its first use)"
             )
         raise ValueError(
-            f"backward: shared has {len(everything)} parameters, none that requires grad, expected at least one (heads "
+            f"backward: none of the {len(everything)} shared parameters requires grad, expected at least one (heads "
             "alone are trained by sum(losses).backward())"
         )
     first, device = wanted[0][0], wanted[0][1].device
@@ -143,7 +143,7 @@ def shared_parameters(shared: Shared) -> Columns:
 
 
 def _named(shared: Shared) -> Iterable[tuple[str, Tensor]]:
-    """Each entry with its name: a module's own for its parameters, else its place."""
+    """Each entry with its name: a module's name for its parameter, otherwise its place in the list."""
     if isinstance(shared, nn.Module):
         yield from shared.named_parameters()
         return
@@ -167,4 +167,4 @@ def _named(shared: Shared) -> Iterable[tuple[str, Tensor]]:
         elif isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):  # of named_parameters()
             yield entry
         else:
-            yield f"shared {i}", entry  # type: ignore[misc]  # the caller says what is none
+            yield f"shared {i}", entry  # type: ignore[misc]  # the caller refuses what is not a parameter

@@ -1,4 +1,4 @@
-"""Aggregators and loss weightings by name, ready to use."""
+"""`methods` and `weightings`: all aggregators and loss weightings by name, ready to use."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,19 +12,26 @@ from mtlfast.weighting import LossWeighting
 
 
 def methods(num_tasks: int) -> dict[str, Callable[[], Aggregator]]:
-    """Every aggregator that `mtlfast.backward` can drive with so many tasks, by name.
+    """Every aggregator that `mtlfast.backward` can use with so many tasks, by name.
 
-    The settings are each method's defaults; where its constructor needs more, those of its `for_tasks`. Methods of two
-    batches, and of another number of tasks, are left out.
+    Each has its default settings, or those of its `for_tasks` if its constructor needs arguments. Methods that need the
+    gradients of two batches, or another number of tasks, are left out.
 
     Args:
         num_tasks: K, at least 1.
 
     Returns:
-        The class's name -> a call that makes a new one, in the order of `python -m mtlfast methods`.
+        A dict from the class's name to a function that makes a new aggregator, in the order of `python -m mtlfast
+        methods`.
 
     Raises:
-        ValueError: `num_tasks` is no such number.
+        ValueError: `num_tasks` is not an integer of at least 1.
+
+    Example:
+        >>> import mtlfast
+        >>> make = mtlfast.methods(num_tasks=2)
+        >>> make["PCGrad"]()
+        PCGrad(reduction='sum', order='random')
     """
     _check("methods", num_tasks)
     known = (kind for family in aggregation.FAMILIES.values() for kind in family)
@@ -32,16 +39,19 @@ def methods(num_tasks: int) -> dict[str, Callable[[], Aggregator]]:
 
 
 def weightings(num_tasks: int) -> dict[str, Callable[[], LossWeighting]]:
-    """Every loss weighting by name, for so many tasks, with settings as those of `methods`.
+    """Every loss weighting for so many tasks, by name.
+
+    Each has its default settings, or those of its `for_tasks` if its constructor needs more than the number of tasks.
 
     Args:
         num_tasks: n, at least 1.
 
     Returns:
-        The class's name -> a call that makes a new one, in the order of `python -m mtlfast methods`.
+        A dict from the class's name to a function that makes a new weighting, in the order of `python -m mtlfast
+        methods`.
 
     Raises:
-        ValueError: `num_tasks` is no such number.
+        ValueError: `num_tasks` is not an integer of at least 1.
     """
     _check("weightings", num_tasks)
     known = (kind for family in weighting.FAMILIES.values() for kind in family)
@@ -54,7 +64,7 @@ def _check(caller: str, num_tasks: int) -> None:
 
 
 def _drivable(kind: type[Aggregator], num_tasks: int) -> bool:
-    """Does it work with one batch's gradients, of so many tasks?"""
+    """Whether the method works with the gradients of one batch and of so many tasks."""
     aggregator = kind.for_tasks(num_tasks)
     try:
         aggregator.check(Step(num_tasks, losses=torch.ones(num_tasks)))

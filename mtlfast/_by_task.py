@@ -1,4 +1,4 @@
-"""Entries of some tasks in a tensor that has one for each."""
+"""Reads and writes the entries of some tasks in a tensor that has an entry for each task."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# One by one where tasks are absent: on a GPU each is a launch, but an index tensor is a copy that waits.
+# If tasks are absent, entries are taken one by one. On a GPU that is a launch for each, but an index tensor would be a
+# copy from the host, which waits.
 
 
 def take(values: Tensor, tasks: Sequence[int]) -> Tensor:
-    """The tasks' entries [..., K] of values [..., n]; `values` itself for all n in order."""
+    """The tasks' entries [..., K] of `values` [..., n]. It returns `values` itself for all n tasks in order."""
     if _everyone(values, tasks):
         return values
     return torch.stack([values[..., task] for task in tasks], dim=-1)
 
 
 def put(values: Tensor, tasks: Sequence[int], new: Tensor) -> None:
+    """Writes `new` [..., K] to the tasks' entries of `values` [..., n]."""
     if _everyone(values, tasks):
         values.copy_(new)
         return

@@ -1,4 +1,4 @@
-"""State that no cast rounds."""
+"""`ExactState`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Self = TypeVar("Self", bound="ExactState")
 
 
 class ExactState(nn.Module):
-    """A module whose floating-point buffers keep their dtype: `.to(dtype)` and `.half()` move them without rounding."""
+    """A module whose floating-point buffers keep their dtype, so that `.to(dtype)` and `.half()` do not round them."""
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
         exact = {

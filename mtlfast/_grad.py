@@ -1,7 +1,7 @@
-"""The one file that touches `.grad`: whose memory a gradient is, what may become `.grad`, and how it gets there.
+"""Writes gradients to `.grad`. No other file does.
 
-Everything is prepared first and written last. What can fail (a shape, an allocation) fails in the preparation, so that
-an error leaves every `.grad` as it was.
+It decides whether a gradient itself may become `.grad` or must be copied. All writes are prepared first and made last:
+whatever can fail, such as an allocation, fails in the preparation, so that an error leaves every `.grad` as it was.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Pending = list[Callable[[], object]]  # writes to `.grad` that cannot fail any m
 
 
 def exclusive(rows: Sequence[Sequence[Tensor | None]]) -> list[bool]:
-    """For each of T tensors: does nothing but `rows` [K][T] hold its gradients, so that they may be written to?"""
+    """For each of T tensors, whether nothing but `rows` [K][T] holds its gradients, so that they may be overwritten."""
     native = _native.module()
     if native is None:
         return [False] * len(rows[0])
@@ -31,19 +31,19 @@ def exclusive(rows: Sequence[Sequence[Tensor | None]]) -> list[bool]:
 
 
 def dtype_of(parameter: Tensor) -> torch.dtype:
-    """The dtype of the parameter's gradients."""
+    """The dtype of the parameter's gradients, which `grad_dtype` may change."""
     dtype: torch.dtype | None = getattr(parameter, "grad_dtype", None)
     return parameter.dtype if dtype is None else dtype
 
 
 def prepared(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], ours: Sequence[bool]) -> Pending:
-    """What adds gradients to `.grad`, where there are any.
+    """The writes that add gradients to `.grad`.
 
     Args:
         parameters: T leaf tensors.
-        gradients: T gradients, None where there is none; sparse ones stay sparse, as `.backward()` leaves them.
-        ours: for each, does nobody else hold its memory? Where `.grad` is None, a gradient of ours that lies in memory
-            as its parameter does becomes `.grad` itself; any other is copied.
+        gradients: T gradients, or None where there is nothing to add. Sparse ones stay sparse, as in `.backward()`.
+        ours: for each gradient, whether nothing else holds its memory. If so, and if it has the strides of its
+            parameter, it becomes `.grad` itself where `.grad` is None. Otherwise it is copied.
     """
     pending: Pending = []
     for parameter, gradient, own in zip(parameters, gradients, ours, strict=True):
@@ -64,12 +64,12 @@ def prepared(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], o
 
 
 def prepared_pairs(pairs: Sequence[tuple[Tensor, Tensor]]) -> Pending:
-    """The same for parameters with a gradient each, which is ours."""
+    """The same for pairs of a parameter and a gradient whose memory nothing else holds."""
     return prepared([p for p, _ in pairs], [g for _, g in pairs], [True] * len(pairs))
 
 
 def _as_grad(gradient: Tensor, parameter: Tensor, own: bool) -> Tensor:
-    """The gradient itself, or a copy that is nobody else's and lies as its parameter does."""
+    """The gradient itself if it may become `.grad`, otherwise a copy with the strides of its parameter."""
     if gradient.is_sparse:
         return gradient.clone()
     if own and gradient.dtype == dtype_of(parameter) and same_layout(gradient, parameter.stride()):
@@ -78,7 +78,7 @@ def _as_grad(gradient: Tensor, parameter: Tensor, own: bool) -> Tensor:
 
 
 def _set(parameter: Tensor, gradient: Tensor) -> None:
-    parameter.grad = gradient.data if gradient._is_view() else gradient  # it needs no base any more
+    parameter.grad = gradient.data if gradient._is_view() else gradient  # `.data` of a view is free of its base
 
 
 def _plus(a: Tensor, b: Tensor) -> Tensor:
@@ -93,16 +93,16 @@ def commit(pending: Pending) -> None:
 
 
 def weighted(parameters: Sequence[Tensor], grads: TaskGradients, weights: Tensor, ours: Sequence[bool]) -> Pending:
-    """What adds w J to `.grad` of the parameters.
+    """The writes that add w J to `.grad` of the parameters.
 
-    One pass adds in place where every `.grad` is there and lies as the gradients do. Where none is there, a task's own
-    tensors take the result and become `.grad`, if nobody else holds them.
+    If every `.grad` exists and has the strides of the gradients, one pass adds to them in place. If none exists, the
+    result overwrites the gradients of one task, which become `.grad`, where nothing else holds these.
 
     Args:
         parameters: T leaf tensors.
-        grads: their K x T task gradients; a tensor that no task reaches leaves its parameter alone.
+        grads: their K x T task gradients. A parameter that no task reaches is left alone.
         weights: [K].
-        ours: for each of the T tensors, does nobody else hold its gradients?
+        ours: for each of the T tensors, whether nothing else holds its gradients.
     """
     examples = grads.examples()
     reached = [t for t, example in enumerate(examples) if example is not None]
@@ -140,12 +140,12 @@ def fill_with_zeros(parameters: Iterable[Tensor]) -> None:
 
 
 class PlainGradients:
-    """The gradients of the leaves that are not shared: each the sum over the tasks, as plain `.backward()` has it.
+    """The gradients of the leaves that are not shared, summed over the tasks as in plain `.backward()`.
 
     Args:
         leaves: the leaf tensors.
-        apart: keep each task's gradient by itself until the end, for tasks that are weighted after their backward
-            passes. It costs the memory of each task's gradient of a leaf that several tasks reach.
+        apart: keep the gradients of each task apart until the end, for tasks that are weighted after their backward
+            passes. That takes more memory if several tasks reach one leaf.
     """
 
     def __init__(self, leaves: Sequence[Tensor], apart: bool = False) -> None:
@@ -154,20 +154,20 @@ class PlainGradients:
         self._of_tasks: dict[int, Sequence[Tensor | None]] | None = {} if apart else None
 
     def collect(self, task: int, gradients: Sequence[Tensor | None]) -> None:
-        """Takes a task's gradients of the leaves, None where it does not reach one."""
+        """Adds a task's gradients of the leaves, with None for a leaf that it does not reach."""
         if self._of_tasks is not None:
             self._of_tasks[task] = gradients
         else:
             self._add(gradients)
 
     def prepared(self, loss_weights: Tensor | None = None) -> Pending:
-        """What adds the sums to `.grad`, each task's gradient times its loss weight (1).
+        """The writes that add the sums to `.grad`, with each task's gradient multiplied by its loss weight.
 
         Raises:
-            ValueError: there are loss weights, and the tasks' gradients were not kept apart.
+            ValueError: there are loss weights, but the tasks' gradients were not kept apart.
         """
         if self._of_tasks is None and loss_weights is not None:
-            raise ValueError("write: got loss_weights, expected none as the tasks' gradients were added up already")
+            raise ValueError("write: got loss_weights, expected None as the tasks' gradients are summed already")
         for task, gradients in (self._of_tasks or {}).items():
             self._add(gradients, None if loss_weights is None else loss_weights[task])
         self._of_tasks = None

@@ -1,4 +1,4 @@
-"""How a tensor lies in memory: the one place that compares strides."""
+"""How tensors lie in memory. All comparisons of strides are here."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def strides_that_count(shape: Sequence[int], strides: Sequence[int]) -> list[int]:
-    """The strides of the dimensions that have more than one element; the others may be any number."""
+    """The strides of the dimensions with more than one element. The other strides have no effect."""
     return [stride for size, stride in zip(shape, strides, strict=True) if size > 1]
 
 
 def same_layout(tensor: Tensor, strides: Sequence[int]) -> bool:
-    """Does the tensor lie in memory as these strides of its shape say?"""
+    """Whether the tensor has these strides, as far as they have an effect."""
     own, shape = tensor.stride(), tensor.shape
     if own == tuple(strides) or tensor.numel() == 0:
         return True
@@ -21,7 +21,7 @@ def same_layout(tensor: Tensor, strides: Sequence[int]) -> bool:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Does the tensor fill its memory, each element once, in whatever order?"""
+    """Whether the tensor's elements fill a range of memory, each place once, in any order."""
     expected = 1
     for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride != expected:
@@ -31,5 +31,5 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def overlaps_itself(tensor: Tensor) -> bool:
-    """Is it expanded, so that several elements share their memory?"""
+    """Whether the tensor is expanded, so that several elements share their memory."""
     return not tensor.is_contiguous() and 0 in strides_that_count(tensor.shape, tensor.stride())

@@ -1,7 +1,7 @@
-"""The compiled extension, or the reason why it is not in use.
+"""Loads the compiled extension, or knows the reason why it is not in use.
 
-Importing mtlfast never fails over the extension: without it every op runs its plain-PyTorch reference, and the first
-call says why in one warning. With MTLFAST_REQUIRE_NATIVE=1 that warning is an error.
+Importing mtlfast works without the extension. Every op then runs its plain-PyTorch reference, and the first call warns
+once and gives the reason. With MTLFAST_REQUIRE_NATIVE=1 that call raises an error instead.
 """
 
 import functools
@@ -17,7 +17,7 @@ import torch
 
 
 def build_facts() -> dict[str, Any]:
-    """What the build wrote down (torch, compilers, architectures, instruction sets, commit); {} without one."""
+    """What the build recorded (torch, compilers, architectures, instruction sets, commit); {} if there was no build."""
     path = Path(__file__).with_name("_build.json")
     facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return facts
@@ -28,7 +28,7 @@ def _minor(version: str) -> str:
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The extension module and '', or None and the reason why there is none."""
+    """The extension module and an empty string, or None and the reason why there is no extension."""
     built_for = build_facts().get("torch")
     if built_for is None:
         return None, "this copy of mtlfast was installed without its compiled extension"
@@ -54,7 +54,7 @@ def _complain() -> None:
 
 
 def module() -> ModuleType | None:
-    """The extension, or None after saying once why not."""
+    """The extension. Without it the function returns None and, the first time, warns or raises with the reason."""
     if C is None and not torch.compiler.is_compiling():
         _complain()
     return C
@@ -66,7 +66,7 @@ def _with_cuda() -> bool:
 
 
 def serves(device: torch.device) -> bool:
-    """Do the compiled kernels serve tensors on `device`? ('meta': the fake kernels do.)"""
+    """Whether compiled kernels serve tensors on `device`; on 'meta' the fake kernels do."""
     if C is None:
         return module() is not None
     return device.type in ("cpu", "meta") or (device.type == "cuda" and _with_cuda())

@@ -1,4 +1,4 @@
-"""Numbers as users have them: Python's, numpy's and torch's."""
+"""Python's, numpy's and torch's numbers as Python numbers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def plain(value: Any) -> Any:
-    """Python's own number or word for a scalar of numpy's or torch's; anything else as it is."""
+    """A scalar of numpy's or torch's as Python's number or string. Any other value is returned as it is."""
     if type(value) in (bool, int, float, str) or getattr(value, "ndim", None) != 0 or not hasattr(value, "item"):
         return value
     return value.detach().item() if isinstance(value, Tensor) else value.item()  # host: a setting, once
 
 
 def is_finite(value: Any) -> bool:
-    """Is it a finite real number of Python's? A bool is none."""
+    """Whether the value is a finite Python number. A bool is not."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer that no float can hold
@@ -24,7 +24,7 @@ def is_finite(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as an error names it, on one line."""
+    """A value as errors show it, on one line."""
     value = plain(value)
     shape = getattr(value, "shape", None)
     if shape is None:

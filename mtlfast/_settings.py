@@ -1,4 +1,4 @@
-"""Constructor arguments that are checked whenever they are set."""
+"""Descriptors for constructor arguments, which are checked whenever they are set."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 
 class Setting(Generic[T]):
-    """An attribute that refuses what it cannot hold, in one sentence; numpy's and torch's scalars become Python's."""
+    """An attribute that raises for a value that it cannot hold. Scalars of numpy and torch become Python's."""
 
     expected: str
 
     def holds(self, value: Any) -> bool:
-        """May it be set to this?"""
+        """Whether the attribute may be set to `value`."""
         raise NotImplementedError
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -39,7 +39,7 @@ class Setting(Generic[T]):
 
 
 class Real(Setting[float]):
-    """A finite number from `least` to `most`; without `least_itself`, `most_itself` the ends are left out."""
+    """A finite number from `least` to `most`. `least_itself` and `most_itself` say whether the ends are allowed."""
 
     def __init__(
         self, least: float = -math.inf, most: float = math.inf, least_itself: bool = True, most_itself: bool = True
@@ -88,14 +88,14 @@ class Choice(Setting[T]):
 
 
 class Or(Setting[Any]):
-    """What another setting holds, or one of a few values beside."""
+    """A value that another setting holds, or one of a few other values."""
 
     def __init__(self, setting: Setting[Any], *values: object) -> None:
         self.setting, self.values = setting, values
         self.expected = " or ".join([setting.expected, *map(repr, values)])
 
     def holds(self, value: Any) -> bool:
-        """Is it one of them, or does the setting hold it?"""
+        """Whether the value is one of the others, or the setting holds it."""
         value = plain(value)
         if any(value is x for x in self.values) or (isinstance(value, str) and value in self.values):
             return True

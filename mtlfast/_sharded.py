@@ -1,4 +1,4 @@
-"""Parameters that are spread over processes: what autograd makes for them is no gradient of the whole parameter."""
+"""Refuses sharded parameters, because autograd makes no gradient of the whole parameter for them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 def refuse_sharded(
     caller: str, names: Sequence[str], parameters: Sequence[Tensor], leaves: Iterable[Tensor] = ()
 ) -> None:
-    """Refuses parameters that are a DTensor, or that a module under `fully_shard` holds.
+    """Raises if a parameter is a DTensor or belongs to a module under `fully_shard`.
 
     Args:
-        caller: what the sentence begins with.
-        names: what the sentence calls each parameter.
+        caller: the name that the error begins with.
+        names: the names by which the error calls the parameters.
         parameters: leaf tensors.
-        leaves: other leaf tensors that get a gradient, which have no names.
+        leaves: other leaf tensors that get a gradient, without names.
 
     Raises:
         ValueError: one is sharded.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return  # nobody can have made one
+        return  # without a process group there is no sharded parameter
     from torch.distributed.tensor import DTensor
 
     gathered = _gathered()

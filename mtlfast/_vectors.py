@@ -1,4 +1,4 @@
-"""Vectors that users give: preferences, bounds, sizes."""
+"""Checks vectors that users give, such as preferences, bounds and sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtlfast._numbers import is_finite, plain, shown
 
-# What stands for a vector where a user gives one.
+# The forms in which a user may give a vector.
 Vector: TypeAlias = Tensor | Sequence[float]
 
 
@@ -26,20 +26,20 @@ def vector(
     least_itself: bool = True,
     not_all_zero: bool = False,
 ) -> Tensor:
-    """A copy of what the user gave, float64 [n], detached; a tensor's stays on its device.
+    """A copy of the user's vector as float64 [n], detached. That of a tensor is on the tensor's device.
 
     Args:
-        owner: whose argument it is, an object or its name, for the error.
+        owner: the object that has the argument, or its name, for the error.
         name: the argument's name.
         value: a tensor, a numpy array, a list or another sequence of numbers.
-        length: n; None: any above 0.
-        size: what the error calls n where there is no `length`.
-        least: what every entry must be at least, or above without `least_itself`.
-        least_itself: whether an entry may be `least`.
-        not_all_zero: refuse zeros alone.
+        length: n, how many entries there must be. None: any number above 0.
+        size: what the error calls n if there is no `length`.
+        least: the lower bound of every entry.
+        least_itself: whether an entry may be equal to `least`.
+        not_all_zero: whether to refuse a vector of zeros.
 
     Raises:
-        ValueError: it is no vector of so many finite real numbers in that range.
+        ValueError: `value` is not a vector of so many finite real numbers in that range.
     """
     who = owner if isinstance(owner, str) else type(owner).__name__
     n = size if length is None else str(length)
@@ -56,13 +56,13 @@ def vector(
     if length is not None and len(numbers) != length:
         raise ValueError(f"{who}: {name} has shape [{len(numbers)}], expected [{n}]")
     right = numbers.isfinite() & ((numbers >= least) if least_itself else (numbers > least))
-    if not bool(right.all()) or (not_all_zero and not bool(numbers.any())):  # host: once, when it is given
+    if not bool(right.all()) or (not_all_zero and not bool(numbers.any())):  # host: only when the vector is given
         raise ValueError(f"{who}: {name} is {shown(value)}, expected {expected}")
     return numbers
 
 
 def _numbers(value: Any) -> Tensor | None:
-    """Float64 of its own; None if it holds anything but real numbers."""
+    """The entries as a new float64 tensor; None if one is not a real number."""
     if isinstance(value, Tensor):
         real = value.dtype != torch.bool and not value.dtype.is_complex
         return value.detach().to(torch.float64, copy=True) if real else None
@@ -72,6 +72,6 @@ def _numbers(value: Any) -> Tensor | None:
         entries = [plain(entry) for entry in value]
     except TypeError:  # a number, or None
         return None
-    # What is not finite is refused by the caller; an integer that no float can hold is refused here.
+    # The caller refuses inf and NaN. An integer that no float can hold is refused here.
     real = all(is_finite(entry) or isinstance(entry, float) for entry in entries)
     return torch.tensor(entries, dtype=torch.float64) if real else None

@@ -70,7 +70,7 @@ BAD = [
     (
         call(shared=[p0, nn.Parameter(torch.ones(1)), p0]),
         ValueError,
-        "backward: shared 2 is shared 0 again, expected each parameter once",
+        "backward: shared 2 is the same parameter as shared 0, expected each once",
     ),
     (
         call(shared=iter([])),

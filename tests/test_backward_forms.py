@@ -51,7 +51,7 @@ def test_errors_use_the_names_of_tasks_and_parameters(x):
         mtlfast.backward({"segmentation": a, "depth": b.repeat(2)}, Sum(), shared=net.trunk)
     result = mtlfast.backward({"segmentation": None, "depth": b}, Sum(), shared=net.trunk)
     assert result.tasks == (1,)
-    with pytest.raises(ValueError, match=r"backward: 0\.weight is trunk\.0\.weight again"):
+    with pytest.raises(ValueError, match=r"backward: 0\.weight is the same parameter as trunk\.0\.weight"):
         mtlfast.backward([a], Sum(), shared=[*net.named_parameters(), *net.trunk.named_parameters()])
 
 

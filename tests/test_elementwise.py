@@ -166,7 +166,7 @@ def test_a_jacobian_without_rows_is_refused_before_it_computes_anything(name):
     assert aggregator.reads is Reads.ROWS
     with pytest.raises(TypeError, match="needs the task gradients themselves, but a WithoutRows does not"):
         aggregator.check(Step(2), jacobian)
-    with pytest.raises(TypeError, match="rows: expected task gradients that are held, but a WithoutRows"):
+    with pytest.raises(TypeError, match="rows: expected task gradients in memory, but a WithoutRows"):
         jacobian.rows()
     with pytest.raises(TypeError, match="put: expected a direction made of task gradients, but a WithoutRows"):
         jacobian.put([None, None])

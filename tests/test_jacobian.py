@@ -95,7 +95,7 @@ def test_loss_weights_given_late_multiply_the_plain_gradients(x):
         assert torch.allclose(p.grad, sum(parts))
     summed = stored(net, x)
     before = [p.grad.clone() for p in net.parameters()]
-    with pytest.raises(ValueError, match="write: got loss_weights, expected none as the tasks' gradients were added"):
+    with pytest.raises(ValueError, match="write: got loss_weights, expected None as the tasks' gradients are summed"):
         summed.write(torch.ones(3, dtype=torch.float64), late)
     assert all(torch.equal(p.grad, b) for p, b in zip(net.parameters(), before, strict=True))
 

@@ -1,4 +1,4 @@
-"""What losses depend on: a walk of the autograd graph."""
+"""Walks the autograd graph to find the leaves that losses depend on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtlfast import _native
 
-# What `torch.autograd.grad` cannot go through, by the name of its node: it hides parameters, or moves them.
+# Nodes behind which `torch.autograd.grad` does not find all parameters, and what to say of each.
 HIDING = {
     "CheckpointFunctionBackward": (
         "the losses go through torch.utils.checkpoint with use_reentrant=True, which hides the parameters inside from "
@@ -28,8 +28,8 @@ class Reached(NamedTuple):
     """What a walk found.
 
     Attributes:
-        leaves: the leaf tensors that any loss depends on and that want a gradient, each once, in order of discovery.
-        hiding: why some parameters cannot be found, in one sentence; None: all are.
+        leaves: the leaf tensors that a loss depends on and that require grad, each once, in the order of discovery.
+        hiding: why some parameters cannot be found, as part of an error; None if all were found.
     """
 
     leaves: list[Tensor]
@@ -39,12 +39,12 @@ class Reached(NamedTuple):
 def reached_by(losses: Sequence[Tensor]) -> Reached:
     """Walks the graph of the losses.
 
-    A parameter that was frozen after the forward pass is still in the graph and wants no gradient any more.
+    A parameter that was frozen after the forward pass is still in the graph, but is not returned.
 
     Args:
         losses: tensors that require grad.
 
-    Cost: a visit of each node of the graph, on the host.
+    Cost: one visit of each node of the graph, on the host.
     """
     native = _native.module()
     leaves, functions = _walk(losses) if native is None else native.reached_by(losses)
@@ -53,10 +53,10 @@ def reached_by(losses: Sequence[Tensor]) -> Reached:
 
 
 def _walk(losses: Sequence[Tensor]) -> tuple[list[Tensor], set[str]]:
-    """The leaves, and the names of the functions on the way to them; the native twin names those of Python alone."""
+    """The leaves, and the names of the nodes on the way. The native version names only nodes defined in Python."""
     leaves = {id(loss): loss for loss in losses if loss.grad_fn is None}
     functions: set[str] = set()
-    seen: set[Any] = set()  # the nodes themselves: a node's Python object must live on to be recognised again
+    seen: set[Any] = set()  # the nodes themselves, because a node is recognised only while its Python object lives
     waiting: list[Any] = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""The stored Jacobian: one backward pass for each task, all task gradients held at once."""
+"""The stored Jacobian: one backward pass for each task, with all task gradients in memory at once."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mtlfast.jacobian._graph import reached_by
 
 
 class StoredJacobian(RowsJacobian, Jacobian):
-    """K backward passes through one graph; the kernels answer from the rows that autograd made.
+    """A Jacobian whose rows come from K backward passes through one graph, and stay where autograd put them.
 
     Args:
         losses: the K present tasks' scalar losses.
-        shared: the shared parameters that want a gradient. They may be of several dtypes: each gradient keeps its own.
-        retain_graph: keep the graph; else the last task's pass frees it.
-        loss_weights_later: `write` will be given loss weights, so that the plain gradients are kept apart by task.
+        shared: the shared parameters that require grad. They may have several dtypes, which their gradients keep.
+        retain_graph: keep the graph. Otherwise the last task's backward pass frees it.
+        loss_weights_later: whether `write` will be given loss weights. The plain gradients are then kept apart by task.
 
     Raises:
-        ValueError: the losses reach none of the parameters, or a parameter is sharded, or hidden from autograd.
+        ValueError: the losses reach none of the parameters, or a parameter is sharded or hidden from autograd.
 
-    Memory: the K gradients of the shared parameters; one sum for every other leaf. Cost: K backward passes.
+    Memory: the K gradients of the shared parameters, and one sum for every other leaf. Cost: K backward passes.
     """
 
     plan = "stored"
@@ -59,22 +59,21 @@ class StoredJacobian(RowsJacobian, Jacobian):
 
     @property
     def num_tasks(self) -> int:
-        """K."""
         return len(self._losses)
 
     @property
     def no_rows(self) -> str | None:
-        """Task gradients are of one dtype."""
+        """Says so if the parameters have several dtypes, because `TaskGradients` have one."""
         dtypes = sorted({str(_grad.dtype_of(parameter)) for parameter in self.parameters})
         return None if len(dtypes) == 1 else f"the shared parameters are of {' and '.join(dtypes)}, expected one dtype"
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
-        """K backward passes; see `Jacobian.obtain`.
+        """Runs K backward passes, or fewer on the CPU if there are loss weights of 0.
 
-        On the CPU a task whose loss weight is 0 has none: its row is None, and so are its plain gradients. Elsewhere
-        the weight cannot be read without waiting: its gradients are zeros, and the mask keeps them out of the solve.
-        If no task is left, each has its pass, so that `.grad` is zeros; and a loss that is not finite has one, so that
-        it is seen there.
+        On the CPU a task whose loss weight is 0 needs no backward pass, and its row is None. On a GPU the host cannot
+        read the weight without waiting; the backward pass then gives zeros, and the mask keeps the task out of the
+        solve. Two cases need the pass on the CPU too. If all weights are 0, every task has one, so that `.grad` becomes
+        zeros. A loss that is not finite always has one, so that `.grad` shows it.
         """
         inputs, T = [*self.parameters, *self._others.leaves], len(self.parameters)
         wanted = range(self.num_tasks) if loss_weights is None else self._tasks_with_weight(loss_weights)
@@ -86,7 +85,7 @@ class StoredJacobian(RowsJacobian, Jacobian):
             gradients = torch.autograd.grad(loss, inputs, weight, retain_graph=keep, allow_unused=True)
             rows[k] = gradients[:T]
             self._others.collect(k, gradients[T:])
-            del gradients  # what is held twice cannot become a `.grad`
+            del gradients  # a second reference would keep these from becoming `.grad`
         held = tuple(rows)
         del rows
         self._ours = _grad.exclusive(held)
@@ -94,7 +93,10 @@ class StoredJacobian(RowsJacobian, Jacobian):
         self._parts = parts_of(held, self.parameters, lambda: refuse_sparse("backward", held, self._names, instead))
 
     def _tasks_with_weight(self, weights: Tensor) -> Sequence[int]:
-        """The tasks that get a backward pass; where they cannot be read, or none is left, the mask is set."""
+        """The tasks that need a backward pass.
+
+        If the host cannot read them or there are none, it sets the mask instead.
+        """
         mask = (weights != 0) | ~torch.stack([loss.detach() for loss in self._losses]).isfinite()
         if weights.device.type == "cpu" and (places := mask.nonzero().flatten().tolist()):  # host: a CPU tensor
             return places
@@ -103,7 +105,7 @@ class StoredJacobian(RowsJacobian, Jacobian):
 
     @property
     def mask(self) -> Tensor | None:
-        """[K] bool where loss weights were given and are on a GPU, or all 0."""
+        """[K] bool if there are loss weights and they are on a GPU or all 0; otherwise None."""
         return self._mask
 
     def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
