@@ -1,1 +1,1 @@
-"""Drop-in faces of other libraries: their names, arguments and random draws, on mtlfast's kernels."""
+"""Drop-in replacements for other libraries, with their names, arguments and random draws, on mtlfast's kernels."""

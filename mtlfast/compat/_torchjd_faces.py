@@ -1,4 +1,7 @@
-"""What TorchJD's functions and its users ask of aggregators and weightings, answered by mtlfast's aggregators."""
+"""Base classes that give mtlfast's aggregators the attributes and methods of TorchJD's.
+
+A class that stands for one of TorchJD's is called a face here.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ from mtlfast.task_gradients import TaskGradients
 
 BASES = ("Aggregator", "WeightedAggregator", "GramianWeightedAggregator", "Weighting", "Stateful")
 T = TypeVar("T", bound=type)
-PARTS = ("weighting", "gramian_weighting")  # attributes that are made, not kept
+PARTS = ("weighting", "gramian_weighting")  # attributes that are computed from the settings
 
 
 @functools.cache
 def join_torchjd() -> None:
-    """Tells an installed TorchJD's base classes which faces are theirs: its functions ask with `isinstance`."""
+    """Registers the faces with the base classes of an installed TorchJD, whose functions check with `isinstance`."""
     if importlib.util.find_spec("torchjd") is None:
         return
     import torchjd.aggregation
@@ -37,8 +40,8 @@ def join_torchjd() -> None:
 
 
 def joining(face: T) -> T:
-    """Has a face's constructor, whose signature it keeps, join TorchJD first."""
-    constructor = face.__init__  # type: ignore[misc]  # the one that it inherits, where it has none
+    """Decorates a face, so that its constructor registers the faces with TorchJD first and keeps its signature."""
+    constructor = face.__init__  # type: ignore[misc]  # it may be inherited
 
     @functools.wraps(constructor)
     def joined(self: Any, *arguments: Any, **settings: Any) -> None:
@@ -50,20 +53,20 @@ def joining(face: T) -> T:
 
 
 def refuse_parts(owner: nn.Module, name: str) -> None:
-    """Raises AttributeError for what is made from the settings, where a module could be registered in vain."""
+    """Raises AttributeError for an attribute that is computed from the settings, so that it cannot be set."""
     if name in PARTS:
         raise AttributeError(f"{type(owner).__name__}: {name} cannot be set, expected another {type(owner).__name__}")
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Does it have hooks around its forward?"""
+    """Whether the module has forward hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class Weighting(nn.Module):
-    """The weights of an aggregator for a Gramian [m, m].
+    """A module that computes the weights of an aggregator from a Gramian [m, m].
 
-    The aggregator's constructor arguments are attributes here, to be read and set.
+    The aggregator's constructor arguments are attributes of it, which can be read and set.
     """
 
     of: ClassVar[type[GramAggregator]]
@@ -76,14 +79,14 @@ class Weighting(nn.Module):
 
     @classmethod
     def looking_at(cls, aggregator: GramAggregator) -> Weighting:
-        """The weighting of an aggregator, which keeps its settings and state."""
+        """The weighting of an existing aggregator, which keeps the settings and the state."""
         weighting = cls.__new__(cls)
         nn.Module.__init__(weighting)
         weighting.__dict__["aggregator"] = aggregator  # no submodule: the aggregator holds this one
         return weighting
 
     def forward(self, gramian: Tensor, *, rtol: float | None = None) -> Tensor:
-        """[m], in the Gramian's dtype; `rtol` as in `GramAggregator.weights`."""
+        """The weights [m] in the Gramian's dtype. `rtol` is that of `GramAggregator.weights`."""
         if gramian.dim() < 2 or gramian.shape[-1] != gramian.shape[-2]:
             raise ValueError(f"{type(self).__name__}: gramian has shape {list(gramian.shape)}, expected [m, m]")
         return self.aggregator.weights(gramian.double(), rtol=rtol).to(gramian.dtype)
@@ -92,21 +95,21 @@ class Weighting(nn.Module):
         self.aggregator.reset()
 
     def __lshift__(self, function: Callable[[Tensor], Tensor]) -> Composition:
-        """The weights of what a function makes of its input, as TorchJD composes them."""
+        """The composition of the weighting with a function of its input, as in TorchJD."""
         return Composition(self, function)
 
     @classmethod
     @functools.cache
     def settings(cls) -> frozenset[str]:
-        """The names of the aggregator's constructor arguments, but for what it is made of."""
+        """The names of the aggregator's constructor arguments, except for modules and vectors of weights."""
         return frozenset(inspect.signature(cls.of).parameters) - {*PARTS, "weights", "initial_weights"}
 
     def __getattr__(self, name: str) -> Any:
-        """A setting of the aggregator's, or a module's own attribute."""
+        """A setting of the aggregator, or an attribute of the module."""
         return getattr(self.aggregator, name) if name in self.settings() else super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets the aggregator's setting, with its checks, or an attribute."""
+        """Sets a setting of the aggregator, which checks it, or an attribute of the module."""
         refuse_parts(self, name)
         if name in self.settings():
             setattr(self.aggregator, name, value)
@@ -119,10 +122,10 @@ class Weighting(nn.Module):
 
 
 class MatrixWeighting(Weighting):
-    """The weights of an aggregator that looks at no products, for any matrix [m, ...]: it counts the rows."""
+    """A module that computes the weights of an aggregator that needs only the number of rows of a matrix [m, ...]."""
 
     def forward(self, matrix: Tensor, *, rtol: float | None = None) -> Tensor:
-        """[m], in the matrix's dtype."""
+        """The weights [m] in the matrix's dtype."""
         if matrix.dim() == 0:
             raise ValueError(f"{type(self).__name__}: matrix has shape [], expected [m, ...]")
         nothing = torch.empty(len(matrix), len(matrix), dtype=torch.float64, device=matrix.device)
@@ -130,7 +133,7 @@ class MatrixWeighting(Weighting):
 
 
 class Composition(nn.Module):
-    """A weighting of what a function makes of its input."""
+    """The composition of a weighting with a function of its input."""
 
     def __init__(self, weighting: Weighting, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -142,14 +145,14 @@ class Composition(nn.Module):
 
 
 class OfMatrix(nn.Module):
-    """A Gramian weighting for a Jacobian [m, n], of which it makes the Gramian."""
+    """A module that computes the Gramian of a Jacobian [m, n] and then a weighting's weights."""
 
     def __init__(self, weighting: Weighting) -> None:
         super().__init__()
         self.weighting = weighting
 
     def forward(self, matrix: Tensor) -> Tensor:
-        """[m], in the matrix's dtype; hooks on the weighting see a Gramian of that dtype."""
+        """The weights [m] in the matrix's dtype. Hooks on the weighting see a Gramian of that dtype."""
         jacobian = RowsJacobian(TaskGradients.from_matrix(matrix))
         precision = self.weighting.aggregator.reads.precision
         gram = jacobian.gram(precision)
@@ -160,9 +163,10 @@ class OfMatrix(nn.Module):
 
 
 class Weighted(GramAggregator):
-    """An aggregator whose weights TorchJD's functions and hooks can see: `weighting`, of a Jacobian [m, n].
+    """An aggregator with TorchJD's attribute `weighting`, a module that computes its weights from a Jacobian [m, n].
 
-    Hooks on it run when the aggregator is called on a matrix, as TorchJD does, not in `mtlfast.backward`.
+    Hooks on that module run when the aggregator is called on a matrix, as in TorchJD. They do not run in
+    `mtlfast.backward`.
     """
 
     weighting_class: ClassVar[type[Weighting]]
@@ -173,11 +177,11 @@ class Weighted(GramAggregator):
 
     @property
     def weighting(self) -> nn.Module:
-        """What makes the weights of a Jacobian [m, n]."""
+        """The module that computes the weights from a Jacobian [m, n]."""
         return self._part("weighting", lambda: self.weighting_class.looking_at(self))
 
     def _part(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-        """One that looks at this aggregator; a shallow copy has the parts of the one that was copied, and makes new."""
+        """A module that belongs to this aggregator. A shallow copy of the aggregator makes new ones of its own."""
         whose, kept = self.__dict__.get(f"_made_{name}", (None, None))
         part: nn.Module = kept if whose is self else make()
         self.__dict__[f"_made_{name}"] = (self, part)
@@ -187,7 +191,10 @@ class Weighted(GramAggregator):
         return is_hooked(self.weighting)
 
     def forward(self, grads: TaskGradients | Tensor, **about: Any) -> list[Tensor | None] | Tensor:
-        """Aggregates; see `Aggregator`."""
+        """The update direction, as `Aggregator` computes it.
+
+        Hooks on `weighting` see a matrix and may change the weights.
+        """
         if isinstance(grads, Tensor) and grads.dim() == 2 and not about and self._watched():
             return self._combine(grads, self.weighting(grads))
         return super().forward(grads, **about)
@@ -204,16 +211,16 @@ class Weighted(GramAggregator):
 
 
 class GramianWeighted(Weighted):
-    """One whose weights are those of a Gramian: `gramian_weighting`."""
+    """An aggregator with TorchJD's attribute `gramian_weighting`, a module that computes its weights from a Gramian."""
 
     @property
     def gramian_weighting(self) -> nn.Module:
-        """What makes the weights of a Gramian [m, m]."""
+        """The module that computes the weights from a Gramian [m, m]."""
         return self._part("gramian_weighting", lambda: self.weighting_class.looking_at(self))
 
     @property
     def weighting(self) -> nn.Module:
-        """What makes the weights of a Jacobian [m, n]."""
+        """The module that computes the weights from a Jacobian [m, n]."""
         inner = self.gramian_weighting
         assert isinstance(inner, Weighting)
         return self._part("weighting", lambda: OfMatrix(inner))
@@ -223,7 +230,7 @@ class GramianWeighted(Weighted):
 
 
 class Projector:
-    """What TorchJD's QuadprogProjector says of itself; nothing is cut here, so that `norm_eps` is 0."""
+    """Has the settings of TorchJD's QuadprogProjector. `norm_eps` is 0, because mtlfast has no absolute epsilon."""
 
     reg_eps = Real(0)
     norm_eps = property(lambda self: 0.0)
@@ -236,11 +243,11 @@ class Projector:
 
 
 class Projecting(GramianWeighted):
-    """One with TorchJD's `projector`, of which `reg_eps` is read at each step."""
+    """An aggregator with TorchJD's attribute `projector`, whose `reg_eps` is read at each step."""
 
     @property
     def projector(self) -> Any:
-        """The one that was given, or one with TorchJD's default."""
+        """The projector that was given, or one with TorchJD's default."""
         return self.__dict__["_projector"]
 
     @projector.setter
@@ -251,7 +258,7 @@ class Projecting(GramianWeighted):
 
     @property
     def reg_eps(self) -> float:
-        """The projector's."""
+        """`reg_eps` of the projector."""
         return float(self.projector.reg_eps)
 
     @reg_eps.setter

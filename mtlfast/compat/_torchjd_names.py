@@ -1,7 +1,7 @@
-"""The names of torchjd.aggregation that mtlfast has, with TorchJD's constructors.
+"""The aggregators and weightings of torchjd.aggregation that mtlfast has, with TorchJD's constructors.
 
-They are written out, not made from a list, so that type checkers and editors know them.
-tests/peers/test_torchjd_names.py compares them and their arguments with an installed TorchJD's.
+They are written out, not made from a list, so that type checkers and editors know them. The tests in
+tests/peers/test_torchjd_names.py compare their names and arguments with those of an installed TorchJD.
 """
 
 from __future__ import annotations
@@ -72,11 +72,14 @@ class AlignedMTL(GramianWeighted, aggregation.AlignedMTL):
 
 @joining
 class ConFIG(aggregation.ConFIG):
-    """mtlfast's ConFIG; as in TorchJD its `weighting` gives what is preferred, and the direction has no weights."""
+    """mtlfast's ConFIG.
+
+    As in TorchJD, `weighting` computes the preferences, and the direction itself has no weights.
+    """
 
     @property
     def weighting(self) -> Weighting:
-        """The preferences' weighting."""
+        """The weighting that computes the preferences."""
         return SumWeighting() if self.pref_vector is None else ConstantWeighting(self.pref_vector)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -86,7 +89,10 @@ class ConFIG(aggregation.ConFIG):
 
 @joining
 class UPGrad(Projecting, aggregation.UPGrad):
-    """mtlfast's UPGrad, regularised relative to the Gramian's trace as TorchJD's; of `projector` it reads `reg_eps`."""
+    """mtlfast's UPGrad with TorchJD's regularisation, which is relative to the Gramian's trace.
+
+    It reads `projector.reg_eps`.
+    """
 
     _of_trace = True
 
@@ -97,7 +103,7 @@ class UPGrad(Projecting, aggregation.UPGrad):
 
 @joining
 class DualProj(Projecting, aggregation.DualProj):
-    """mtlfast's DualProj, regularised as TorchJD's; of `projector` it reads `reg_eps`."""
+    """mtlfast's DualProj with TorchJD's regularisation, as in `UPGrad`. It reads `projector.reg_eps`."""
 
     _of_trace = True
 
@@ -111,13 +117,12 @@ class CAGrad(GramianWeighted, aggregation.CAGrad):
     """mtlfast's CAGrad."""
 
     def __init__(self, c: float, norm_eps: float = 1e-4, rescale: Literal[0, 1, 2] = 0) -> None:
-        """TorchJD's arguments, then mtlfast's own."""
         super().__init__(c, rescale, norm_eps)
 
 
 @joining
 class GradVac(GramianWeighted, aggregation.GradVac):
-    """mtlfast's GradVac, which divides by no norm of zero and needs no `eps`: it is kept, and read by nothing."""
+    """mtlfast's GradVac. It never divides by a norm of zero, so it keeps `eps` but does not use it."""
 
     def __init__(
         self,
@@ -126,14 +131,13 @@ class GradVac(GramianWeighted, aggregation.GradVac):
         order: Literal["random", "fixed"] = "random",
         generator: torch.Generator | None = None,
     ) -> None:
-        """TorchJD's arguments, then mtlfast's own."""
         super().__init__(beta, order, generator)
         self.eps = eps
 
 
 @joining
 class MGDA(GramianWeighted, aggregation.MGDA):
-    """mtlfast's MGDA by Frank and Wolfe's steps, as TorchJD's."""
+    """mtlfast's MGDA with the steps of Frank and Wolfe's algorithm, as in TorchJD."""
 
     def __init__(self, epsilon: float = 0.001, max_iters: int = 100) -> None:
         super().__init__(epsilon, max_iters)
@@ -141,7 +145,7 @@ class MGDA(GramianWeighted, aggregation.MGDA):
 
 @joining
 class NashMTL(Weighted, aggregation.NashMTL):
-    """mtlfast's NashMTL, which is exact and needs no `optim_niter`: it is kept, and read by nothing."""
+    """mtlfast's NashMTL. It solves its equations exactly, so it keeps `optim_niter` but does not use it."""
 
     def __init__(
         self, n_tasks: int, max_norm: float = 1.0, update_weights_every: int = 1, optim_niter: int = 20
@@ -151,13 +155,13 @@ class NashMTL(Weighted, aggregation.NashMTL):
 
     @property
     def weighting(self) -> nn.Module:
-        """What makes the weights of a Jacobian [m, n]."""
+        """The module that computes the weights from a Jacobian [m, n]."""
         return self._part("weighting", lambda: OfMatrix(NashMTLWeighting.looking_at(self)))
 
 
 @joining
 class FairGrad(GramianWeighted, aggregation.FairGrad):
-    """mtlfast's FairGrad, which is exact and needs no `max_iters`: it is kept, and read by nothing."""
+    """mtlfast's FairGrad. It solves its equations exactly, so it keeps `max_iters` but does not use it."""
 
     def __init__(self, alpha: float, max_iters: int | None = None) -> None:
         super().__init__(alpha)
@@ -165,7 +169,7 @@ class FairGrad(GramianWeighted, aggregation.FairGrad):
 
 
 class _CRMOGM(aggregation.CRMOGM):
-    """mtlfast's CRMOGM of a weighting's aggregator, or of an aggregator."""
+    """mtlfast's CRMOGM of an aggregator, or of the aggregator of a weighting."""
 
     def __init__(
         self,
@@ -182,7 +186,7 @@ class _HasPreferences(Weighting):
 
     @property
     def weighting(self) -> Weighting:
-        """The preferences' weighting."""
+        """The weighting that computes the preferences."""
         return MeanWeighting() if self.pref_vector is None else ConstantWeighting(self.pref_vector)
 
 
@@ -194,13 +198,13 @@ def _weighting(of: type[aggregation.GramAggregator], kind: type[Weighting] = Wei
 
 
 class ConstantWeighting(MatrixWeighting):
-    """The user's weights, for any matrix [m, ...]."""
+    """The weights that the user gave, for any matrix [m, ...]."""
 
     of = Constant
 
     @property
     def weights(self) -> Tensor:
-        """[m] float64."""
+        """The weights [m], float64."""
         assert isinstance(self.aggregator, Constant)
         return self.aggregator.task_weights
 
@@ -210,12 +214,12 @@ class ConstantWeighting(MatrixWeighting):
 
 
 class MeanWeighting(MatrixWeighting):
-    """1 / m each, for any matrix [m, ...]."""
+    """Weights of 1 / m, for any matrix [m, ...]."""
 
     of = Mean
 
     def forward(self, matrix: Tensor, *, rtol: float | None = None) -> Tensor:
-        """[m], in the matrix's dtype."""
+        """The weights [m] in the matrix's dtype."""
         if matrix.dim() > 0 and len(matrix) == 0:
             raise ValueError(f"MeanWeighting: matrix has shape {list(matrix.shape)}, expected at least one row")
         return super().forward(matrix, rtol=rtol)

@@ -18,33 +18,36 @@ from mtlfast.aggregation._jacobian import parts_of, refuse_sparse
 
 
 class PCGrad(Optimizer):
-    """An optimizer whose `pc_backward(losses)` takes the place of `sum(losses).backward()`.
+    """Wraps an optimizer. Its `pc_backward(losses)` takes the place of `sum(losses).backward()`.
 
-    As the original: `random.shuffle` draws the orders, one list of the tasks that is shuffled on and on, K shuffles a
-    step; a gradient meets itself as well, as it was; the projections look at all parameters of the optimizer, heads
-    too. Parameters that every task reaches get the mean of the projected gradients, the others their sum; those that
-    none reaches, frozen ones included, get zeros. All old gradients are forgotten.
+    It does what Pytorch-PCGrad does. `random.shuffle` draws the orders: one list of the tasks is shuffled again and
+    again, K times a step. Each gradient is also compared with itself. The projections use all parameters of the
+    optimizer, those of heads too. A parameter that every task reaches gets the mean of the projected gradients, another
+    parameter their sum, and one that no task reaches, such as a frozen one, gets zeros. Old gradients are overwritten.
 
-    What the original lacks: it is a torch Optimizer, so that `param_groups`, `state_dict`, LR schedulers, GradScaler
-    and hooks work.
+    Unlike Pytorch-PCGrad's class it is a torch Optimizer, so that `param_groups`, `state_dict`, LR schedulers,
+    GradScaler and hooks work.
 
     Args:
-        optimizer: the one that steps.
-        reduction: "mean" or "sum". In the original "sum" is the mean as well, and so it is here.
-        strict: False: the paper's method in place of the original's. The projections look at the parameters alone that
-            every task reaches; a gradient does not meet itself, and each meets the others in a fresh order; they are
-            summed. Other parameters get their tasks' plain gradients, summed; those that no task reaches are left
-            without one, where a zero would let weight decay and momentum move them.
-        allow_local: let each rank of a process group work on its own gradients, which lets replicas drift apart.
+        optimizer: the optimizer that takes the steps.
+        reduction: "mean" or "sum". Both mean the mean here, as in Pytorch-PCGrad.
+        strict: True does what Pytorch-PCGrad does. False does what the paper says: the projections use only parameters
+            that every task reaches, no gradient is compared with itself, each gradient has a random order of its own,
+            and the results are summed. Other parameters then get the sum of their tasks' plain gradients. Parameters
+            that no task reaches get no gradient, because weight decay and momentum would move them if it were zero.
+        allow_local: permit several ranks of a process group to work each on its own gradients, which lets the replicas
+            drift apart.
 
     Raises:
-        TypeError: `optimizer` is none; ValueError: `reduction` is neither.
+        TypeError: `optimizer` is not a torch Optimizer.
+        ValueError: `reduction` is neither.
 
-    It differs from the original in this: parameters that are not the optimizer's get no gradients; hooks on the
-    accumulation of gradients (DistributedDataParallel's) are not called; a parameter whose gradient is zero counts as
-    reached, as there; products are sums in float64, so that a product near zero may have another sign.
+    Differences from Pytorch-PCGrad: parameters of other optimizers get no gradients. Hooks on the accumulation of
+    gradients, such as those of DistributedDataParallel, are not called. Dot products are summed in float64, so that one
+    near zero may have another sign.
 
-    Cost: K backward passes, two reads of K * P and one write of P, where the original makes 2 K copies and K^2 walks.
+    Cost: K backward passes, two reads of K * P and one write of P. Pytorch-PCGrad copies the gradients 2 K times and
+    reads them K^2 times.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class PCGrad(Optimizer):
         strict: bool = True,
         allow_local: bool = False,
     ) -> None:
-        # Optimizer.__init__ is not called: groups and state are the wrapped optimizer's.
+        # Optimizer.__init__ is not called, because groups and state are those of the wrapped optimizer.
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"PCGrad: optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
         if reduction not in ("mean", "sum"):
@@ -67,27 +70,29 @@ class PCGrad(Optimizer):
 
     @property
     def optimizer(self) -> Optimizer:
-        """The one that steps."""
+        """The wrapped optimizer."""
         return self._optim
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """The optimizer's."""
+        """Calls `zero_grad` of the wrapped optimizer."""
         self._optim.zero_grad(set_to_none=set_to_none)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """The optimizer's."""
+        """Calls `step` of the wrapped optimizer."""
         return self._optim.step(closure)
 
     def pc_backward(self, objectives: Losses) -> None:
-        """Puts the projected and reduced gradients in `.grad` of the optimizer's parameters; their graphs are kept.
+        """Projects and reduces the gradients, and puts the results in `.grad` of the optimizer's parameters.
+
+        The graphs of the losses are kept.
 
         Args:
             objectives: K scalar losses, in a list, tuple, generator, dict or [K] tensor.
 
         Raises:
-            ValueError, TypeError: there are none, one is no scalar that depends on parameters, none reaches a parameter
-            of the optimizer's, or a parameter is sharded or has a sparse gradient.
-            RuntimeError: a process group of several ranks is initialised, and `allow_local` is not set.
+            ValueError, TypeError: there are no objectives, one is not a scalar that depends on parameters, none reaches
+                a parameter of the optimizer, or a parameter is sharded or has a sparse gradient.
+            RuntimeError: a process group of several ranks is initialised and `allow_local` is False.
         """
         refuse_ranks("PCGrad", self._allow_local)
         losses = present_losses(objectives, "PCGrad", "objective", may_be_absent=False).losses
@@ -98,25 +103,25 @@ class PCGrad(Optimizer):
                 f"PCGrad: none of the optimizer's {len(everything)} parameters requires grad, expected at least one"
             )
         refuse_sharded("PCGrad", [f"parameter {i}" for i in range(len(wanted))], wanted)
-        # The graphs are kept, as the original keeps them: callers may go backward again.
+        # The graphs are kept, as Pytorch-PCGrad keeps them, so that callers may run another backward pass.
         rows = [torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True) for loss in losses]
         self.surgery(rows, wanted, everything)
 
     def surgery(
         self, rows: Sequence[Sequence[Tensor | None]], wanted: Sequence[Tensor], everything: Sequence[Tensor]
     ) -> None:
-        """What `pc_backward` does after its backward passes.
+        """Does what `pc_backward` does after its backward passes.
 
         Args:
-            rows: [K][T] the tasks' gradients of the parameters `wanted`, None where a task does not reach one.
+            rows: [K][T] the tasks' gradients of the parameters `wanted`, or None if a task does not reach one.
             wanted: T parameters.
-            everything: those and the frozen ones.
+            everything: these parameters and the frozen ones.
         """
         touching = [sum(row[t] is not None for row in rows) for t in range(len(wanted))]
         shared = [t for t, count in enumerate(touching) if count == len(rows)]
         others = [t for t, count in enumerate(touching) if 0 < count < len(rows)]
         if not shared and not others:
-            raise ValueError(f"PCGrad: {len(rows)} objectives reach none of the parameters, expected one that does")
+            raise ValueError(f"PCGrad: {len(rows)} objectives reach none of the parameters, expected at least one")
         K, orders = len(rows), self._orders(len(rows))
         with torch.no_grad():
             met = [*shared, *others] if self._strict else shared
@@ -124,7 +129,7 @@ class PCGrad(Optimizer):
             if met:
                 gram = RowsJacobian(_parts(rows, wanted, met)).gram()
                 places = [[order.index(task) for task in range(K)] for order in orders]
-                # host: drawn there, by Python's generator as in the original
+                # host: Python's generator draws the orders, as in Pytorch-PCGrad
                 keys = torch.tensor(places, dtype=torch.float64, device=gram.device)
                 weights = ops.solve(gram, "pcgrad", {"mean": False, "itself": self._strict}, {"keys": keys})
             before = _grad.forget(everything)
@@ -139,7 +144,7 @@ class PCGrad(Optimizer):
                 raise
 
     def _orders(self, num_tasks: int) -> list[list[int]]:
-        """In which order each task's gradient meets the K, drawn by Python's generator."""
+        """The order of the K tasks for each task's gradient, drawn by Python's generator."""
         tasks, orders = list(range(num_tasks)), []
         for _ in range(num_tasks):
             if not self._strict:
@@ -148,37 +153,37 @@ class PCGrad(Optimizer):
             orders.append(list(tasks))
         return orders
 
-    # All that follows is the wrapped optimizer's.
+    # What follows forwards to the wrapped optimizer.
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The optimizer's groups."""
+        """The parameter groups of the wrapped optimizer."""
         return self._optim.param_groups
 
     @property
     def state(self) -> Any:  # type: ignore[override]
-        """The optimizer's state."""
+        """The state of the wrapped optimizer."""
         return self._optim.state
 
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        """The optimizer's defaults."""
+        """The defaults of the wrapped optimizer."""
         return self._optim.defaults
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's: what was saved without this wrapper loads with it."""
+        """The state dict of the wrapped optimizer, so that one saved without this wrapper can be loaded with it."""
         return self._optim.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The optimizer's."""
+        """Loads a state dict of the wrapped optimizer."""
         self._optim.load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """The optimizer's."""
+        """Adds a parameter group to the wrapped optimizer."""
         self._optim.add_param_group(param_group)
 
     def __getattr__(self, name: str) -> Any:
-        """Hooks, and whatever else the optimizer has."""
+        """Hooks and all other attributes are those of the wrapped optimizer."""
         if name.startswith("__") or "_optim" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self._optim, name)
@@ -194,7 +199,7 @@ class PCGrad(Optimizer):
 
 
 def _parts(rows: Sequence[Sequence[Tensor | None]], parameters: Sequence[Tensor], chosen: Sequence[int]) -> list[Part]:
-    """The chosen parameters' task gradients, a part for each dtype."""
+    """The task gradients of the chosen parameters, one part for each dtype."""
     some = tuple(tuple(row[t] for t in chosen) for row in rows)
     names, instead = [f"parameter {t}" for t in chosen], "pass sparse=False to the embedding"
     return parts_of(some, [parameters[t] for t in chosen], lambda: refuse_sparse("PCGrad", some, names, instead))

@@ -1,4 +1,4 @@
-"""TorchJD on mtlfast's kernels: `accelerate()` for code as it is, or this module's names for a changed import."""
+"""TorchJD on mtlfast's kernels: `accelerate()` for an installed TorchJD, and this module's names for a new import."""
 
 from __future__ import annotations
 
@@ -17,42 +17,43 @@ from mtlfast.compat._torchjd_names import __all__ as _names
 from mtlfast.task_gradients import DTYPES, TaskGradients
 
 VERSIONS = ("0.17", "0.18")
-MOST_ROWS = 128  # of a Jacobian; TorchJD itself serves a larger one
-WITHIN = ("forward", "_combine")  # what an aggregator's direction is made by
+MOST_ROWS = 128  # a Jacobian with more rows is left to TorchJD
+WITHIN = ("forward", "_combine")  # the methods that compute an aggregator's direction
 
-_patched: list[tuple[Any, str, Any]] = []  # what, its attribute, what that was
+_patched: list[tuple[Any, str, Any]] = []  # an object, the name of its attribute, and the attribute's original value
 
 __all__ = ["accelerate", "restore", "status", *_names]
 
 
 class accelerate:
-    """Lets an installed TorchJD, 0.17 or 0.18, run on mtlfast: `accelerate()`, or `with accelerate():`.
+    """Lets an installed TorchJD, version 0.17 or 0.18, run on mtlfast: `accelerate()`, or `with accelerate():`.
 
-    `backward` or `mtl_backward` with `jac_to_grad`, an aggregator called on a matrix and a weighting called on a
-    Gramian then run on mtlfast's kernels and solvers, with TorchJD's results, errors, hooks, states and random draws.
-    `jac_to_grad` no longer concatenates: the `.jac` fields are read where they are, twice, with
-    `optimize_gramian_computation` and without.
+    It replaces what TorchJD runs when `jac_to_grad` is called after `backward` or `mtl_backward`, when an aggregator is
+    called on a matrix, and when a weighting is called on a Gramian. These then run on mtlfast's kernels and solvers,
+    with TorchJD's results, errors, hooks, states and random draws. `jac_to_grad` reads the `.jac` fields twice where
+    they are and concatenates nothing, with and without `optimize_gramian_computation`.
 
-    What mtlfast has no solver for passes through untouched: methods that are not in `_torchjd_weights.WEIGHTS_OF`
-    (docs/migrate.md names them), weightings and projectors of the user's own, aggregators with forward hooks on the
-    Jacobian, aggregators whose `forward`, `_combine` or weightings were replaced, differentiable calls, more than 128
-    rows, and what is not of a dtype that mtlfast has kernels for. Solvers take float32 and float64 Gramians that are
-    finite and positive semi-definite; all others, and zero, are TorchJD's, so that errors and NaN are the same. On a
-    GPU that question waits for the Gramian, once a call.
+    TorchJD itself still runs whatever mtlfast has no solver for. That is: methods that are not in
+    `_torchjd_weights.WEIGHTS_OF` (docs/migrate.md names them), weightings and projectors of the user, aggregators with
+    forward hooks on the Jacobian, aggregators whose `forward`, `_combine` or weightings were replaced, differentiable
+    calls, more than 128 rows, and dtypes that mtlfast has no kernels for. The solvers take Gramians in float32 and
+    float64 that are finite and positive semi-definite. All others and the zero matrix are left to TorchJD, so that
+    errors and NaN stay the same. On a GPU this check waits for the Gramian once a call.
 
-    Otherwise than in TorchJD: Gram matrices are summed in float64 before they are rounded to the Jacobian's dtype;
-    CAGrad and FairGrad are solved to the optimum, and where FairGrad's equations have no solution its weights are
-    MGDA's; IMTLG and ConFIG decide the rank on unit gradients.
+    Differences from TorchJD: Gram matrices are summed in float64 before they are rounded to the Jacobian's dtype.
+    CAGrad and FairGrad are solved to the optimum, and FairGrad has MGDA's weights if its equations have no solution.
+    IMTLG and ConFIG decide about the rank with unit gradients.
 
-    Several ranks: TorchJD's functions work on each rank's own gradients, with `accelerate()` and without. Replicas stay
-    equal only if the user averages what they leave in `.jac` or `.grad`.
+    Several ranks: TorchJD's functions work on each rank's own gradients, with and without `accelerate()`. The replicas
+    stay equal only if the user averages the resulting `.jac` or `.grad`.
 
     Raises:
-        ImportError: there is no TorchJD; RuntimeError: it is of another version.
+        ImportError: TorchJD is not installed.
+        RuntimeError: TorchJD has another version.
     """
 
     def __init__(self) -> None:
-        """Turns it on; twice is once."""
+        """Turns it on. If it is on already, nothing changes."""
         self._mine = not _patched
         if self._mine:
             _patch()
@@ -61,20 +62,20 @@ class accelerate:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Off again, if it was off before."""
+        """Turns it off, unless it was on before."""
         if self._mine:
             restore()
 
 
 def restore() -> None:
-    """Gives TorchJD its own functions back."""
+    """Turns `accelerate()` off and gives TorchJD its own functions back."""
     while _patched:
         owner, name, original = _patched.pop()
         setattr(owner, name, original)
 
 
 def status() -> str:
-    """What `python -m mtlfast info` says."""
+    """TorchJD's version and whether `accelerate()` is on, in one line, which `python -m mtlfast info` prints."""
     try:
         version = metadata.version("torchjd")
     except metadata.PackageNotFoundError:
@@ -117,7 +118,7 @@ def _replace(owner: Any, name: str, new: Any) -> None:
 
 
 def _ours(*tensors: Tensor) -> bool:
-    """Can mtlfast's kernels take them, and need nobody differentiate through?"""
+    """Whether mtlfast's kernels can take the tensors and no graph is needed."""
     first = tensors[0]
     return (
         first.dtype in DTYPES
@@ -140,7 +141,7 @@ def _on_solver(weights_of: jd_weights.WeightsOf, original: Any) -> Any:
 
 
 def _gram_as_theirs(grads: TaskGradients) -> Tensor:
-    """The Gram matrix in the gradients' dtype. Its sums overflow where TorchJD's do, to NaN where infinities meet."""
+    """The Gram matrix in the gradients' dtype. Its sums overflow where those of TorchJD do."""
     return ops.gram(grads, precision="fast").to(grads.dtype)
 
 
@@ -166,7 +167,7 @@ def _without_a_pseudo_inverse(original: Any) -> Any:
 
 
 def _config(aggregator: Any, jacobians: Any) -> list[Tensor] | None:
-    """ConFIG's directions; None, with the Jacobians as they were: TorchJD's own function must find them."""
+    """ConFIG's directions, or None if TorchJD must compute them. Only in the first case it clears `jacobians`."""
     grads = TaskGradients.from_stacked(list(jacobians))
     weights = jd_weights.config(aggregator, ops.gram(grads), jacobians[0], grads.numel())
     if weights is None:
@@ -188,7 +189,7 @@ def _combine_rows(original: Any) -> Any:
 
 
 def _without_a_matrix(module: Any) -> Any:
-    """`_jacobian_based` of TorchJD's module, without the concatenated Jacobian where nobody looks at it."""
+    """`_jacobian_based` of TorchJD's module, which does not concatenate the Jacobian unless something looks at it."""
     original = module._jacobian_based
 
     def jacobian_based(aggregator: Any, jacobians: deque[Tensor], tensors: Any) -> tuple[list[Tensor], Tensor | None]:
@@ -211,14 +212,14 @@ def _without_a_matrix(module: Any) -> Any:
             if not _fits(weights, grads):
                 vector = aggregator._combine(module._unite_jacobians(jacobians), weights)
                 return module._disunite_gradient(vector, tensors), weights
-        jacobians.clear()  # the caller's: what it adds into .grad comes after these are gone
+        jacobians.clear()  # the caller's list: the Jacobians are freed before gradients are added to .grad
         return _as_parameters(_combined(grads, weights), tensors), weights
 
     return jacobian_based
 
 
 def _in_two_reads(original: Any) -> Any:
-    """`_gramian_based` of TorchJD's module."""
+    """`_gramian_based` of TorchJD's module, which reads the Jacobians twice and copies nothing."""
 
     def gramian_based(aggregator: Any, jacobians: deque[Tensor]) -> tuple[list[Tensor], Tensor]:
         if not _ours(*jacobians):
@@ -234,13 +235,13 @@ def _in_two_reads(original: Any) -> Any:
 
 
 def _is_watched(aggregator: Any) -> bool:
-    """Has it hooks, or has every module, that would have to see the Jacobian matrix?"""
+    """Whether hooks on the aggregator, or on all modules, would have to see the Jacobian matrix."""
     everywhere = nn.modules.module
     return bool(is_hooked(aggregator) or everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks)
 
 
 def _is_as_made(aggregator: Any) -> bool:
-    """Is its direction w(J J^T)^T J with its `gramian_weighting`, so that nobody misses the Jacobian matrix?"""
+    """Whether the direction is w(J J^T)^T J with the weights of `gramian_weighting`, because nothing was replaced."""
     from torchjd._linalg import compute_gramian
     from torchjd.aggregation import WeightedAggregator
     from torchjd.aggregation._weighting_bases import _Composition
@@ -259,13 +260,13 @@ def _is_as_made(aggregator: Any) -> bool:
 
 
 def _weigh(aggregator: Any, jacobians: Any) -> tuple[TaskGradients, Tensor]:
-    """The task gradients and the weights of a Gramian weighting, which sees G in the Jacobian's dtype."""
+    """The task gradients, and the weights of the aggregator's `gramian_weighting` for G in the Jacobian's dtype."""
     grads = TaskGradients.from_stacked(list(jacobians))
     return grads, aggregator.gramian_weighting(_gram_as_theirs(grads))
 
 
 def _fits(weights: Tensor, grads: TaskGradients) -> bool:
-    """Are they a weight for each row, of the rows' dtype, with nothing to differentiate? Hooks may give others."""
+    """Whether there is one weight for each row, in the rows' dtype and without a graph. Hooks may return others."""
     alike = (weights.dtype, weights.device, weights.shape) == (grads.dtype, grads.device, (grads.num_tasks,))
     return alike and not (weights.requires_grad and torch.is_grad_enabled())
 
@@ -277,5 +278,5 @@ def _combined(grads: TaskGradients, weights: Tensor) -> list[Tensor]:
 
 
 def _as_parameters(directions: list[Tensor], tensors: Any) -> list[Tensor]:
-    """What TorchJD's own function makes of its vector: each parameter's shape and dtype."""
+    """The directions in the shapes and dtypes of the parameters."""
     return [direction.reshape(t.shape).to(t.dtype) for direction, t in zip(directions, tensors, strict=True)]
