@@ -266,7 +266,7 @@ class GramAggregator(Aggregator):
         return weights if weights.dtype is torch.float64 else weights.double()
 
     def diagnostics(self) -> dict[str, int]:
-        """Counts of solves that gave up since `reset()`, for methods that iterate. On a GPU it waits for the device."""
+        """Counts, by name, of solves since `reset()` that one may want to know of. On a GPU it waits for the device."""
         return {}
 
     def check_entries(self, buffer: str, what: str, step: Step) -> None:
