@@ -13,7 +13,7 @@ namespace py = pybind11;
 
 namespace {
 
-// A list or tuple as borrowed items: what a step's rows are, without a Python call an item.
+// The items of a list or tuple as borrowed references, without a Python call for each.
 class Items {
  public:
   explicit Items(py::handle sequence)
@@ -27,7 +27,7 @@ class Items {
   py::object fast_;
 };
 
-// The table of rows[k][t], or None if a row is not regular: mtlfast.TaskGradients then says why, or mends it.
+// The table of rows[k][t]; None if a row is not regular, which mtlfast.TaskGradients then copies or refuses.
 std::optional<mtlfast::TaskTable> marshal(const py::handle& rows) {
   const Items tasks(rows);
   if (tasks.size() == 0) return std::nullopt;
@@ -45,7 +45,7 @@ std::optional<mtlfast::TaskTable> marshal(const py::handle& rows) {
   return table;
 }
 
-// TaskTable::accepts of a list of tensors and None; false also for anything else in the list.
+// TaskTable::accepts for a list of tensors and None; false if the list holds anything else.
 bool accepts(const mtlfast::TaskTable& table, const py::handle& out, std::optional<int64_t> leading,
              std::optional<at::ScalarType> dtype) {
   const Items items(out);
@@ -58,15 +58,15 @@ bool accepts(const mtlfast::TaskTable& table, const py::handle& out, std::option
   return table.accepts(tensors, leading, dtype);
 }
 
-// Does nobody else hold this tensor's memory? It is alone in its storage; or it is a view, as the gradient of a
-// Linear's weight is, whose base nobody has but the view itself.
+// Whether nothing else holds this tensor's memory: it is the only tensor on its storage, or it is a view whose base
+// only the view itself holds, as the gradient of a Linear's weight is.
 bool owns_its_memory(const at::Tensor& tensor) {
   if (tensor.use_count() != 1 || !tensor.has_storage()) return false;
   const size_t owners = tensor.storage().use_count();
   return owners == 1 || (owners == 2 && tensor.is_view() && tensor._base().use_count() == 1);
 }
 
-// For each tensor t: does nobody but this list of rows hold the gradients of any task? Then they may be written to.
+// For each tensor t, whether nothing but this list of rows holds its gradients, so that they may be overwritten.
 std::vector<bool> exclusive(const py::handle& rows) {
   const Items tasks(rows);
   std::vector<bool> alone;
@@ -82,7 +82,7 @@ std::vector<bool> exclusive(const py::handle& rows) {
   return alone;
 }
 
-// mtlfast::reached_by as two lists.
+// The result of mtlfast::reached_by as two lists.
 py::tuple reached_by(const std::vector<at::Tensor>& losses) {
   const mtlfast::Reached found = mtlfast::reached_by(losses);
   py::list leaves, functions;
@@ -103,7 +103,7 @@ py::dict cuda_facts() {
   return facts;
 }
 
-// Method -> (names of params, names of inputs, sizes of inputs, size of the state, does it give coefficients?).
+// From a method to: names of params, names of inputs, sizes of inputs, size of the state, whether it has coefficients.
 py::dict solver_facts(int64_t num_tasks) {
   py::dict facts;
   for (const mtlfast::SolverFacts& solver : mtlfast::solver_facts(num_tasks))

@@ -1,4 +1,4 @@
-// Spreads the Jacobian's columns over threads: fixed chunks, taken in turn by whichever thread is free.
+// Spreads the Jacobian's columns over threads: the columns are cut into fixed chunks, and a free thread takes the next.
 #pragma once
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
@@ -13,8 +13,8 @@
 
 namespace mtlfast {
 
-// Chunks depend on sizes alone, so that what is summed together is the same for any number of threads: about `most` of
-// them, none shorter than 8192 columns, borders at multiples of a block.
+// There are about `most` chunks, none shorter than 8192 columns, with borders at multiples of a block. They depend on
+// sizes alone, so that the same elements are summed together for any number of threads.
 struct Chunks {
   static constexpr int64_t kMost = 256;
   explicit Chunks(int64_t numel, int64_t most = kMost) : numel(numel) {
@@ -25,7 +25,7 @@ struct Chunks {
   int64_t numel, size, count;
   static constexpr std::align_val_t kAlignment{64};
 
-  // work(chunk, begin, end, scratch): every chunk once, with `scratch_bytes` of memory to each thread.
+  // Calls work(chunk, begin, end, scratch) once for each chunk. Each thread has `scratch_bytes` of scratch memory.
   template <class Work>
   void run(int64_t scratch_bytes, const Work& work) const {
     if (count == 0) return;

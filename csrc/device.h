@@ -1,4 +1,4 @@
-// The GPU as the glue sees it, without a CUDA header: its device made current, its current stream.
+// What the glue needs of a GPU, without a CUDA header: it makes a device current and finds the current stream.
 #pragma once
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -14,7 +14,7 @@ constexpr bool kWithCuda = true;
 constexpr bool kWithCuda = false;
 #endif
 
-// Calls launch(stream) with `device` current, and raises the sentence that it returns if one.
+// Calls launch(stream) with `device` current, and raises the error text that it returns, if any.
 template <class Launch>
 void on_gpu(const char* op, at::Device device, Launch launch) {
   if constexpr (kWithCuda) {

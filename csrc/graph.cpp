@@ -14,8 +14,8 @@ namespace {
 using torch::autograd::AccumulateGrad;
 using torch::autograd::Node;
 
-// torch keeps the type of the nodes that Python code makes to itself, so it is known by its name. To ask each node for
-// its own name would take longer than all the rest.
+// torch does not export the type of the nodes that Python code makes, so they are recognised by their type's name. To
+// ask each node for its own name would take longer than the rest of the walk.
 bool made_by_python(const Node& node) { return std::string_view(typeid(node).name()) == "N5torch8autograd6PyNodeE"; }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What losses depend on: a walk of the autograd graph.
+// Walks the autograd graph to find the leaves that losses depend on.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -9,11 +9,11 @@
 namespace mtlfast {
 
 struct Reached {
-  std::vector<at::Tensor> leaves;   // that any loss depends on and that want a gradient, each once, as they were found
+  std::vector<at::Tensor> leaves;   // those that a loss depends on and that require grad, each once
   std::set<std::string> functions;  // the names of the nodes that Python code made
 };
 
-// A visit of each node of the graph of losses that require grad. The nodes must not be freed meanwhile.
+// Visits each node of the graph once. The losses must require grad, and nothing may free the nodes meanwhile.
 Reached reached_by(at::TensorList losses);
 
 }  // namespace mtlfast

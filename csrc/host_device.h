@@ -1,4 +1,4 @@
-// What the headers that host and device share need; no std header reaches device code.
+// Declarations for headers that host and device code share. Device code includes no std header.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,4 +1,4 @@
-// What every kernel receives, on both devices. No torch header: kernels compile and read alone.
+// What every kernel receives, on both devices. There is no torch header here, so that a kernel compiles alone.
 #pragma once
 #include <cstdint>
 
@@ -17,7 +17,7 @@ inline int64_t item_size(DType dtype) {
   }
 }
 
-// Storage of the 16-bit formats: kernels widen them to float, nothing else computes on them.
+// Storage of the 16-bit formats. Kernels convert them to float and compute with that.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -38,7 +38,7 @@ struct TaskView {
   const void* const* tensor(int64_t t) const { return data + t * num_tasks; }
 };
 
-// Lower triangle of the Gram matrix, row by row: (0,0) (1,0) (1,1) (2,0) ...
+// Pairs are the lower triangle of the Gram matrix, row by row: (0,0) (1,0) (1,1) (2,0) ...
 inline int64_t num_pairs(int64_t num_tasks) { return num_tasks * (num_tasks + 1) / 2; }
 
 }  // namespace mtlfast

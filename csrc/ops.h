@@ -1,5 +1,5 @@
-// The ops behind both doors: the marshalled table (eager calls, bindings.cpp) and the registered schema (traced ones).
-// Arguments were checked in mtlfast.ops; what is checked here is what a direct torch.ops call could get wrong.
+// The ops. Eager calls reach them with a marshalled table (bindings.cpp), traced calls through the registered schema.
+// mtlfast.ops has checked the arguments. The checks here are for direct calls of torch.ops.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -11,12 +11,12 @@
 
 namespace mtlfast {
 
-at::Tensor gram(const TaskTable& grads, bool exact);  // [K, K] float64; exact: no float sums
+at::Tensor gram(const TaskTable& grads, bool exact);  // [K, K] float64; exact: sums in float64
 at::Tensor norms(const TaskTable& grads);             // [K] float64
-at::Tensor gram_plain(const TaskTable& grads);        // gram by the slow, obvious CUDA kernel, for tests
+at::Tensor gram_plain(const TaskTable& grads);        // what gram computes, by a plain slow CUDA kernel, for tests
 
-// coefficients: [K] -> T tensors [*shape]; [R, K] -> T tensors [R, *shape]; scaled by `scale`. dtype: of new outputs,
-// the gradients' if none is given; given outputs share one of their own.
+// coefficients [K] give T tensors [*shape], and [R, K] give T tensors [R, *shape]; all are multiplied by `scale`. dtype
+// is that of new outputs; without one they have the gradients' dtype. Given outputs may share another dtype.
 std::vector<at::Tensor> combine(const TaskTable& grads, const at::Tensor& coefficients, double scale,
                                 std::optional<at::ScalarType> dtype);
 void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::TensorList out, bool accumulate,
@@ -25,23 +25,23 @@ void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::Tensor
 at::Tensor flatten(const TaskTable& grads, at::ScalarType dtype);  // [K, P]
 void scale_(const TaskTable& grads, const at::Tensor& factors);    // factors: [K]
 
-// gram: [..., K, K] -> [..., K], or [..., K, K] for a method of coefficients. See solve/solvers.h for the methods:
-// params and inputs come in the order in which the method names them, an absent input as nullopt or, at the end, not at
-// all. mask: [..., K] bool, which tasks have a part; the others' results are zeros.
+// From gram [..., K, K] to weights [..., K], or to [..., K, K] for a method of coefficients. solve/solvers.h lists the
+// methods. params and inputs come in the order in which the method names them. An absent input is nullopt, or is left
+// out at the end. mask: [..., K] bool; a task whose entry is false is left out, and its result is 0.
 at::Tensor solve(const at::Tensor& gram, std::string_view method, at::ArrayRef<double> params,
                  const c10::List<std::optional<at::Tensor>>& inputs, const std::optional<at::Tensor>& state,
                  at::OptionalIntArrayRef tasks, const std::optional<at::Tensor>& mask);
 
-// What a solver says about itself, for Python, whose own table is tested against it.
+// A solver's names and sizes. The tests compare Python's table with them.
 struct SolverFacts {
   std::string name, params, inputs;  // params and inputs: names, comma-separated
-  std::vector<int64_t> input_sizes;  // for that number of tasks, likewise state_size
+  std::vector<int64_t> input_sizes;  // for the number of tasks that was asked for, as is state_size
   int64_t state_size;
   bool square;
 };
 std::vector<SolverFacts> solver_facts(int64_t num_tasks);
 
-// Reads all gradients and keeps nothing, `streams` (1 or 4) rows side by side: what the benchmark calls 100 %.
+// Reads all gradients, `streams` (1 or 4) rows side by side, and keeps nothing. The benchmark measures against it.
 uint32_t read(const TaskTable& grads, int64_t streams);
 
 }  // namespace mtlfast

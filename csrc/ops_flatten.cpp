@@ -35,7 +35,7 @@ at::Tensor flatten_rows(const OptionalTensors& rows, int64_t num_tasks, at::Scal
   return flatten(table_of("flatten", dense, num_tasks), dtype);
 }
 
-// Views of a [P] vector with the shapes of `like`: composed of torch's own views, so every transform knows it.
+// Views of a [P] vector with the shapes of `like`. They are torch's own views, so that torch's transforms know them.
 std::vector<at::Tensor> unflatten(const at::Tensor& vector, at::TensorList like) {
   std::vector<c10::SymInt> sizes;
   c10::SymInt total = 0;

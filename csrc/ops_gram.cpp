@@ -14,7 +14,7 @@ namespace mtlfast {
 
 namespace {
 
-// Runs a summing kernel over all chunks and adds their partial sums in chunk order: `count` sums.
+// Runs a kernel with `count` sums over all chunks, and adds the chunks' partial sums in chunk order.
 template <class Kernel>
 std::vector<double> sum_chunks(const TaskView& view, int64_t count, Kernel kernel) {
   constexpr int64_t kPartials = 1 << 16;  // doubles: half a MiB of partial sums, as far as 64 chunks allow
@@ -29,7 +29,7 @@ std::vector<double> sum_chunks(const TaskView& view, int64_t count, Kernel kerne
   return sums;
 }
 
-// A summing launcher on the gradients' GPU, with memory for its partial sums.
+// Runs a launcher that sums on the gradients' GPU, with memory for its partial sums.
 template <class NumPartials, class Launch>
 at::Tensor sum_on_gpu(const char* op, const TaskTable& grads, at::IntArrayRef shape, NumPartials num_partials,
                       Launch launch) {

@@ -25,7 +25,7 @@ void scale_(const TaskTable& grads, const at::Tensor& factors) {
 
 namespace {
 
-// tensors[i] belongs to task tasks[i]; shapes need not agree.
+// tensors[i] is a gradient of task tasks[i]. The tensors may have any shapes.
 void scale_tensors(at::TensorList tensors, at::IntArrayRef tasks, const at::Tensor& factors) {
   TORCH_CHECK_VALUE(tensors.size() == tasks.size(), "scale_: got ", tasks.size(), " task indices for ", tensors.size(),
                     " tensors");

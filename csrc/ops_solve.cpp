@@ -14,7 +14,7 @@ namespace mtlfast {
 
 namespace {
 
-// What a solve works on, all float64 and contiguous, group after group.
+// The arrays of a solve, all float64 and contiguous, one group after the other.
 struct Call {
   int64_t K, groups;
   at::Tensor gram, out;
@@ -27,7 +27,7 @@ struct Call {
   const bool* mask;
 };
 
-// A slot for each input that the method names; what is not float64 and contiguous is copied.
+// One slot for each input that the method names. An input that is not float64 and contiguous is copied.
 template <class Method>
 void take_inputs(Call& call, const c10::List<std::optional<at::Tensor>>& inputs) {
   TORCH_CHECK_VALUE(inputs.size() <= Method::Input::count, "solve: ", Method::name, " got ", inputs.size(),
@@ -49,7 +49,7 @@ void take_inputs(Call& call, const c10::List<std::optional<at::Tensor>>& inputs)
   }
 }
 
-// What a solver takes for granted of tasks and state, or it would read or write beyond them.
+// Checks what a solver assumes of tasks and state, because it would otherwise read or write beyond them.
 template <class Method>
 void check_state(const Call& call) {
   int64_t known = call.K;

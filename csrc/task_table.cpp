@@ -12,7 +12,7 @@ bool known(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf;
 }
 
-// Strides of dimensions with one element say nothing.
+// The stride of a dimension with one element has no effect.
 bool same_strides(at::IntArrayRef sizes, at::IntArrayRef a, at::IntArrayRef b) {
   for (size_t d = 0; d < sizes.size(); ++d)
     if (sizes[d] > 1 && a[d] != b[d]) return false;
@@ -101,7 +101,7 @@ at::IntArrayRef TaskTable::strides(int64_t t) const {
 
 at::Tensor TaskTable::empty_like(int64_t t, std::optional<int64_t> leading, at::ScalarType dtype) const {
   const at::TensorOptions options = options_.dtype(dtype);
-  if (first_dim_[t] < 0) return at::empty_strided({0}, {1}, options);  // no task reaches it: mtlfast.ops says None
+  if (first_dim_[t] < 0) return at::empty_strided({0}, {1}, options);  // no task reaches it; mtlfast.ops returns None
   if (!leading) return at::empty_strided(sizes(t), strides(t), options);
   std::vector<int64_t> sizes{*leading}, strides{offsets_[t + 1] - offsets_[t]};
   sizes.insert(sizes.end(), this->sizes(t).begin(), this->sizes(t).end());

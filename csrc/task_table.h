@@ -1,4 +1,4 @@
-// Task gradients marshalled once: Tensors become the pointers, sizes and strides that kernels and outputs need.
+// Marshals task gradients once: tensors become the pointers, sizes and strides that kernels and outputs need.
 #pragma once
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
@@ -11,14 +11,14 @@
 
 namespace mtlfast {
 
-// It keeps the tensors' memory alive, which they themselves may have exchanged for another (`tensor.data = other`).
+// It keeps the tensors' memory alive even if a tensor is given other memory (`tensor.data = other`).
 class TaskTable {
  public:
   TaskTable(int64_t num_tasks, int64_t num_tensors);
 
-  // Enters task k's gradient of tensor t. False if it is not regular: dense and strided, on the CPU or a GPU, of a
-  // dtype that kernels take, with the device and dtype of all and the shape and strides of its tensor's other tasks.
-  // mtlfast.TaskGradients says what was wrong, or makes the offending tensor dense.
+  // Enters task k's gradient of tensor t, and returns false if it is not regular. A regular gradient is dense and
+  // strided, on the CPU or a GPU, of a dtype that kernels take, with the device and dtype of all others and the shape
+  // and strides of the other tasks' gradients of its tensor. mtlfast.TaskGradients copies what is not, or raises.
   bool add(int64_t k, int64_t t, const at::Tensor& gradient);
   void finish();  // after the last add
 
@@ -26,22 +26,22 @@ class TaskTable {
   int64_t num_tasks() const { return num_tasks_; }
   int64_t num_tensors() const { return static_cast<int64_t>(first_dim_.size()); }
   int64_t numel() const { return offsets_.back(); }
-  bool contiguous() const { return contiguous_; }  // every tensor lies in the order of its indices
+  bool contiguous() const { return contiguous_; }  // every tensor is contiguous
   at::TensorOptions options() const { return options_; }
 
   at::ScalarType dtype() const { return c10::typeMetaToScalarType(options_.dtype()); }
 
-  // A new tensor with tensor t's shape and strides, behind a leading dimension if one is given.
+  // A new tensor with tensor t's shape and strides, after a leading dimension if one is given.
   at::Tensor empty_like(int64_t t, std::optional<int64_t> leading, at::ScalarType dtype) const;
-  // Could that have made it?
+  // Whether `out` could be the result of that.
   bool matches(int64_t t, std::optional<int64_t> leading, at::ScalarType dtype, const at::Tensor& out) const;
 
-  // The dtype of the first output whose tensor a task reaches: all must share it. The gradients' if there is none.
+  // The dtype of the first output whose tensor a task reaches, which all must share; the gradients' dtype without one.
   at::ScalarType dtype_of_out(at::TensorList out) const;
 
-  // Does each output match (dtype: that of them all, if none is given), with memory of its own, or (of the gradients'
-  // dtype, without a leading dimension) a task's whole gradient of the same tensor? An undefined output stands for a
-  // tensor that no task reaches.
+  // Whether each output fits. All have `dtype`, or any one dtype if none is given. Each has memory of its own; one in
+  // the gradients' dtype without a leading dimension may also be a whole gradient of the same tensor. An undefined
+  // output stands for a tensor that no task reaches.
   bool accepts(const std::vector<at::Tensor>& out, std::optional<int64_t> leading,
                std::optional<at::ScalarType> dtype) const;
 
@@ -51,7 +51,7 @@ class TaskTable {
 
   int64_t num_tasks_;
   std::vector<const void*> data_;   // [T, K]
-  std::vector<c10::Storage> held_;  // whose memory that is
+  std::vector<c10::Storage> held_;  // keeps that memory alive
   std::vector<int64_t> offsets_;    // [T + 1]
   std::vector<int64_t> first_dim_;  // [T] where tensor t's dimensions begin in sizes_ and strides_; -1: no task yet
   std::vector<int64_t> rank_;       // [T]
@@ -62,7 +62,7 @@ class TaskTable {
 
 using OptionalTensors = c10::List<std::optional<at::Tensor>>;
 
-// The table of a registered op's rows, task after task: rows[k * T + t]. Raises where TaskTable::add says false.
+// The table for a registered op's rows, where rows[k * T + t] is task k's. Raises where TaskTable::add returns false.
 TaskTable table_of(const char* op, const OptionalTensors& rows, int64_t num_tasks);
 
 DType dtype_of(at::ScalarType type);

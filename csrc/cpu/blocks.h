@@ -1,19 +1,20 @@
 // Cuts a range of the Jacobian's columns into blocks of K row pointers, for the kernels that sum over columns.
 //
-// Inside a tensor a block is the gradients' own memory, read in place. What is left of a tensor (a tail, or all of a
-// small one) is copied behind what other tensors left, and handed over when a block is full, padded with zeros at the
-// end. Where an element ends up depends on its column and on the sizes alone, never on an address: sums are bitwise
-// the same wherever the allocator put the tensors.
+// Inside a tensor a block is the gradients' own memory, which is read in place. The rest of a tensor (its tail, or all
+// of a small one) is gathered: it is copied behind the rests of other tensors, and a full block is handed over. The
+// last block is padded with zeros. An element's place in a block depends on its column and on the sizes alone, never on
+// an address, so that sums are bitwise the same wherever the allocator put the tensors.
 #pragma once
 #include "simd.h"
 
 namespace mtlfast::MTLFAST_ISA {
 
-// Float accumulators take one add a vector: 64 adds a lane, the most that promise 3's bound allows.
+// Float accumulators take one add for each vector, so 64 adds a lane in a block. That is the most with which the error
+// of fast sums stays below 1e-6 (docs/promises.md).
 constexpr int64_t kBlock = 64 * kLanes;
-constexpr int64_t kGrain = 64;  // every block is a multiple of this: no kernel has a scalar tail
+constexpr int64_t kGrain = 64;  // every block is a multiple of this, so that no kernel has a scalar tail
 constexpr int64_t kDirect = kBlock < 512 ? kBlock / 2 : 256;  // shorter pieces than this are gathered
-alignas(64) inline const double kZeros[kBlock] = {};          // what a task that does not reach a tensor reads
+alignas(64) inline const double kZeros[kBlock] = {};          // is read in place of a task that does not reach a tensor
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -22,7 +23,7 @@ inline int64_t blocks_scratch(int64_t num_tasks, DType dtype) {
   return round_up(num_tasks * 8, 64) + num_tasks * kBlock * item_size(dtype);
 }
 
-// The tensor that holds column c (the last of several that begin there): binary search in the prefix sum.
+// The tensor that holds column c, by binary search in the prefix sum. Of several that begin there it is the last.
 inline int64_t tensor_of(const TaskView& grads, int64_t c) {
   int64_t low = 0, high = grads.num_tensors;  // offsets[low] <= c < offsets[high]
   while (high - low > 1) {
@@ -32,8 +33,8 @@ inline int64_t tensor_of(const TaskView& grads, int64_t c) {
   return low;
 }
 
-// use(rows, n, in_place): rows[k] points to n elements of task k, n a positive multiple of kGrain and at most kBlock;
-// in_place: they are the gradients' own memory, where more may follow.
+// Calls use(rows, n, in_place) for each block. rows[k] points to n elements of task k; n is a positive multiple of
+// kGrain and at most kBlock. in_place: they are the gradients' own memory, behind which more elements may follow.
 template <class T, class Use>
 void for_each_block(const TaskView& grads, int64_t begin, int64_t end, void* scratch, Use use) {
   const int64_t K = grads.num_tasks;

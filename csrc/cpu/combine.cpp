@@ -1,14 +1,14 @@
 // out[r] (+)= sum_k coefficients[r, k] * g_k over a range of columns: one read of the K rows, one write of R.
 //
-// Rows are taken four at a time; between groups the sums of a block wait in the first-level cache, so at most four
-// streams are open at once (one pass over all rows loses half its speed at K = 32). A block is read whole by every
-// group before its last group writes, element after element: out may be one of the rows. With R > 1 the block is
-// short enough for its K rows to stay in the cache while all R outputs are made.
+// The kernel takes four rows at a time and keeps the sums of a block in the first-level cache meanwhile. So at most
+// four streams are open at once; one pass over all rows had half the speed at K = 32. An element is written only after
+// all groups of rows have read it, so that out may be one of the rows. With R > 1 the block is short enough for its K
+// rows to stay in the cache while all R outputs are computed.
 //
-// Work: R*K multiply-adds a column. Sums run in float (double for fp64), tasks in ascending order, and round once to
-// the output: deterministic, and the same for an element wherever it lies.
+// Work: R*K multiply-adds for each column. Sums run over the tasks in ascending order, in float (double for fp64), and
+// are rounded once to the output. So they are deterministic and do not depend on an element's address.
 //
-// Outputs of another dtype than the gradients' take a path of their own, `combine_to`: it is written to be short.
+// Outputs of another dtype than the gradients' take the path `combine_to`, which is short rather than fast.
 #include "kernels.h"
 #include "pieces.h"
 
@@ -21,7 +21,7 @@ constexpr int64_t kManyBlock = 512;     // and when R > 1
 constexpr int64_t kOutGroup = 4;        // outputs made at once when R > 1: a row is loaded once for them
 constexpr int64_t kMostStep = 64;       // no Simd<T>::kStep is larger
 
-// What several outputs take from a block: their weights, where their sums wait and where they go.
+// Several outputs of a block: their weights, their sums so far, and their destinations.
 template <class T>
 struct Outputs {
   const typename Simd<T>::Scalar* weights;  // [outputs, K]
@@ -31,8 +31,8 @@ struct Outputs {
   bool accumulate;
 };
 
-// Rows first .. first + Rows over n columns, a multiple of the step, for Outs outputs. First: sums start here. Last:
-// they go out. Ahead: bring these rows of the block after the next closer.
+// Adds the rows first .. first + Rows over n columns, a multiple of the step, to Outs outputs. First: the sums start
+// with these rows. Last: the sums are written. Ahead: prefetch these rows of the block after the next.
 template <class T, int Outs, int Rows, bool First, bool Last>
 void pass(const T* const* rows, int64_t first, int64_t n, const Outputs<T>& out, bool ahead) {
   using S = Simd<T>;
@@ -81,8 +81,8 @@ void group(const T* const* rows, int64_t first, int64_t count, int64_t n, const 
   }
 }
 
-// All `count` rows over n columns, a multiple of the step and at most a block. Of the rows' groups every
-// `turns`-th, from `turn` on, is brought ahead (turns = 0: none).
+// Adds all `count` rows over n columns, a multiple of the step and at most a block. Every `turns`-th group of rows,
+// from `turn` on, is prefetched (turns = 0: none).
 template <class T, int Outs>
 void weighted_sum(const T* const* rows, int64_t count, int64_t n, const Outputs<T>& out, int64_t turn, int64_t turns) {
   for (int64_t k = 0; k < count; k += kGroup) {
@@ -99,7 +99,7 @@ void weighted_sum(const T* const* rows, int64_t count, int64_t n, const Outputs<
   }
 }
 
-// The memory that one range needs beside its operands.
+// The scratch memory of one range.
 template <class T>
 struct Scratch {
   using S = Simd<T>;
@@ -121,8 +121,8 @@ struct Scratch {
     weights = reinterpret_cast<typename S::Scalar*>(p + (K + kOutGroup) * kMostStep * 8);
   }
 
-  // Copies the n < step elements of each row from `from` on, padded with zeros: every element meets the same
-  // arithmetic.
+  // Copies the last n < step elements of each row, from `from` on, and pads them with zeros. So every element goes
+  // through the same arithmetic.
   void pad_tails(int64_t count, int64_t from, int64_t n) const {
     constexpr int step = S::kStep;
     __builtin_memset(tail, 0, (count + kOutGroup) * step * sizeof(T));
@@ -133,7 +133,7 @@ struct Scratch {
   }
 };
 
-// Outs outputs over one block of n columns: whole steps from the rows, the rest from their padded tails.
+// Computes Outs outputs over one block of n columns: whole steps from the rows, the rest from their padded tails.
 template <class T, int Outs>
 void combine_block(const Scratch<T>& s, int64_t count, int64_t n, Outputs<T> out, T* const* to, int64_t turn,
                    int64_t turns) {
@@ -187,8 +187,8 @@ void combine_range(const TaskView& grads, int64_t begin, int64_t end, const doub
   });
 }
 
-// Outputs of another dtype: a block's sums of all R outputs wait in `sums` ([R, kManyBlock]) while its rows are read,
-// each once.
+// Computes outputs of another dtype. `sums` ([R, kManyBlock]) holds a block's sums of all R outputs while each of its
+// rows is read once.
 template <class T, class Out>
 void combine_to(const TaskView& grads, int64_t begin, int64_t end, const double* coefficients, int64_t R,
                 bool accumulate, WideOf<T, Out>* sums, void* const* out) {

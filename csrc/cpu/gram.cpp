@@ -1,20 +1,22 @@
 // G = J J^T over a range of columns: one read of the K rows.
 //
-// A block of columns stays in the caches while every pair of rows is multiplied. Rows go in strips of four: the strip's
-// own triangle first, then rectangles of the strip against the rows before it. A tile keeps its sums in vector
-// registers for one block, at most 64 float adds a lane, then adds them as doubles to the chunk's sums. fp64 rows are
-// summed in fp64 throughout. Up to six rows the processor's own prefetching keeps up; beyond, every tile asks for a
-// share of the rows two blocks ahead, so that memory works while tiles multiply.
+// A block of columns stays in the caches while every pair of rows is multiplied. Rows are taken in strips of four:
+// first the pairs within the strip, a triangle, then tiles of the strip and the rows before it. A tile keeps its sums
+// in vector registers for one block, which is at most 64 float adds a lane, then adds them as doubles to the chunk's
+// sums. fp64 rows are summed in fp64 throughout. For up to six rows the processor's own prefetching is fast enough. For
+// more, every tile prefetches a share of the rows two blocks ahead, so that loads and multiplications overlap.
 //
-// Exact sums of narrower rows: elements become doubles, whose products of floats are exact, and are summed as fp64 rows
-// are. Few rows are converted by the tiles' loads: up to 16 of float32, 4 of the 16-bit formats, whose conversion takes
-// longer. Of more rows, whose elements many tiles load, 128 columns at a time are converted into the first-level cache.
+// Exact sums: elements are converted to double, in which the product of two floats is exact, and summed as fp64 rows
+// are. The tiles convert up to 16 rows of float32 when they load them, and up to 4 rows of the 16-bit formats, whose
+// conversion takes longer. With more rows many tiles load an element, so 128 columns at a time are converted into the
+// first-level cache.
 //
-// Work: K(K+1)/2 multiply-adds a column. Deterministic: block borders depend on the column alone, lanes and pairs are
-// added in a fixed order, and the caller adds the ranges in order.
+// Work: K(K+1)/2 multiply-adds for each column. Deterministic: block borders depend on the column alone, lanes and
+// pairs are added in a fixed order, and the caller adds the ranges in order.
 //
-// Lost when tried: packing the rows first, tiles of five rows, prefetching into the first-level cache (K = 8: 80 % of
-// one-stream bandwidth against 92 into the second), one block ahead (K = 16: 79 % against 82), prefetching at K <= 6.
+// These were slower: packing the rows first; tiles of five rows; prefetching into the first-level cache (K = 8: 80 % of
+// one-stream bandwidth against 92 % into the second); prefetching one block ahead (K = 16: 79 % against 82 %); and
+// prefetching for K <= 6.
 #include "blocks.h"
 #include "kernels.h"
 
@@ -23,20 +25,20 @@ namespace {
 
 constexpr int kSumLanes = MTLFAST_VECTOR_BYTES / 8;  // doubles a pair's running sum is kept in
 constexpr int kStripRows = 4;
-constexpr int kOwnPrefetch = 6;                                   // rows that need no help
+constexpr int kOwnPrefetch = 6;                                   // up to so many rows are not prefetched
 constexpr int kTileColumns = MTLFAST_VECTOR_BYTES == 64 ? 4 : 3;  // 32 registers hold a 4 x 4 tile, 16 a 4 x 3
 template <class T>
-constexpr int64_t kAsLoaded = sizeof(T) == 4 ? 16 : kStripRows;  // rows that a tile's loads convert to double
-constexpr int64_t kWidened = 128;                                // columns that are doubles at a time
-constexpr int64_t kExactRun = 32768;  // columns whose exact sums go one after the other: 256 adds of 128 columns
+constexpr int64_t kAsLoaded = sizeof(T) == 4 ? 16 : kStripRows;  // rows that tiles convert when they load them
+constexpr int64_t kWidened = 128;                                // so many columns are converted at a time
+constexpr int64_t kExactRun = 32768;  // columns whose exact sums are added one after another: 256 adds of 128 columns
 
-// Some rows' memory two blocks ahead, for one tile to bring closer while it works.
+// The part of the rows two blocks ahead that one tile prefetches while it works.
 struct Ahead {
   const char* rows[4];
   int count;
 };
 
-// Deals the K rows of a block out to its tiles.
+// Divides the K rows of a block among its tiles for prefetching.
 template <class T>
 class AheadOfTiles {
  public:
@@ -61,8 +63,8 @@ class AheadOfTiles {
 MTLFAST_INLINE void add_to(double* sum, F64 v) { store_unaligned(sum, load_unaligned<F64>(sum) + v); }
 
 // sums[i, j] += sum over n columns of a[i] * b[j]; on the diagonal a is b and j <= i.
-// S: Simd<T> or Widened<T>. Unroll x Sets: sets of accumulators, one for each of `Sets` parts of a step, so that small
-// tiles keep both multiply-add units busy.
+// S is Simd<T> or Widened<T>. There are Unroll x Sets sets of accumulators, one for each of `Sets` parts of a step, so
+// that small tiles keep both multiply-add units busy.
 template <class S, int Rows, int Columns, bool Diagonal, int Unroll, int Sets = 1, class T = typename S::Element>
 MTLFAST_INLINE void tile(const T* const* a, const T* const* b, int64_t n, double* const* sums, const Ahead& ahead) {
   using Vec = typename S::Vec;
@@ -112,7 +114,7 @@ void rectangle(const T* const* a, const T* const* b, int64_t n, double* const* s
   tile<S, Rows, Columns, false, (unroll < most ? unroll : most)>(a, b, n, sums, ahead);
 }
 
-// One strip of Rows rows from row `first`: its triangle, then rectangles against the rows before it.
+// Sums one strip of Rows rows from row `first` on: its triangle, then its tiles with the rows before it.
 template <class S, int Rows, class T = typename S::Element>
 void strip(const T* const* rows, int64_t first, int64_t n, double* pair_sums, AheadOfTiles<T>& ahead) {
   double* sums[Rows];
@@ -137,7 +139,7 @@ void strip(const T* const* rows, int64_t first, int64_t n, double* pair_sums, Ah
   }
 }
 
-// All pairs of K rows over n columns, loaded by S.
+// Sums all pairs of K rows over n columns, which S loads.
 template <class S, class T = typename S::Element>
 void multiply(const T* const* rows, int64_t K, int64_t n, bool in_place, double* lanes) {
   AheadOfTiles<T> ahead(rows, K, n, in_place);
@@ -156,10 +158,10 @@ void multiply(const T* const* rows, int64_t K, int64_t n, bool in_place, double*
   }
 }
 
-// Memory for kWidened columns of K rows as doubles, behind their addresses.
+// Memory for the addresses of K rows, and after them for kWidened columns of the rows as doubles.
 int64_t widened_scratch(int64_t num_tasks) { return round_up(num_tasks * 8, 64) + num_tasks * kWidened * 8; }
 
-// All pairs of K rows, whose elements become doubles a few columns at a time.
+// Sums all pairs of K rows after converting a few columns at a time to double.
 template <class T>
 void multiply_widened(const T* const* rows, int64_t K, int64_t n, bool in_place, char* scratch, double* lanes) {
   using S = Widened<T>;
@@ -180,7 +182,7 @@ void multiply_widened(const T* const* rows, int64_t K, int64_t n, bool in_place,
   }
 }
 
-// sums += the lanes of each; clears the lanes.
+// Adds the lanes of each sum to `sums`, and clears the lanes.
 void fold_lanes(double* lanes, int64_t count, double* sums) {
   for (int64_t i = 0; i < count; ++i) {
     double total = 0;
@@ -192,8 +194,8 @@ void fold_lanes(double* lanes, int64_t count, double* sums) {
 
 int64_t lanes_bytes(int64_t count) { return round_up(count * kSumLanes * 8, 64); }
 
-// Walks the blocks of a range: use(rows, n, in_place, lanes, scratch) adds to the lanes of `count` sums, which come out
-// in sums[count]. run: columns after which the lanes are folded, 0: at the end.
+// Walks the blocks of a range. use(rows, n, in_place, lanes, scratch) adds to the lanes of `count` sums, which are
+// returned in sums[count]. After every `run` columns, or at the end if run is 0, the lanes are added up.
 template <class T, class Use>
 void sum_blocks(const TaskView& grads, int64_t begin, int64_t end, int64_t run, int64_t count, char* scratch,
                 double* sums, Use use) {

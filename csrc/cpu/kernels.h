@@ -1,5 +1,5 @@
 // The CPU kernels of one instruction set, and the choice among those that this machine can run.
-// Each kernel works on the columns [begin, end) of the Jacobian; the caller spreads such ranges over threads.
+// Each kernel works on the columns [begin, end) of the Jacobian. The caller spreads such ranges over threads.
 #pragma once
 #include <cstdint>
 
@@ -10,8 +10,8 @@ namespace mtlfast {
 struct CpuKernels {
   const char* isa;
 
-  // sums[pair] = sum over the range of g_i * g_j, for the pairs of num_pairs(K); exact: no float sums, float64
-  // throughout. Scratch: gram_scratch(K, dtype) bytes.
+  // sums[pair] = sum over the range of g_i * g_j, for all num_pairs(K) pairs; exact: in
+  // float64 throughout. Scratch: gram_scratch(K, dtype) bytes.
   void (*gram)(const TaskView& grads, int64_t begin, int64_t end, bool exact, void* scratch, double* sums);
   // sums[k] = sum over the range of g_k * g_k, exact as above. Scratch: gram_scratch(K, dtype) bytes.
   void (*square_sums)(const TaskView& grads, int64_t begin, int64_t end, void* scratch, double* sums);
@@ -28,12 +28,12 @@ struct CpuKernels {
   // g_k[c] *= factors[k] over the range.
   void (*scale)(const TaskView& grads, int64_t begin, int64_t end, const double* factors);
 
-  // Reads the range and returns a checksum: `streams` (1 or 4) rows side by side. For the benchmark.
+  // Reads the range, `streams` (1 or 4) rows side by side, and returns a checksum. For the benchmark.
   uint32_t (*read)(const TaskView& grads, int64_t begin, int64_t end, int64_t streams);
 };
 
-// The widest set of kernels that this build holds and this processor runs; MTLFAST_CPU_CAPABILITY=baseline|avx2|avx512
-// asks for one by name and is an error if it cannot be had (nullptr, with the reason in *why).
+// The widest set of kernels that this build holds and this processor runs. MTLFAST_CPU_CAPABILITY=baseline|avx2|avx512
+// chooses another. If it is not available, the result is nullptr and *why is the reason.
 const CpuKernels* cpu_kernels(const char** why);
 
 }  // namespace mtlfast

@@ -4,7 +4,7 @@
 
 namespace mtlfast::MTLFAST_ISA {
 
-// use(t, first, n): the range holds the n > 0 elements of tensor t from its element `first` on.
+// Calls use(t, first, n) for each tensor t of which the range holds n > 0 elements, from its element `first` on.
 template <class Use>
 MTLFAST_INLINE void for_each_piece(const TaskView& grads, int64_t begin, int64_t end, Use use) {
   for (int64_t t = tensor_of(grads, begin), column = begin; column < end; ++t) {

@@ -1,7 +1,7 @@
-// Reads a range of columns and keeps nothing: the memory's own speed, which the benchmark measures kernels against.
+// Reads a range of columns and keeps nothing. The benchmark compares kernels with its speed, which is the memory's.
 //
-// Rows are read `streams` at a time, side by side, 64 bytes of each in turn: one stream is how a plain sum reads, four
-// is the most that this memory system was seen to gain from. Bytes moved: K * n * itemsize.
+// It reads `streams` rows side by side, 64 bytes of each in turn. A plain sum reads one stream; more than four streams
+// were not faster. Bytes moved: K * n * itemsize.
 #include "kernels.h"
 #include "pieces.h"
 

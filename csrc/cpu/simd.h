@@ -1,6 +1,7 @@
-// Vectors of one instruction set, written in the compiler's vector extension: one source for every unit.
-// Each unit is compiled with its own flags, MTLFAST_ISA (namespace and name) and MTLFAST_VECTOR_BYTES; nothing here
-// comes from a header with inline functions, or the linker could keep a wide copy of one for a narrow machine.
+// Vectors of one instruction set, in the compiler's vector extension, so that one source serves all instruction sets.
+// A unit is the kernels compiled for one instruction set, with its own flags, MTLFAST_ISA (namespace and name) and
+// MTLFAST_VECTOR_BYTES. No header with inline functions is included here: the linker keeps one copy of such a function,
+// and that may use instructions which another machine lacks.
 #pragma once
 #include <cstdint>
 
@@ -48,7 +49,7 @@ MTLFAST_INLINE HalfF32 high_half(F32 v) {
   return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
 #endif
 }
-MTLFAST_INLINE F64 to_double(HalfF32 v) {  // by name: gcc makes several instructions of the generic conversion
+MTLFAST_INLINE F64 to_double(HalfF32 v) {  // gcc makes several instructions of the generic conversion
 #if MTLFAST_VECTOR_BYTES == 64
   return (F64)_mm512_maskz_cvtps_pd(0xff, (__m256)v);
 #elif defined(__F16C__)
@@ -58,7 +59,7 @@ MTLFAST_INLINE F64 to_double(HalfF32 v) {  // by name: gcc makes several instruc
 #endif
 }
 
-// Half the lanes as doubles, after adding the other half in float: one rounding more, half the work.
+// Adds the two halves of the lanes in float, and returns the sums as doubles: half the work, one more rounding.
 MTLFAST_INLINE F64 fold_to_double(F32 v) { return to_double(low_half(v) + high_half(v)); }
 MTLFAST_INLINE F64 fold_to_double(F64 v) { return v; }
 
@@ -68,8 +69,8 @@ MTLFAST_INLINE U32 bfloat16_bits(F32 v) {  // round to nearest even, in the uppe
   return (v == v ? rounded : (bits | 0x400000u)) & 0xffff0000u;
 }
 
-// kParts vectors of `Vec` make one step of kStep elements, consecutive or (kInterleaved) every other one in turn:
-// store undoes what load did, so sums and element-wise work need not care. Element is what lies in memory.
+// kParts vectors of `Vec` make one step of kStep elements. A vector holds consecutive elements, or every other one
+// (kInterleaved). Store reverses load, so that sums and element-wise work need not know. Element is the type in memory.
 template <class T>
 struct Simd;
 
@@ -136,7 +137,7 @@ struct Simd<Float16> {  // part 0: the first kLanes elements; part 1: the next
   }
 };
 #else
-// No conversion instruction: integer arithmetic, as torch's own c10::Half does it.
+// Without a conversion instruction it uses integer arithmetic, like torch's c10::Half.
 MTLFAST_INLINE F32 half_to_float(U32 h) {
   const U32 sign = (h & 0x8000u) << 16, magnitude = h & 0x7fffu;
   const F32 two_to_112 = (F32)(U32{} + 0x77800000u);
@@ -146,7 +147,7 @@ MTLFAST_INLINE F32 half_to_float(U32 h) {
 }
 MTLFAST_INLINE U32 float_to_half(F32 v) {
   const U32 bits = (U32)v, sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
-  // Normal halves: rebias and round on the integer. Subnormal ones: adding 0.5 aligns the bits, the adder rounds.
+  // A normal half is rebiased and rounded as an integer. For a subnormal one, adding 0.5 aligns the bits and rounds.
   const U32 normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   const U32 subnormal = (U32)((F32)magnitude + 0.5f) - 0x3f000000u;
   const U32 finite = magnitude < 0x38800000u ? subnormal : normal;
@@ -171,7 +172,7 @@ struct Simd<Float16> {  // part 0: even elements; part 1: odd ones
 };
 #endif
 
-// Loads as Simd<T> does, but of doubles: twice the parts.
+// Loads like Simd<T>, and converts to double, which takes twice as many parts.
 template <class T>
 struct Widened {
   using Element = T;
@@ -192,7 +193,7 @@ struct Widened<float> {
 template <>
 struct Widened<double> : Simd<double> {};
 
-// n elements, a multiple of the step, to and from plain arrays of float or double in their own order.
+// Copies n elements, a multiple of the step, to and from arrays of float or double in their order.
 template <class T, class Wide>
 MTLFAST_INLINE void unpack(const T* from, int64_t n, Wide* to) {
   using S = Simd<T>;
@@ -221,7 +222,7 @@ MTLFAST_INLINE void pack(const Wide* from, int64_t n, T* to) {
   }
 }
 
-// The same for any n <= kStage elements, all kStage of `wide` each time: what is computed on it has no tail.
+// The same for any n <= kStage elements. It fills all kStage of `wide`, so that computations on it have no tail.
 constexpr int64_t kStage = 64;  // a multiple of every step
 template <class T, class Wide>
 MTLFAST_INLINE void unpack_stage(const T* from, int64_t n, Wide* wide) {
@@ -236,7 +237,7 @@ MTLFAST_INLINE void pack_stage(const Wide* wide, int64_t n, T* to) {
   __builtin_memcpy(to, padded, n * sizeof(T));
 }
 
-// What elements of the two types are computed in: float, or double if either is.
+// The type in which elements of the two types are computed: float, or double if either is double.
 template <class A, class B>
 using WideOf = decltype(typename Simd<A>::Scalar{} + typename Simd<B>::Scalar{});
 

@@ -16,7 +16,7 @@ uint32_t read(const TaskView&, int64_t, int64_t, int64_t);
 void scale(const TaskView&, int64_t, int64_t, const double*);
 
 extern const CpuKernels kernels;
-// Each kernel by the name of its field: one that is left out or out of order does not compile.
+// Each kernel is assigned by the name of its field, so that one that is missing or out of order does not compile.
 const CpuKernels kernels = {
     .isa = MTLFAST_TEXT(MTLFAST_ISA),
     .gram = gram,

@@ -18,7 +18,7 @@ const char* launch_combine(const Table& table, const Outputs& outputs, void* str
   return launch<combine_kernel<T, Out, 1>>(dim3(blocks), kThreads, shared_bytes, stream, table, outputs);
 }
 
-// The task whose gradients are the outputs, for every tensor, or -1: a table then needs no place for them.
+// The task whose gradients are the outputs for every tensor, or -1. If there is one, tables need no place for outputs.
 int64_t task_of_outputs(const TaskView& grads, void* const* out) {
   for (int64_t k = 0; k < grads.num_tasks; ++k) {
     bool all = true;
@@ -38,7 +38,7 @@ const char* combine(const TaskView& grads, const double* coefficients, int64_t n
   Outputs outputs{coefficients, scale, static_cast<int>(K), static_cast<int>(own < 0 ? K : own), 0, 0, accumulate};
   const auto launch_outputs = [&](const Table& table, bool, bool) {
     const char* error = nullptr;
-    // As many outputs a launch as shared memory has room for weights, in fours while that is possible.
+    // A launch computes as many outputs as shared memory has room for weights, if possible a multiple of four.
     for (int64_t r = 0, count; r < num_out && !error; r += count) {
       count = num_out - r < most ? num_out - r : most;
       if (count > kOutsAtOnce) count -= count % kOutsAtOnce;

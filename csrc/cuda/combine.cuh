@@ -1,9 +1,9 @@
 // out[r] (+)= sum_k scale * coefficients[r, k] * g_k: one read of the K rows, one write of R.
 //
-// Thread to work: blocks take chunks in turn; inside one, thread i takes groups i, i + 256, ... (16 bytes of each row).
-// It loads four rows at a time, so that their loads are in flight together, and adds them up for Outs outputs at once;
-// with more outputs its group's rows come again from the first-level cache. Every element of a row is read before the
-// same thread writes it: out may be one of the rows (then R = 1).
+// Thread to work: blocks take chunks in turn. Inside a chunk thread i takes groups i, i + 256, ..., where a group is 16
+// bytes of each row. It loads four rows at a time, so that their loads are in flight together, and adds them to Outs
+// outputs at once. For more outputs it reads the group's rows again, from the first-level cache. A thread reads all
+// rows of an element before it writes the element, so that with R = 1 out may be one of the rows.
 //
 // Bytes moved: (K * itemsize + R * itemsize of out) * P; with accumulate R reads more. Deterministic: an element's sum
 // runs over the tasks in ascending order, in float (double if rows or out are fp64), and rounds once.
@@ -28,7 +28,7 @@ struct Outputs {
   int accumulate;
 };
 
-// Blocks that share a processor, at least: said to the compiler, which otherwise trades spills for more of them.
+// The least number of blocks that share a processor, for the compiler, which would otherwise spill to have more.
 template <class T, class Out, int Outs>
 constexpr int kSumBytes = Outs * kGroup<T> * sizeof(Wider<T, Out>);  // of one thread
 template <class T, class Out, int Outs>
@@ -36,9 +36,9 @@ constexpr int kResident = kSumBytes<T, Out, Outs> <= 64    ? 4
                           : kSumBytes<T, Out, Outs> <= 128 ? 2
                                                            : 1;
 
-// An entry's rows: K gradients, then, unless it is one of them, the tensor [R, numel] that is written. Its tag: the
-// widest access to the gradients, and 256 times the widest to the output. Grid: any; block: kThreads; dynamic shared
-// memory: num_out * K wide elements.
+// An entry's rows are the K gradients and then the tensor [R, numel] that is written, unless that is one of them. Its
+// tag is the widest access to the gradients plus 256 times the widest to the output. Grid: any; block: kThreads;
+// dynamic shared memory: num_out * K wide elements.
 template <class T, class Out, int Outs>
 __global__ void __launch_bounds__(kThreads, kResident<T, Out, Outs>)
     combine_kernel(const Table __grid_constant__ table, const Outputs outputs) {

@@ -13,8 +13,8 @@ constexpr int kMostStreams = 256;            // of all devices
 __device__ unsigned finished[kMostStreams];  // zeros when the program is loaded, and after every op
 }  // namespace
 
-// Launches of one stream run in turn, so they can share a counter. Not so those of a captured graph, which runs
-// wherever it is replayed, and of the per-thread default streams, which share a handle.
+// Launches of one stream run one after another, so that they can share a counter. Those of a captured graph cannot,
+// because it may be replayed on any stream; nor can those of the per-thread default streams, which share a handle.
 unsigned* counter_of(void* stream) {
   static std::mutex mutex;
   static std::map<std::pair<int, void*>, int> slots;
@@ -23,7 +23,7 @@ unsigned* counter_of(void* stream) {
   void* counters = nullptr;
   if (stream == cudaStreamPerThread || cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status) ||
       status != cudaStreamCaptureStatusNone || cudaGetDevice(&device) || cudaGetSymbolAddress(&counters, finished)) {
-    cudaGetLastError();  // or the launch that follows would report it
+    cudaGetLastError();  // otherwise the launch that follows would report it
     return nullptr;
   }
   const std::lock_guard<std::mutex> lock(mutex);

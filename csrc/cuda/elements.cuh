@@ -1,7 +1,7 @@
 // Elements in registers: conversions, and loads and stores as wide as an address allows.
 //
-// A group is the 16 / sizeof(T) consecutive elements that one thread takes at a time. How wide its loads are depends on
-// addresses, which elements it holds does not: sums are bitwise the same wherever the allocator put the tensors.
+// A group is the 16 / sizeof(T) consecutive elements that one thread takes at a time. The width of its loads depends on
+// addresses, but which elements it holds does not. So sums are bitwise the same wherever the allocator put the tensors.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -10,7 +10,7 @@ namespace mtlfast::cuda {
 
 __device__ inline int thread() { return static_cast<int>(threadIdx.x); }
 
-// The shared memory whose size the launch gives.
+// The shared memory whose size is an argument of the launch.
 #if defined(__CUDACC__)
 __device__ inline void* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -20,7 +20,7 @@ __device__ inline void* dynamic_shared() {
 using emulator::dynamic_shared;
 #endif
 
-// What a dtype is computed in.
+// The type in which elements of a dtype are computed.
 template <class T>
 struct WideOf {
   using type = float;
@@ -41,7 +41,7 @@ __device__ inline Sum widen_to(T v) {
   return static_cast<Sum>(widen(v));
 }
 
-// Rounds to nearest even; a double goes to 16 bits through float, as torch does it.
+// Rounds to nearest even. A double is rounded to 16 bits by way of float, as in torch.
 template <class W>
 __device__ inline void narrow(W v, float& out) {
   out = static_cast<float>(v);
@@ -92,8 +92,9 @@ __device__ inline void store_words(void* to, const Word (&words)[N]) {
   for (int i = 0; i < N; ++i) static_cast<Word*>(to)[i] = words[i];
 }
 
-// The first `left` elements of N groups, zeros behind them and where a pointer is nullptr. `bytes`: the widest access
-// that all addresses allow. One decision for all groups, so that their loads are in flight together.
+// Loads the first `left` elements of N groups. The elements behind them, and all where a pointer is nullptr, are zeros.
+// `bytes` is the widest access that all addresses allow. One branch serves all groups, so that their loads are in
+// flight together.
 template <class T, int N>
 __device__ inline void load_groups(const T* const (&from)[N], int left, int bytes, Group<T> (&groups)[N]) {
 #pragma unroll
@@ -119,7 +120,7 @@ __device__ inline void load_groups(const T* const (&from)[N], int left, int byte
   }
 }
 
-// The first `left` elements of a group, in accesses of at most `bytes`.
+// Stores the first `left` elements of a group, in accesses of at most `bytes`.
 template <class T, int N>
 __device__ inline void store_group(const Group<T, N>& group, T* to, int left, int bytes) {
   constexpr int size = Group<T, N>::kBytes;

@@ -9,8 +9,8 @@
 
 namespace mtlfast::cuda {
 
-// An entry's rows: the gradient (nullptr: zeros), the output. Tag: the widest access to the first, and 256 times the
-// widest to the second. Grid: any; block: kThreads.
+// An entry's rows are the gradient (nullptr: zeros) and the output. Its tag is the widest access to the first plus 256
+// times the widest to the second. Grid: any; block: kThreads.
 template <class T, class Out>
 __global__ void __launch_bounds__(kThreads) flatten_kernel(const Table __grid_constant__ table) {
   constexpr int width = kGroup<T>;

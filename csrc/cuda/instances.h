@@ -1,5 +1,5 @@
-// Which kernels are compiled: the one table of (rows, dtype). Every entry costs build time and binary size, so only
-// what memory speed needs is here; widths of loads are branches inside a kernel, not instances.
+// The table of kernels that are compiled, by rows and dtype. Every entry costs build time and binary size, so it holds
+// only what a kernel needs to run at memory speed. Widths of loads are branches inside a kernel, not instances.
 #pragma once
 #include "../host_device.h"
 
@@ -8,10 +8,10 @@ namespace mtlfast::cuda {
 template <int... Rows>
 struct RowCounts {};
 
-// gram_kernel<T, Rows, Sum>. K tasks take the next larger count, whose missing rows cost multiply-adds but no reads:
-// the kernel still waits for memory. Counts are closer where registers, and so the blocks that share a processor,
-// change: on sm_90 8 rows of float take 80, 10 take 122, 12 take 222. fp64 sums are two registers each: with 12 rows
-// they would spill.
+// gram_kernel<T, Rows, Sum>. K tasks take the next larger number of rows. The missing rows cost multiply-adds but no
+// reads, and the kernel still waits for memory. The numbers are closer where registers change, because these limit the
+// blocks that share a processor: on sm_90 8 rows of float take 80 registers, 10 take 122 and 12 take 222. A double sum
+// takes two registers, so that 12 rows would spill.
 template <class Sum>
 struct GramRows {
   using counts = RowCounts<1, 2, 3, 4, 6, 8, 10, 12, 16>;
@@ -23,14 +23,14 @@ struct GramRows<double> {
   static constexpr int most = 8;
 };
 
-// gram_staged_kernel<T, Rows, Sum>: 32 and 64 rows with themselves, and 128 = 64 against 64. More rows in the same
-// shared memory make shorter stages.
-constexpr int kStagedRows = 64;  // with themselves, in one launch
+// gram_staged_kernel<T, Rows, Sum>: 32 and 64 rows with themselves, and 128 for 64 rows with 64 others. More rows in
+// the same shared memory make shorter stages.
+constexpr int kStagedRows = 64;  // the most rows that one launch multiplies with each other
 
 // combine_kernel<T, Out, Outs>: one output at a time, or four.
 constexpr int kOutsAtOnce = 4;
 
-// use.template operator()<Rows>() with the least count that holds `rows`.
+// Calls use.template operator()<Rows>() with the least number of rows that is at least `rows`.
 template <int First, int... Rest, class Use>
 auto visit_rows(RowCounts<First, Rest...>, int64_t rows, Use use) {
   if constexpr (sizeof...(Rest) > 0)

@@ -1,6 +1,6 @@
-// What launchers share: the one way to launch a kernel, dtypes to types, blocks for work without sums.
+// What launchers share: launching a kernel, choosing types by dtype, and the number of blocks for work without sums.
 //
-// The tests compile the launchers with a host compiler as well: their cuda_runtime.h runs a launch on the CPU.
+// The tests also compile the launchers with a host compiler, with a cuda_runtime.h that runs a launch on the CPU.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -12,7 +12,7 @@
 namespace mtlfast::cuda {
 
 #if defined(__CUDACC__)
-// nullptr, or the error's text.
+// nullptr, or the error text.
 template <auto kernel, class... Args>
 const char* launch(dim3 grid, int block, int shared_bytes, void* stream, const Args&... args) {
   kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args...);
@@ -25,7 +25,7 @@ inline int blocks_to_fill(int chunks) {
   int device = 0, processors = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
-    processors = 128;  // the launch will say what is wrong
+    processors = 128;  // the launch itself will report the error
   return chunks < 8 * processors ? chunks : 8 * processors;
 }
 #else

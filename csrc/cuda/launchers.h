@@ -1,14 +1,14 @@
-// What the glue calls on a GPU. No torch header; no CUDA header either: a stream is passed as the pointer that it is.
+// What the glue calls on a GPU. It includes neither a torch nor a CUDA header, so a stream is passed as a void pointer.
 #pragma once
 #include "../kernels.h"
 
 namespace mtlfast::cuda {
 
-// All but the last few return nullptr, or one sentence about what went wrong. Pointers lie on the current device,
-// those in a TaskView included; `stream` is a cudaStream_t.
+// All but the last few return nullptr or an error text. Pointers, also those in a TaskView, point to memory of the
+// current device unless a comment says otherwise; `stream` is a cudaStream_t.
 
-// Memory for gram and norms: `partials` doubles, uninitialised, and a counter that is 0 before the call. It is 0 again
-// after it, so calls that one stream runs in turn share a counter.
+// Memory for gram and norms: `partials` uninitialised doubles, and a counter that is 0 before and after the call. So
+// calls that one stream runs one after another can share a counter.
 struct Workspace {
   double* partials;
   unsigned* counter;
@@ -16,10 +16,10 @@ struct Workspace {
 int64_t gram_partials(const TaskView& grads, bool exact);
 int64_t norms_partials(const TaskView& grads);
 
-// out: [K, K]; exact: no float sums, float64 throughout.
+// out: [K, K]; exact: sums in float64 throughout.
 const char* gram(const TaskView& grads, bool exact, const Workspace& workspace, double* out, void* stream);
 const char* norms(const TaskView& grads, const Workspace& workspace, double* out, void* stream);  // out: [K]
-const char* gram_plain(const TaskView& grads, double* out, void* stream);  // the slow twin of gram
+const char* gram_plain(const TaskView& grads, double* out, void* stream);  // what gram computes, by a plain slow kernel
 
 // out[t]: [R, numel of t] of out_dtype, num_out = R; with R = 1 it may be one of tensor t's gradients of that dtype.
 const char* combine(const TaskView& grads, const double* coefficients, int64_t num_out, double scale, bool accumulate,
@@ -28,27 +28,27 @@ const char* combine(const TaskView& grads, const double* coefficients, int64_t n
 const char* flatten(const TaskView& grads, DType out_dtype, void* out, void* stream);  // out: [K, P]
 const char* scale(const TaskView& grads, const double* factors, void* stream);
 
-// One method of solve/solvers.h on `groups` Gram matrices; arrays as in solve::Problem, group after group.
+// One method of solve/solvers.h on `groups` Gram matrices. Arrays are those of solve::Problem, one group after another.
 struct SolveArguments {
   const char* method;
   int64_t groups, num_tasks;
   const double* gram;           // [groups, K, K]
-  const double* params;         // host memory, as many as the method names
-  const double* const* inputs;  // likewise: device pointers, nullptr for an absent one
+  const double* params;         // host memory, one for each name of the method
+  const double* const* inputs;  // host memory: device pointers, nullptr for an absent input
   double* state;                // or nullptr
   int64_t state_size;
   const int64_t* tasks;  // host memory, or nullptr
-  const bool* mask;      // [groups, K], which tasks have a part, or nullptr: all
+  const bool* mask;      // [groups, K], which tasks take part; nullptr: all
   double* workspace;     // [groups, solvers::workspace_size]
   double* out;
 };
 const char* solve(const SolveArguments& arguments, void* stream);
 
-// A counter for the Workspace of calls on this stream; nullptr: bring a new one.
+// A counter for the Workspace of calls on this stream; nullptr: the caller must allocate one.
 unsigned* counter_of(void* stream);
 
 // Facts for `python -m mtlfast info`.
 int runtime_version();                 // 13000 = CUDA 13.0
-const char* device_count(int* count);  // nullptr, or why no device can be used
+const char* device_count(int* count);  // returns nullptr, or why no device can be used
 
 }  // namespace mtlfast::cuda

@@ -1,32 +1,33 @@
-// Cuts what an op works on into the tables of as many launches as it takes. Host code: no CUDA header.
+// Distributes the tensors of an op over tables, one for each launch. Host code without a CUDA header.
 #pragma once
 #include "../kernels.h"
 #include "table.h"
 
 namespace mtlfast::cuda {
 
-constexpr int64_t kMostChunks = 1 << 30;  // of one table: chunk numbers are ints
+constexpr int64_t kMostChunks = 1 << 30;  // of one table, because chunk numbers are ints
 
 constexpr int capacity(int num_rows) { return kTableWords / (num_rows + 2); }  // entries of a table
 constexpr int kMostRows = kTableWords - 2;
 
 inline int64_t chunks_of(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
 
-// Chunks of all tensors: a chunk never holds columns of two.
+// The number of chunks of all tensors. A chunk holds columns of one tensor only.
 inline int64_t chunks_of(const TaskView& grads) {
   int64_t chunks = 0;
   for (int64_t t = 0; t < grads.num_tensors; ++t) chunks += chunks_of(grads.offsets[t + 1] - grads.offsets[t]);
   return chunks;
 }
 
-// How many blocks add up `num_sums` sums each: by sizes alone, so that no GPU model changes a result. Many enough to
-// fill a GPU several times over, fewer where the partial sums would outgrow half a MiB, but never under 256.
+// The number of blocks for a kernel of `num_sums` sums. It follows from sizes alone, so that results do not depend on
+// the GPU. It is large enough to fill a GPU several times over, smaller if the partial sums would need more than half a
+// MiB, and at least 256.
 inline int blocks_for(int64_t num_sums, int64_t chunks) {
   const int64_t most = 65536 / num_sums, blocks = most < 256 ? 256 : most > 1024 ? 1024 : most;
   return static_cast<int>(chunks < 1 ? 1 : chunks < blocks ? chunks : blocks);
 }
 
-// Fills tables, entry by entry, and hands each over: launch(table, first, last) returns nullptr or an error's text.
+// Fills tables entry by entry, and calls launch(table, first, last) for each, which returns nullptr or an error text.
 template <class Launch>
 class Packer {
  public:
@@ -71,7 +72,7 @@ class Packer {
   const char* error_ = nullptr;
 };
 
-// The widest access that count rows allow; nullptrs allow any.
+// The widest access that all `count` rows allow. A nullptr allows any.
 inline int widest_access(const void* const* rows, int64_t count) {
   unsigned long long address = 0;
   for (int64_t r = 0; r < count; ++r) address |= reinterpret_cast<unsigned long long>(rows[r]);

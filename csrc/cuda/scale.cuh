@@ -9,7 +9,7 @@
 
 namespace mtlfast::cuda {
 
-// An entry's row: the gradient. Tag: its task. Grid: any; block: kThreads.
+// An entry's row is the gradient, and its tag is the task. Grid: any; block: kThreads.
 template <class T>
 __global__ void __launch_bounds__(kThreads) scale_kernel(const Table __grid_constant__ table, const double* factors) {
   for (long long chunk = blockIdx.x; chunk < table.num_chunks; chunk += gridDim.x) {

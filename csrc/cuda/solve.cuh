@@ -1,7 +1,7 @@
 // w = f(G): one K x K solver on each group's Gram matrix, in double.
 //
-// Thread to work: a block a group, its threads a Team (solve/team.h). Bytes moved: K * K doubles a group, three times
-// that with a mask. Deterministic: solvers are.
+// Thread to work: one block for each group, whose threads are a Team (solve/team.h). Bytes moved: K * K doubles for
+// each group, three times that with a mask. Deterministic, because solvers are.
 #pragma once
 #include "../solve/group.h"
 #include "elements.cuh"
@@ -27,7 +27,7 @@ __device__ inline solvers::Part<WarpTeam> part_of(const BlockTeam& team) {
   return {{team.rank % 32, 32}, team.rank / 32, team.size / 32};
 }
 
-// Every array but params and tasks lies in global memory, one part for each group.
+// Every array but params and tasks is in global memory and has one part for each group.
 struct Groups {
   int num_tasks, out_size, state_size, packed_size;
   int64_t workspace_size;
@@ -43,22 +43,23 @@ struct Groups {
   int has_tasks;
 };
 
-// The group's part of an input; nullptr where that is absent.
+// The group's part of an input; nullptr if the input is absent.
 __device__ inline const double* input_of(const Groups& groups, int n) {
   const long long group = blockIdx.x;
   return groups.inputs[n] ? groups.inputs[n] + group * groups.input_sizes[n] : nullptr;
 }
 
-// Grid: groups; block: kSolveThreads, one on a processor: a quadratic program takes all the registers it can get.
+// Grid: groups; block: kSolveThreads, with one block on a processor, because a quadratic program needs many registers.
 template <class Method>
 __global__ void __launch_bounds__(kSolveThreads, 1) solve_kernel(const Groups __grid_constant__ groups) {
   const int K = groups.num_tasks;
   const long long group = blockIdx.x;
   __shared__ const double* inputs[kMostInputs];
-  // In shared memory: of a Problem of each thread's own, nvcc 13.0 reads some fields from the kernel's argument, in
-  // which others lie there.
+  // The Problem is in shared memory, because nvcc 13.0 miscompiles one in each thread's registers: it reads some fields
+  // from the kernel's argument at the place of others.
   __shared__ solvers::Problem problem;
-  // All inputs: a pointer that the method does not name may still be loaded, before it is known that nobody wants it.
+  // All inputs are set: the compiler may load a pointer that the method does not name before it knows that it is
+  // unused.
   if (thread() < kMostInputs) inputs[thread()] = input_of(groups, thread());
   if (thread() == 0) {
     problem.num_tasks = K;

@@ -1,4 +1,4 @@
-// From the blocks' partial sums to the result: fixed order, float64, no atomics on floats.
+// Adds the blocks' partial sums to the result, in float64 and in a fixed order, without atomics on floats.
 //
 // An op with N sums runs on `blocks` blocks, a number that depends on sizes alone. Every block owns N doubles of
 // partials [blocks, N]; the launches of one op add to them in turn. In the last launch, the block that finishes last
@@ -9,20 +9,21 @@
 
 namespace mtlfast::cuda {
 
-// Products added one after the other: promise 3's bounds, 1e-6 for float sums and 1e-13 for exact ones, leave no more.
+// The most products that are added one after another. With more, the errors could exceed the bounds of
+// docs/promises.md, 1e-6 for float sums and 1e-13 for exact ones.
 template <class Sum>
 constexpr int kMostAdds = sizeof(Sum) < 8 ? 64 : 512;
 
-// Where the sums of one op go, the same for all its launches but for `first` and `last`.
+// Where the sums of one op go. All its launches get the same, except for `first` and `last`.
 struct Sums {
   double* partials;   // [blocks, N]
   unsigned* counter;  // of finished blocks: 0 before the op and 0 after it
   double* out;        // Gram kernels: [num_tasks, num_tasks]; norms: [num_tasks]
   int num_tasks;
-  int first, last;  // is this the op's first launch, its last?
+  int first, last;  // whether this is the op's first and its last launch
 };
 
-// Adds n sums to this block's partials: block_sum(i) gives the i-th.
+// Adds n sums to this block's partials; block_sum(i) returns the i-th.
 template <class BlockSum>
 __device__ inline void add_partials(const Sums& sums, double* partials, int n, BlockSum block_sum) {
   for (int i = thread(); i < n; i += kThreads) {
@@ -31,11 +32,11 @@ __device__ inline void add_partials(const Sums& sums, double* partials, int n, B
   }
 }
 
-// In the op's last launch, true in all threads of the block that is the last to come here.
+// True in all threads of the block that arrives here last in the op's last launch.
 __device__ inline bool is_last_block(const Sums& sums, unsigned blocks) {
   __shared__ unsigned finished;
   if (!sums.last) return false;
-  __threadfence();  // this thread's partials are seen before the counter moves
+  __threadfence();  // makes this thread's partials visible before the counter changes
   __syncthreads();
   if (thread() == 0) finished = atomicAdd(sums.counter, 1u);
   __syncthreads();
@@ -45,8 +46,8 @@ __device__ inline bool is_last_block(const Sums& sums, unsigned blocks) {
   return true;
 }
 
-// Adds the partials [blocks, n] up and hands each sum to use(i, sum). Few sums: segments of blocks side by side, then
-// segment after segment.
+// Adds up the partials [blocks, n] and calls use(i, sum) for each sum. If there are few sums, the blocks are split into
+// segments that are summed in parallel, and the segments are added one after another.
 template <class Use>
 __device__ inline void add_up(const double* partials, int blocks, int n, Use use) {
   __shared__ double of_segment[kThreads];
@@ -58,7 +59,8 @@ __device__ inline void add_up(const double* partials, int blocks, int n, Use use
       const int end = (segment + 1) * length < blocks ? (segment + 1) * length : blocks;
 #pragma unroll 4
       for (int block = segment * length; block < end; ++block)
-        sum += __ldcg(partials + static_cast<long long>(block) * n + i);  // not from a stale first-level cache
+        sum +=
+            __ldcg(partials + static_cast<long long>(block) * n + i);  // past the first-level cache, which may be stale
     }
     if (segments > 1) {
       of_segment[thread()] = sum;

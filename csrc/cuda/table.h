@@ -1,8 +1,8 @@
-// Which memory one launch works on: a table of tensors, passed by value in the kernel's argument.
+// The memory that one launch works on: a table of tensors, passed by value in the kernel's argument.
 //
-// By value, so nothing is copied to the device, nothing must be kept alive, and a CUDA graph can capture the launch. An
-// argument may have 32,764 bytes; what does not fit takes another launch (pack.h). Every tensor is cut into chunks of
-// kChunk columns; a block takes chunks in turn and finds each one's tensor by binary search.
+// Because it is passed by value, nothing is copied to the device, nothing must be kept alive, and a CUDA graph can
+// capture the launch. An argument may have 32,764 bytes; more tensors take more launches (pack.h). Every tensor is cut
+// into chunks of kChunk columns. A block takes chunks in turn and finds the tensor of each by binary search.
 #pragma once
 #include "../host_device.h"
 
@@ -18,8 +18,8 @@ struct Table {
   int num_chunks;         // of all entries
   int reserved;           // 0
   long long first_chunk;  // of this table, counted over all launches of the op
-  // Entry e begins at word e * (num_rows + 2): its number of elements; its first chunk, counted in this table, in the
-  // low half of a word and its tag in the high half; then its num_rows pointers.
+  // Entry e begins at word e * (num_rows + 2). Its first word is its number of elements. The low half of its second
+  // word is its first chunk, counted in this table, and the high half its tag. Then follow its num_rows pointers.
   unsigned long long words[kTableWords];
 
   MTLFAST_HD int at(int entry) const { return entry * (num_rows + 2); }
@@ -53,14 +53,14 @@ MTLFAST_HD inline Piece piece_of(const Table& table, int chunk) {
   return {low, static_cast<int>(left < kChunk ? left : kChunk), begin};
 }
 
-// The first of a table's chunks that block `block` of `grid` takes; the others follow `grid` apart. Chunks go to blocks
-// by their number over all launches, so sums do not depend on how tables were cut.
+// The first of a table's chunks that block `block` of `grid` takes; its other chunks follow at a distance of `grid`.
+// Chunks are assigned by their number over all launches, so that sums do not depend on how tables were cut.
 MTLFAST_HD inline long long first_chunk_of(const Table& table, int block, int grid) {
   const long long ahead = (block - table.first_chunk % grid) % grid;
   return ahead < 0 ? ahead + grid : ahead;
 }
 
-// The most bytes, 16 to 1, that one load may have if it is to be aligned at `address` (or at all of several, or-ed).
+// The widest load, 16 to 1 bytes, that is aligned at `address`, which may be several addresses or-ed together.
 MTLFAST_HD inline int widest_access(unsigned long long address) {
   int bytes = 16;
   while (address % bytes != 0) bytes /= 2;
