@@ -1,4 +1,4 @@
-"""Making TaskGradients: the cost a tensor before any kernel runs."""
+"""The time to make TaskGradients, for each tensor, before any kernel runs."""
 
 import pytest
 import torch

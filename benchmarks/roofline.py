@@ -1,4 +1,4 @@
-"""What the CUDA kernels should take: bytes, multiply-adds, occupancy, bytes in flight, from csrc/cuda/registers.json.
+"""Predicts the time of the CUDA kernels from bytes, multiply-adds, occupancy and csrc/cuda/registers.json.
 
     python benchmarks/roofline.py [--chip H100] [--results benchmarks/results/FOLDER/results.json]
 
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Chip:
-    """A GPU's published figures; `reached`: the share of the memory's peak that a copy reaches."""
+    """A GPU's published figures. `reached` is the share of the memory's peak that a copy reaches."""
 
     arch: str
     processors: int
@@ -40,7 +40,7 @@ class Chip:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second that a copy reaches."""
+        """The bandwidth of a copy, in bytes a second."""
         return self.gigabytes_a_second * 1e9 * self.reached
 
 
@@ -72,7 +72,7 @@ class Launch:
 
 
 def gram(work: Workload, bytes_moved: float, chip: Chip, kernels: dict[str, Any]) -> Launch:
-    """The kernel that K tasks take: all sums in registers, or rows staged in shared memory.
+    """The Gram kernel for K tasks: all sums in registers, or rows staged in shared memory.
 
     The sums of few tasks are exact: a multiply-add of doubles takes twice the time of one of floats, and a processor
     converts 16 elements to double in a cycle.
@@ -95,7 +95,7 @@ def gram(work: Workload, bytes_moved: float, chip: Chip, kernels: dict[str, Any]
 
 
 def launches(op: str, work: Workload, chip: Chip, kernels: dict[str, Any]) -> list[Launch]:
-    """What an op launches, but for the two kernels on K x K numbers of a surgery."""
+    """The kernels that an op launches, without the two kernels on K x K numbers of a surgery."""
     dtype, K = CXX_NAMES[work.dtype], work.num_tasks
     if op == "PCGrad":
         return launches("gram", work, chip, kernels) + launches("combine", work, chip, kernels)
@@ -110,7 +110,7 @@ def launches(op: str, work: Workload, chip: Chip, kernels: dict[str, Any]) -> li
 
 
 def predict(op: str, work: Workload, chip: Chip, kernels: dict[str, Any]) -> Row:
-    """One row: what bounds the op, and the time that follows."""
+    """One row of the table: what limits the op, and the predicted time."""
     seconds = memory_seconds = compute_seconds = total_bytes = 0.0
     parts, in_flight = launches(op, work, chip, kernels), []
     needed = chip.bandwidth / chip.processors * LATENCY
@@ -139,7 +139,7 @@ def predict(op: str, work: Workload, chip: Chip, kernels: dict[str, Any]) -> Row
 
 
 def workloads() -> Iterator[Workload]:
-    """Those of the kit, without its matrices, which take as long as scattered tensors."""
+    """The kit's workloads without the matrices, which take as long as scattered tensors."""
     for dtype in DTYPES:
         for K in TASKS:
             label = {"K": K, "dtype": dtype, "model": "", "P": ELEMENTS}
@@ -150,7 +150,7 @@ def workloads() -> Iterator[Workload]:
 
 
 def table(chip_name: str, nvcc: str = "13.0") -> list[Row]:
-    """All rows of a chip."""
+    """All rows for one GPU."""
     chip = CHIPS[chip_name]
     kernels = json.loads(REGISTERS.read_text())[nvcc][chip.arch]
     return [predict(op, work, chip, kernels) for work in workloads() for op in PASSES]
@@ -173,12 +173,12 @@ def compare(rows: list[Row], results: Row) -> None:
 
 
 def workload_of(row: Row) -> tuple[Any, ...]:
-    """What a predicted and a measured row have in common."""
+    """The key by which predicted and measured rows are matched."""
     return (row.get("model", ""), *(row[key] for key in ("op", "K", "dtype", "P")))
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", choices=CHIPS, default="H100")
     parser.add_argument("--results", type=Path, help="results.json of a GPU run")

@@ -28,7 +28,7 @@ LAYOUTS = ["contiguous", "channels_last", "transposed", "misaligned"]
 
 
 def laid_out(values: Tensor, layout: str) -> Tensor:
-    """`values` again, in another layout where its dimensions allow one."""
+    """The same values in another memory layout, if they have enough dimensions."""
     if layout == "channels_last" and values.dim() == 4:
         return values.contiguous(memory_format=torch.channels_last)
     if layout == "transposed" and values.dim() >= 2:
@@ -47,7 +47,7 @@ def draw_rows(
     missing: float = 0.0,
     device: str = "cpu",
 ) -> list[list[Tensor | None]]:
-    """Rows of random normal gradients; a share `missing` of the entries is None."""
+    """Rows of random normal gradients, of which a share `missing` is None."""
     return [
         [
             None if torch.rand(()) < missing else laid_out(torch.randn(shape).to(dtype).to(device), layout)

@@ -1,4 +1,4 @@
-"""What every test file shares: skips that say why, the sample of large grids, seeds, devices."""
+"""What every test file shares: skips with a reason, the sample of large grids, seeds, devices."""
 
 import warnings
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def reason_to_skip(marks: set[str]) -> str | None:
     return None
 
 
-# How many cases the grids have, and how many of them this run takes; what pytest says at its end.
+# How many cases this run takes and how many the grids have, which pytest prints at its end.
 TAKEN = pytest.StashKey[tuple[int, int]]()
 
 
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def sampled(items: list[pytest.Item]) -> Iterator[pytest.Item]:
-    """The cases that this run takes, in order; of a test function's, those that are skipped are a grid of their own."""
+    """The cases that this run takes, in order. The skipped cases of a test function are sampled by themselves."""
     grids: dict[tuple[str, bool], list[pytest.Item]] = {}
     for item in items:
         function = item.nodeid.split("[")[0]
@@ -94,7 +94,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def schedules(device: str) -> Iterator[Iterator[None]]:
-    """Ways to run that must not change a bit, one after the other: thread counts on the CPU, streams on a GPU."""
+    """Iterates over ways to run that must give the same bits: thread counts on the CPU, streams on a GPU."""
     before = torch.get_num_threads()
     yield _thread_counts() if device == "cpu" else _streams()
     torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""What lies in the compiled extension for GPUs: its architectures, its PTX, and the instructions of every kernel."""
+"""Reads the GPU code in the compiled extension: its architectures, its PTX, and the instructions of every kernel."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def find_cuobjdump() -> Path | None:
-    """cuobjdump beside its nvdisasm: on the PATH, in CUDA_HOME, or from PyPI (nvidia-cuda-cuobjdump, -nvdisasm)."""
+    """The path of cuobjdump with nvdisasm beside it: on PATH, in CUDA_HOME, or from PyPI (nvidia-cuda-cuobjdump)."""
     folders = [
         *(Path(p) for p in os.environ.get("PATH", "").split(os.pathsep)),
         Path(os.environ.get("CUDA_HOME", "")) / "bin",
@@ -33,7 +33,7 @@ def architectures(library: Path, kind: str) -> set[str]:
 
 
 def instructions(library: Path, arch: str) -> dict[str, set[str]]:
-    """Of each kernel for an architecture: its opcodes with their suffixes, such as LDG.E.128."""
+    """The opcodes of each kernel for an architecture, with their suffixes, such as LDG.E.128."""
     return dict(opcodes(cuobjdump(library, "-sass", "-arch", arch)))
 
 

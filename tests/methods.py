@@ -50,8 +50,8 @@ class Method:
     promises: frozenset[str] = frozenset()
     least_tasks: int = 1
     most_tasks: int = 1000
-    any_tasks: bool = True  # False: made for three tasks
-    always: bool = True  # False: it has no solution where a combination of the gradients is zero, and counts that
+    any_tasks: bool = True  # False: it is made for three tasks
+    always: bool = True  # False: it has no solution if a combination of the gradients is zero, and counts such steps
     cross: bool = False  # reads two batches' products
     tolerance: float = 1e-8  # to the twin, of the largest weight
 
@@ -133,7 +133,7 @@ METHODS = {
 
 
 def numbers_of_tasks(method: Method, *wanted: int) -> list[int]:
-    """Those of `wanted` that the method takes."""
+    """The numbers of tasks among `wanted` that the method takes."""
     if not method.any_tasks:
         return [3]
     fitting = [K for K in wanted if method.least_tasks <= K <= method.most_tasks]
@@ -141,16 +141,16 @@ def numbers_of_tasks(method: Method, *wanted: int) -> list[int]:
 
 
 def products(method: Method, J: Tensor) -> Tensor:
-    """The Gram matrices of Jacobians [..., K, P], or the products of two batches like it."""
+    """The Gram matrices of Jacobians [..., K, P], or the cross-Gram matrices of two batches."""
     return J @ (J + 0.5 * torch.randn_like(J)).mT if method.cross else J @ J.mT
 
 
 def losses(num_tasks: int, device: str = "cpu") -> Tensor:
-    """Positive, all different."""
+    """The tasks' losses, which are positive and all different."""
     return torch.linspace(0.5, 2, num_tasks, dtype=torch.float64, device=device)
 
 
 def weigh(aggregator: GramAggregator, gram: Tensor, seed: int = 0, **context) -> Tensor:
-    """One call of `weights`, its random numbers from `seed`."""
+    """The weights of one call, whose random numbers come from `seed`."""
     torch.manual_seed(seed)
     return aggregator.weights(gram, losses=losses(gram.shape[-1], gram.device), **context)

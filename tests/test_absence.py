@@ -1,4 +1,4 @@
-"""A task whose loss weight is 0, or that reaches none of the shared parameters, has no part in the shared update."""
+"""A task with a loss weight of 0, or one that reaches no shared parameter, is left out of the shared update."""
 
 import copy
 
@@ -93,7 +93,7 @@ def test_a_task_that_reaches_nothing_shared_trains_its_head_alone(make):
 
 
 def test_a_gradient_that_is_zero_keeps_its_place():
-    # MGDA's update is zero then, by its definition: no direction is better for a task that is at its minimum.
+    # MGDA's update is zero then, because no direction improves a task that is at its minimum.
     net = Net(2)
     losses = net.losses()
     losses[1] = losses[1] * 0

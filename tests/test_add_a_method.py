@@ -1,4 +1,4 @@
-"""The pages that say which files a new method or op is entered in, beside the files that name one that is there."""
+"""The pages that list the files for a new method or op name the same files as mention an existing one."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 if not (ROOT / "csrc").is_dir():
     pytest.skip("needs the checkout", allow_module_level=True)
 
-# Pages and tests speak of methods by way of example; no page asks for that.
+# Pages and tests may mention a method as an example, which no list asks for.
 SPEAKS = re.compile(r".*\.md|tests/(.*/)?test_\w+\.py")
 
 METHODS_PAGE = ("docs/add-a-method.md", "# Adding a Gram aggregator")
@@ -75,7 +75,7 @@ def naming(pattern: str, texts: dict[str, str]) -> set[str]:
 
 
 def unlisted(name: str, texts: dict[str, str]) -> set[str]:
-    """The files that name it although the page lists them not."""
+    """The files that mention it although the page does not list them."""
     pattern, page, stem = CASES[name]
     always, sometimes = places(*page, stem)
     return {path for path in naming(pattern, texts) - always - sometimes if not SPEAKS.fullmatch(path)}

@@ -1,4 +1,4 @@
-"""The protocol, and the first aggregators."""
+"""The base classes of aggregators, and the update of each method on gradients that can be checked by hand."""
 
 import copy
 
@@ -178,7 +178,7 @@ def test_pcd_by_hand(device):
         J = torch.tensor(rows, dtype=torch.float64, device=device)
         return PCD(tau=tau, eps=0.0).weights(J @ J.T, rtol=1e-14).cpu()
 
-    # Nothing to demand of a task that gains more than its share; the first task's length stays.
+    # A task that gains more than its share demands nothing, and the update keeps the first task's length.
     assert torch.allclose(weights([3.0, 0], [1, 1]), torch.tensor([1.0, 0]).double(), atol=1e-12)
     # An orthogonal task gets its tenth: d = (1, 0.1), at the first task's length.
     assert torch.allclose(
@@ -227,7 +227,7 @@ def test_the_table_of_contents_has_every_method_once():
     assert len(listed) == len(set(listed))
     assert set(listed) == concrete
     for method in listed:
-        # What it says of its state is what its docstring says, and what its buffer holds.
+        # `keeps`, the docstring and the buffer must agree about the state.
         assert bool(method.keeps) == ("State:" in method.__doc__), method
         made = next(row.make() for row in METHODS.values() if type(row.make()) is method)
         if isinstance(made, SolvedAggregator):

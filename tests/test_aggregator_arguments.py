@@ -1,4 +1,4 @@
-"""Aggregators' arguments: every form whose meaning is plain, and one sentence for all else."""
+"""Aggregators' arguments are taken in every form with a plain meaning. All others raise one sentence."""
 
 import pytest
 import torch

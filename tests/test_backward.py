@@ -1,4 +1,4 @@
-"""mtlfast.backward on real graphs: what lands in .grad, what does not, and what an error leaves behind."""
+"""mtlfast.backward on real graphs: what it writes to .grad, what it leaves alone, and what an error leaves behind."""
 
 import copy
 import gc
@@ -54,7 +54,7 @@ def assert_equal(a: list, b: list) -> None:
 
 
 def by_hand(net: Net, x: torch.Tensor, weights) -> list:
-    """The gradients when the trunk takes the weighted sum and all else the plain one."""
+    """The gradients if the trunk gets the weighted sum and all other parameters the plain sum."""
     other = copy.deepcopy(net)
     for loss, weight in zip(other.losses(x), weights, strict=True):
         trunk = torch.autograd.grad(loss, list(other.trunk.parameters()), retain_graph=True)
@@ -108,7 +108,7 @@ def test_adds_to_existing_gradients(net, x):
     mtlfast.backward(net.losses(x), PCGrad(order="fixed"), shared=net.trunk.parameters())
     assert_equal(grads_of(net), [2 * g for g in once])
     assert all(p.grad is g for p, g in zip(net.parameters(), held, strict=True))
-    # Some have a gradient, some none; one lies otherwise than autograd's.
+    # Some have a gradient, some have none, and one has other strides than autograd's.
     parameters = list(first.trunk.parameters())
     parameters[0].grad = torch.ones_like(parameters[0])
     parameters[-2].grad = torch.ones(parameters[-2].shape[::-1], dtype=torch.float64).T

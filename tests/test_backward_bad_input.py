@@ -1,4 +1,4 @@
-"""mtlfast.backward refuses what does not fit in one sentence, and has then written nothing."""
+"""mtlfast.backward raises one sentence for what does not fit, and has written nothing then."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What `mtlfast.backward` may be given: every form whose meaning is plain, and one sentence for all else."""
+"""`mtlfast.backward` takes every form of its arguments with a plain meaning. All others raise one sentence."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Where plain `backward()` works `mtlfast.backward` works, and with `Sum` it leaves the same behind."""
+"""`mtlfast.backward` works wherever plain `backward()` works, and with `Sum` it leaves the same gradients."""
 
 import copy
 

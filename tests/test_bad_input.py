@@ -1,4 +1,7 @@
-"""Promise 7: one sentence that names the op, the argument, what was expected and what came; nothing written before."""
+"""Bad input raises one sentence that names the op, the argument, what was expected and what came.
+
+Nothing has been written then (docs/promises.md).
+"""
 
 import pytest
 import torch

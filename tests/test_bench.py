@@ -1,4 +1,4 @@
-"""The benchmark's own code: what it calls the original is the original, and its sections run."""
+"""The benchmark's own code: the peers that it times are the real ones, and its sections run."""
 
 import random
 

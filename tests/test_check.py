@@ -1,4 +1,4 @@
-"""Whatever a method refuses it refuses before the first backward pass, and before any state moves."""
+"""A method that refuses a step does so before the first backward pass and before any state changes."""
 
 import copy
 
@@ -37,7 +37,7 @@ from mtlfast.weighting import SoftAdapt
 TWO = torch.tensor([0.5, 0.5])
 TOO_LARGE = {"loss_scale": torch.ones(2)}
 
-# What is refused in a step of three tasks: how the method is made, what else the step is given, the sentence.
+# What is refused in a step of three tasks: the method, the other arguments of the step, the error.
 REFUSALS = {
     "MoDo": (MoDo, {}, r"MoDo: got the gradients of one batch, expected a call of weights\(J_1 @ J_2.T\)"),
     "SDMGrad": (SDMGrad, {}, "SDMGrad: got the gradients of one batch"),
@@ -103,7 +103,7 @@ def test_a_refusal_comes_before_anything_happens(name):
     assert same(before, state_of(aggregator, weighting))
     assert torch.equal(drawn, torch.get_rng_state())
     assert all(p.grad is None for p in net.parameters())
-    # The graph is whole: a method that accepts the step trains on it.
+    # The graph is still there: a method that accepts the step trains on it.
     mtlfast.backward(losses, Mean(), shared=net.trunk.parameters(), weighting=weighting)
     assert Counted.passes == 3
 
@@ -113,7 +113,7 @@ def test_a_call_by_hand_refuses_the_same_before_it_reads_the_gradients(name, mon
     make, given, message = REFUSALS[name]
     aggregator = make()
     before = state_of(aggregator)
-    monkeypatch.setattr(mtlfast.ops, "gram", None)  # a call would be a TypeError of another sentence
+    monkeypatch.setattr(mtlfast.ops, "gram", None)  # a call would raise a TypeError with another message
     monkeypatch.setattr(mtlfast.ops, "norms", None)
     with pytest.raises((ValueError, TypeError), match=message):
         aggregator(torch.randn(3, 5), **given)

@@ -1,4 +1,4 @@
-"""combine against float64: one rounding to the output, float sums before it."""
+"""combine against float64: it sums in float and rounds once to the output."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from mtlfast import TaskGradients, ops, reference
 
 
 def assert_close(grads: TaskGradients, result, weights, scale=1.0, plus=None, dtype=None) -> None:
-    """`result` is scale * weights J (+ plus) in `dtype`, but for float sums over the tasks and one rounding."""
+    """Checks that `result` is scale * weights J (+ plus) in `dtype`, up to float sums and one rounding."""
     dtype = dtype or grads.dtype
     weights = weights.cpu()
     exact = reference.combine(wide(grads), weights, scale=scale)
@@ -29,12 +29,12 @@ def assert_close(grads: TaskGradients, result, weights, scale=1.0, plus=None, dt
 
 
 def sums_of(*dtypes: torch.dtype) -> torch.dtype:
-    """What the op computes in, from one dtype to another."""
+    """The dtype in which the op computes, from one dtype to another."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def weights_of(grads: TaskGradients, num_out: int | None = None) -> torch.Tensor:
-    """[K], or [num_out, K]."""
+    """Random weights [K], or [num_out, K]."""
     return torch.randn(*([] if num_out is None else [num_out]), grads.num_tasks, device=grads.device)
 
 

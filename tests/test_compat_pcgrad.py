@@ -1,4 +1,4 @@
-"""Pytorch-PCGrad's optimizer: beside its algorithm as it is, draw by draw; and what it lacks."""
+"""The replacement for Pytorch-PCGrad's optimizer, compared draw by draw with its algorithm, and what it adds."""
 
 import copy
 import pickle
@@ -12,7 +12,7 @@ from mtlfast.compat.pcgrad import PCGrad
 
 
 class Network(nn.Module):
-    """A trunk, a head a task, a layer that only the first two tasks reach, one that none does, and a frozen one."""
+    """A trunk, a head for each task, a layer that only two tasks reach, one that none reaches, and a frozen one."""
 
     def __init__(self, num_tasks: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Network(nn.Module):
 
 
 def as_the_original(parameters: list[Tensor], losses: list[Tensor]) -> None:
-    """The original's walk, in float64: flat copies, one list that is shuffled on, cumulative subtraction."""
+    """Pytorch-PCGrad's algorithm in float64: flat copies, one list that is shuffled again and again, subtractions."""
     flat, touched = [], []
     for loss in losses:
         gradients = torch.autograd.grad(
@@ -60,7 +60,7 @@ def as_the_original(parameters: list[Tensor], losses: list[Tensor]) -> None:
 
 
 def as_the_paper(network: Network, losses: list[Tensor]) -> None:
-    """The paper's: the trunk alone, each gradient and the others in a fresh order, added up."""
+    """The paper's algorithm: the trunk alone, a new order of the others for each gradient, and a sum."""
     reached = [p for p in network.parameters() if p.requires_grad]
     rows = [torch.autograd.grad(loss, reached, retain_graph=True, allow_unused=True) for loss in losses]
     shared = [t for t in range(len(reached)) if all(row[t] is not None for row in rows)]

@@ -1,4 +1,4 @@
-"""Aggregators copy, pickle and save, with their state and their generator, and go on as the original does."""
+"""A copied, pickled or saved aggregator has the state and the generator, and continues like the original."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""What ptxas made of the CUDA kernels: nothing on the stack, nothing spilled, no more registers than written down."""
+"""What ptxas reports for the CUDA kernels: no stack, no spills, no more registers than registers.json says."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Several ranks: no silent drift."""
+"""With several ranks `backward` refuses, instead of letting replicas drift apart silently."""
 
 import pytest
 import torch

@@ -151,7 +151,7 @@ def test_what_is_no_direction_is_refused_and_nothing_written(returned, message):
 
 
 class WithoutRows(StoredJacobian):
-    """It answers with products alone, as one that never holds the task gradients."""
+    """A Jacobian that gives products alone and never holds the task gradients."""
 
     no_rows = Jacobian.no_rows
     rows = Jacobian.rows

@@ -23,7 +23,7 @@ def shortest(J: Tensor) -> float:
 
 
 def residual(J: Tensor, w: Tensor, alpha: float) -> float:
-    """The largest of |w_i (G w)_i - w_i^(1 - 1/alpha)|, relative to its terms, where a task has a say."""
+    """The largest |w_i (G w)_i - w_i^(1 - 1/alpha)|, relative to its terms, among tasks whose weight matters."""
     G = J @ J.T
     terms = w * (G.abs() @ w)
     wanted = w ** (1 - 1 / alpha)
@@ -106,7 +106,7 @@ def test_nash_mtl_with_bargaining_powers(device):
     w = NashMTL(max_norm=0, pref_vector=p).weights(gram, rtol=RTOL).cpu()
     assert torch.allclose(w * (J @ J.T @ w), p.double())
     assert torch.allclose(NashMTL(max_norm=0, pref_vector=3 * p).weights(gram, rtol=RTOL).cpu(), w)
-    # The same for all is none; they are those of the present tasks; and loss_scale is known beside them.
+    # Equal preferences change nothing, absent tasks' are left out, and loss_scale works with preferences.
     equal = NashMTL(pref_vector=torch.full((4,), 0.3)).weights(gram)
     assert torch.allclose(equal, NashMTL().weights(gram))
     present = NashMTL(max_norm=0, pref_vector=p).weights(gram[:2, :2], tasks=(1, 3), rtol=RTOL).cpu()

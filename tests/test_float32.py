@@ -95,7 +95,7 @@ def update(name: str, J: Tensor, gram: Tensor, rtol: float) -> Tensor:
 def problems(kind: str) -> list[tuple[int, int, int]]:
     """K, P and a seed; a sample of few unless all are wanted."""
     every = [(K, P, seed) for K in TASKS for P in SIZES for seed in range(2) if K * P <= 4_000_000]
-    chosen = random.Random(kind)  # the same in every run: a case that fails can be had again
+    chosen = random.Random(kind)  # the same in every run, so that a failing case can be repeated
     return every if GRID == "all" else chosen.sample([p for p in every if p[0] * p[1] <= 40_000], 7)
 
 
@@ -134,7 +134,7 @@ def test_float32_is_as_right_as_float64(kind, record_property):
 
 
 class Asked(RowsJacobian):
-    """It remembers how exact it was asked to be."""
+    """A Jacobian that remembers the precision that it was asked for."""
 
     def gram(self, precision: str | None = None) -> Tensor:
         self.precision = precision

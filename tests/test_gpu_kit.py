@@ -70,7 +70,7 @@ def test_what_a_cut_off_step_had_measured_is_kept(tmp_path):
 
 
 def running(pid: int) -> bool:
-    """Is the process there, and not merely waiting for its parent to hear that it ended?"""
+    """Whether the process runs, and is not a zombie."""
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 

@@ -1,4 +1,4 @@
-"""Whose memory a gradient is: what `.grad` may take over, and what somebody else still needs."""
+"""A gradient's memory becomes `.grad` only if nothing else needs it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""gram and norms against float64, with the bounds of promise 3: of exact sums and of fast ones."""
+"""gram and norms against float64, within the bounds of docs/promises.md for exact and for fast sums."""
 
 import pytest
 import torch

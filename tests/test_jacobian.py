@@ -1,4 +1,4 @@
-"""The seam: what any Jacobian can be asked, and who may touch `.grad`."""
+"""What any Jacobian can be asked, and that one file alone touches `.grad`."""
 
 import ast
 from pathlib import Path
@@ -112,7 +112,7 @@ def test_weights_of_groups_are_no_weights_of_tasks(x):
 
 
 class Products(Jacobian):
-    """J known by products alone: it never holds a row, as an implicit or a distributed one."""
+    """A Jacobian that gives products alone and never holds a row, like an implicit or a distributed one."""
 
     plan = "products"
 
@@ -164,7 +164,7 @@ def test_every_gram_aggregator_weighs_a_jacobian_without_rows(name):
 
 
 def test_one_file_touches_grad():
-    # Reading or writing `.grad` anywhere else would be a second opinion on whose memory a gradient is.
+    # Only this file may decide whether a gradient's memory can become `.grad`.
     touching = set()
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

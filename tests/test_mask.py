@@ -1,4 +1,4 @@
-"""A mask leaves tasks out of a solve as if they had not been given: what stands in their rows is never read."""
+"""A mask leaves tasks out of a solve as if they had not been given. Their rows are never read."""
 
 import pytest
 import torch

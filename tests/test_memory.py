@@ -1,4 +1,4 @@
-"""Promise 1: what ops allocate beside their operands, as the kernel counts the process's peak."""
+"""The memory that ops allocate beside their operands, from the process's peak as Linux counts it (docs/promises.md)."""
 
 import pytest
 import torch

@@ -24,7 +24,7 @@ from mtlfast import _native, ops, reference
 from mtlfast.aggregation import Step
 from mtlfast.aggregation._solved import SolvedAggregator
 
-# Their twins, which serve beyond 512 tasks on a GPU and where there is no extension, take minutes there.
+# Their references, which serve more than 512 tasks on a GPU and builds without the extension, take minutes there.
 SLOW_TWINS = ("PCGrad", "GradVac", "MGDA, ", "CAG", "UPG", "DualProj, ", "PCD", "Multi", "ConFIG, ", "CR", "Compose")
 NATIVE = _native.C is not None
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -151,7 +151,7 @@ def test_zero_at_a_stationary_point(name, device):
 
 
 def hard_gradients(num_tasks: int) -> dict[str, Tensor]:
-    """Name -> Jacobian: where solvers break down."""
+    """Jacobians on which solvers break down, by name."""
     J = jacobian(num_tasks=num_tasks)
     opposite, zero_row, same, ratio, nearly = (J.clone() for _ in range(5))
     opposite[1] = -opposite[0]

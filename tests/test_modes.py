@@ -1,4 +1,4 @@
-"""Evaluation moves no state and no generator; a step does; a step that fails leaves both as they were."""
+"""Evaluation changes neither state nor generators, a step changes them, and a failed step restores them."""
 
 import copy
 
@@ -142,7 +142,7 @@ def test_a_step_that_fails_leaves_everything_as_it_was(name, where, weighting, m
 
 
 def test_the_table_moves_something():
-    # Else the tests above would hold for methods that remember nothing at all.
+    # Otherwise the tests above would pass for methods that remember nothing.
     moving = set()
     for name, make in MAKERS.items():
         gram, num_tasks = gram_for(name)

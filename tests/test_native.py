@@ -1,4 +1,4 @@
-"""The extension and life without it: each case in a Python of its own."""
+"""mtlfast with and without the extension. Each case runs in a Python process of its own."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The quadratic programs behind the aggregators are solved: KKT residuals, relative, at most 1e-10; no peer decides."""
+"""The quadratic programs behind the aggregators are solved: their relative KKT residuals are at most 1e-10."""
 
 import pytest
 import torch

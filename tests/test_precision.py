@@ -1,4 +1,4 @@
-"""Promise 3 at full length: constant rows, positive rows, and the sign of nearly orthogonal gradients."""
+"""The precision of gram (docs/promises.md) on long rows: constant, positive, and nearly orthogonal ones."""
 
 import pytest
 import torch

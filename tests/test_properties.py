@@ -85,7 +85,7 @@ def problems(draw, dtypes=DTYPES):
 def holds_for(*strategies):
     """A property of everything that the strategies draw."""
     examples = 250 * float(os.environ.get("MTLFAST_EXAMPLES", "1"))
-    # Speed is nobody's promise here: a sanitizer's build is many times slower.
+    # Without a deadline, because a sanitizer's build is many times slower.
     slow = settings(
         max_examples=max(1, round(examples)),
         derandomize=True,
@@ -96,7 +96,7 @@ def holds_for(*strategies):
 
 
 def bound(grads):
-    """What promise 3 lets an entry of G err by: test_gram.py holds the op to it."""
+    """The largest error of each entry of G that docs/promises.md allows. test_gram.py tests that bound itself."""
     J = matrix(grads).abs()
     return J @ J.T * (1e-13 if grads.dtype == torch.float64 else 1e-6)
 

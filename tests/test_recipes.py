@@ -26,7 +26,7 @@ LOOPS = [
     "loaders",
     "learned",
     "update",
-]  # and each of the others has tests of its own
+]  # the other snippets have tests of their own
 OTHERS = ["checkpoint", "tensorboard", "ranks", "lightning", "accelerate", "sweep"]
 
 

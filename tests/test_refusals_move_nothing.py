@@ -1,4 +1,4 @@
-"""What is refused or fails is so before state, generators or gradients move."""
+"""An argument that is refused and a step that fails change no state, generator or gradient."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_what_is_no_gram_matrix(name, gram):
 
 
 class Wrong(GramAggregator):
-    """Its solve returns what no solve may."""
+    """An aggregator whose `solve` returns what it must not."""
 
     def __init__(self, result: object) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The sample of a grid: nothing that a test names is lost, all who draw it agree, and ten turns take the whole grid."""
+"""The sample of a grid keeps every value that a test names, is the same in all processes, and ten turns take all."""
 
 import itertools
 import os

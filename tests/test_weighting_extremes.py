@@ -1,4 +1,4 @@
-"""Losses and metrics of every size: weights are finite and not negative, or one sentence says what is in the way."""
+"""Losses and metrics of every size give finite weights of at least 0, or one sentence says why not."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""What counts as a step: calls in training mode, `step_weights` in either mode, and feedback whenever it is given."""
+"""Calls in training mode and `step_weights` in either mode are steps, and feedback counts whenever it is given."""
 
 import copy
 

@@ -38,7 +38,7 @@ class Step:
 
 @dataclass
 class Outcome:
-    """What became of a step."""
+    """The result of a step."""
 
     name: str
     status: str  # ok, failed, late, skipped
@@ -48,12 +48,12 @@ class Outcome:
 
 
 def measure(name: str, seconds: float) -> Step:
-    """A step of measure.py."""
+    """A step that runs one measurement of measure.py."""
     return Step(name, seconds, [sys.executable, str(HERE / "measure.py"), name, "RESULT"])
 
 
 def sanitizer(tool: str, seconds: float) -> Step:
-    """compute-sanitizer over a small set of tests."""
+    """A step that runs compute-sanitizer over a small set of tests."""
     tests = [
         "tests/test_gram.py",
         "tests/test_combine.py",
@@ -103,7 +103,7 @@ def finish(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
 
 
 def run_step(step: Step, seconds: float, folder: Path) -> Outcome:
-    """Runs one step; whatever happens in it becomes an Outcome."""
+    """Runs one step. Whatever happens in it becomes an Outcome."""
     result, start = folder / f"{step.name}.result", time.monotonic()
     command = [part.replace("RESULT", str(result)) for part in step.command]
     env = {**os.environ, "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{HERE}", "MTLFAST_REQUIRE_NATIVE": "1", **step.env}
@@ -124,7 +124,7 @@ def run_step(step: Step, seconds: float, folder: Path) -> Outcome:
 
 
 def read_result(path: Path) -> Any:
-    """The JSON that the step wrote, if it did."""
+    """The JSON that the step wrote, or None."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -132,7 +132,7 @@ def read_result(path: Path) -> Any:
 
 
 def write(out: Path, outcomes: list[Outcome]) -> None:
-    """Both files, whole or not at all."""
+    """Writes both files, each completely or not at all."""
     results = {"steps": [asdict(outcome) for outcome in outcomes]}
     for name, text in {"results.json": json.dumps(results, indent=1) + "\n", "report.md": render(results)}.items():
         (out / f".{name}").write_text(text)
@@ -157,7 +157,7 @@ def run_all(plan: list[Step], out: Path, budget: float = BUDGET) -> list[Outcome
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder for report.md and results.json")
     parser.add_argument("--only", nargs="*", help="names of the steps to run; default: all")

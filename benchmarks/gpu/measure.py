@@ -33,7 +33,7 @@ Run = Callable[[], object]
 
 
 def device() -> Iterator[Row]:
-    """What all this ran on."""
+    """The hardware and software of the run."""
     properties = torch.cuda.get_device_properties(0)
     driver = subprocess.run(
         ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
@@ -53,7 +53,7 @@ def device() -> Iterator[Row]:
 
 
 def microseconds(contestants: Mapping[str, Run], rounds: int = 9) -> dict[str, dict[str, float]]:
-    """Of each contestant, in turn: median and quartiles."""
+    """The median and the quartiles of each contestant, which run in turn."""
     return {
         name: {"median": t.median * 1e6, "low": t.quartiles[0] * 1e6, "high": t.quartiles[1] * 1e6}
         for name, t in take_turns(contestants, rounds, warmups=2, device=DEVICE).items()
@@ -67,17 +67,17 @@ def copy_bandwidth() -> float:
 
 
 def bandwidth() -> Iterator[Row]:
-    """Of a copy."""
+    """Measures the bandwidth of a copy."""
     yield {"copy GB/s": copy_bandwidth()}
 
 
 def spread(num_tasks: int, elements: int, dtype: torch.dtype) -> TaskGradients:
-    """150 tensors a task."""
+    """Task gradients of 150 tensors for each task."""
     return scattered(num_tasks, elements, dtype, DEVICE)
 
 
 def matrix(num_tasks: int, elements: int, dtype: torch.dtype) -> TaskGradients:
-    """As many numbers in one tensor a task."""
+    """Task gradients with as many elements in one tensor for each task."""
     return listed(num_tasks, [elements], dtype)
 
 
@@ -87,13 +87,13 @@ def listed(num_tasks: int, sizes: list[int], dtype: torch.dtype) -> TaskGradient
 
 
 def copies_beyond_cache(nbytes: int) -> int:
-    """How many copies of a workload take turns, so that each has left the second-level cache when it comes again."""
+    """The number of copies of a workload that take turns, so that the second-level cache never holds the next one."""
     cache = torch.cuda.get_device_properties(0).L2_cache_size if DEVICE == "cuda" else 2 * nbytes
     return 1 if nbytes > 8 * cache else 1 + -(-4 * cache // nbytes)
 
 
 def rotating(runs: list[Run]) -> Run:
-    """Each call is the next one's turn."""
+    """A function each of whose calls runs the next of these."""
     turns = itertools.cycle(runs)
     return lambda: next(turns)()
 
@@ -123,7 +123,7 @@ def row_of(grads: TaskGradients, task: int) -> list[Tensor]:
 
 
 def check_outputs(grads: TaskGradients) -> None:
-    """Poisons memory and looks at what gram and combine leave there: to write nothing would be fast."""
+    """Checks that gram and combine write their results, into memory that held other numbers before."""
     first, last = row_of(grads, 0), row_of(grads, -1)
     products = [(a.double() * b.double()) for a, b in zip(first, last, strict=True)]
     poison = torch.full((grads.num_tasks, grads.num_tasks), torch.nan, dtype=torch.float64, device=DEVICE)
@@ -209,7 +209,7 @@ def step() -> Iterator[Row]:
 
 
 def per_parameter_mm(grads: TaskGradients) -> Tensor:
-    """G as a sum of one small matrix product a tensor."""
+    """G as the sum of one small matrix product for each tensor."""
     columns = [torch.stack([g.reshape(-1) for g in grads.column(t) if g is not None]) for t in range(len(grads.shapes))]
     return torch.stack([J @ J.T for J in columns]).sum(0)
 

@@ -10,16 +10,16 @@ MOST_FAILURES = 40  # whose reasons are kept
 
 
 class Outcomes:
-    """What has become of the tests so far."""
+    """The outcomes of the tests so far."""
 
     def __init__(self, path: Path) -> None:
-        """Keeps it in `path`."""
+        """`path` is the file that is written."""
         self.path = path
         self.counts = {"passed": 0, "failed": 0, "skipped": 0}
         self.failures: list[dict[str, Any]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """One phase of one test has ended."""
+        """Counts one phase of one test."""
         if report.failed:
             self.add_failure(report)
         elif report.skipped or report.when == "call":
@@ -27,31 +27,31 @@ class Outcomes:
         self.write()
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file has been read."""
+        """Counts a test file that could not be read."""
         if report.failed:
             self.add_failure(report)
             self.write()
 
     def add_failure(self, report: pytest.TestReport | pytest.CollectReport) -> None:
-        """Counts it and keeps why."""
+        """Counts a failure and keeps its reason."""
         self.counts["failed"] += 1
         crash = getattr(report.longrepr, "reprcrash", None)
         why = crash.message if crash else report.longreprtext
         self.failures.append({"test": report.nodeid, "why": why[:300]})
 
     def write(self) -> None:
-        """The file, whole or not at all."""
+        """Writes the file completely or not at all."""
         draft = self.path.with_suffix(".draft")
         draft.write_text(json.dumps({**self.counts, "failures": self.failures[:MOST_FAILURES]}))
         draft.replace(self.path)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """--outcomes FILE."""
+    """Adds the option `--outcomes FILE`."""
     parser.addoption("--outcomes", type=Path, required=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One file, also where several processes run the tests: only they have a `workerinput`."""
+    """Registers the plugin in one process only. Workers of pytest-xdist have a `workerinput`."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Outcomes(config.getoption("outcomes")))

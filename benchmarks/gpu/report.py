@@ -12,14 +12,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def tests(result: dict[str, Any]) -> str:
-    """pytest's counts, and what failed."""
+    """The counts of a pytest run, and the tests that failed."""
     lines = [f"{result['passed']} passed, {result['failed']} failed, {result['skipped']} skipped."]
     lines += [f"- {failure['test']}: {failure['why']}" for failure in result["failures"]]
     return "\n".join(lines)
 
 
 def render(results: dict[str, Any]) -> str:
-    """The whole report: the steps, then each step's rows, and the output of those that did not end well."""
+    """The whole report: the steps, the rows of each step, and the output of steps that failed."""
     steps = results["steps"]
     parts = [
         "# mtlfast on a GPU",

@@ -42,7 +42,7 @@ def grid(*axes: list, per: int = 1, take: int = 1) -> list:
 
 
 def shapes_for(name: str, num_tasks: int) -> list:
-    """Many tensors take long with many tasks: then a few more than one table of so many rows holds."""
+    """Many tensors take long with many tasks, so it is then a few more than one table of so many rows holds."""
     return EMULATED_SHAPES[name][: 4080 // (min(num_tasks, 64) + 2) + 5]
 
 
@@ -92,7 +92,7 @@ def test_the_slow_gram_agrees(emulator: Emulator, dtype, num_tasks):
     assert ((emulator.gram(grads, "gram_exact", seed=1) - slow).abs() <= (J.abs() @ J.abs().T) * 1e-13).all()
 
 
-# As many columns as 128 adds in a row take, twice what promise 3 allows: 8 chunks for each of 1024 blocks in registers.
+# So many columns that one of 1024 blocks would make 128 adds in a row, twice what is allowed: it gets 8 chunks.
 WORST = [(3, 8 * 1024 * 4096, torch.float32), *itertools.product([17, 70], [3 * 4096], DTYPES)]
 
 
@@ -134,7 +134,7 @@ def test_combine(emulator: Emulator, dtype, out_dtype, num_out, num_tasks, misal
 
 
 def check_combined(grads, result, weights, out_dtype, scale, before=None):
-    """One rounding to the output, sums in float (double if either is) before it."""
+    """Checks `result` against float64, up to float sums (double sums for fp64) and one rounding to the output."""
     exact = reference.combine(wide(grads), weights, scale=scale)
     sizes = [[None if g is None else g.double().abs() for g in row] for row in grads.rows]
     most = reference.combine(TaskGradients.from_rows(sizes), weights.abs(), scale=abs(scale))
@@ -233,7 +233,7 @@ SOLVE_CASES = grid(SOLVED, [1, 2, 3, 8, 17, 40, 128] if ALL else [1, 2, 3, 8, 17
 
 @pytest.mark.parametrize(("name", "num_tasks"), SOLVE_CASES, ids=str)
 def test_solve(emulator: Emulator, name, num_tasks):
-    # What its aggregator asks of the solver, asked of the kernel: the same source, by a block instead of a thread.
+    # The kernel gets what the aggregator passes to the solver. Both are one source, run by a block or by a thread.
     method = METHODS[name]
     num_tasks = num_tasks if method.any_tasks else 3
     num_tasks = min(max(num_tasks, method.least_tasks), method.most_tasks)
@@ -260,7 +260,7 @@ def test_solve(emulator: Emulator, name, num_tasks):
 
 @pytest.mark.parametrize("given", [(), ("loss_scale",), ("preferences",), ("loss_scale", "preferences")], ids=str)
 def test_solve_with_two_inputs(emulator: Emulator, given):
-    # An absent one is a null pointer, which must be neither moved to the group nor read; each is looked at for NaN.
+    # An absent input is a null pointer, which must be neither offset nor read. Each result is checked for NaN.
     gram, params = conflicting(8), {"max_norm": 1.0, "update_weights_every": 1, "rtol": 1e-9}
     inputs = {"loss_scale": torch.tensor([2.0, 3.0, 4.0]), "preferences": torch.rand(3, 8) + 0.1}
     inputs = {name: inputs[name].double() for name in given}
@@ -292,7 +292,7 @@ def test_solve_where_gradients_depend_on_each_other(emulator: Emulator, method):
 
 
 def test_every_kernel_ran(emulator: Emulator):
-    # Last in this file: what was compiled, by the host compiler and by nvcc, has been run above.
+    # This test is last in the file. All kernels that the host compiler and nvcc compile must have run above.
     compiled = emulator.compiled()
     assert compiled == {kernel for kernel, _ in emulator.cases}
     for kernels in _native.build_facts().get("cuda_kernels", {}).values():

@@ -1,4 +1,4 @@
-"""An installed TorchJD as it is, and under `accelerate()`: the same script twice, the same seeds, the same results."""
+"""The same script with the same seeds has the same results in TorchJD with and without `accelerate()`."""
 
 import copy
 import doctest
@@ -76,7 +76,7 @@ class Network(nn.Module):
 
 
 def train(name: str, steps: int, **settings) -> tuple[Network, list[Tensor | None]]:
-    """What a user of TorchJD writes."""
+    """Trains as a user of TorchJD would write it."""
     torch.manual_seed(0)
     network, aggregator = Network(), make(name)
     # FairGrad's update has one length whatever the gradients': a larger step would leap about the minimum.

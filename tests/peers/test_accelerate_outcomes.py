@@ -105,7 +105,7 @@ ON_PURPOSE = {
     ("FairGrad", "a vector"),
     ("ConFIG", "a vector"),  # the preferred projections cancel: no direction
     ("ConFIG, preferring", "a vector"),
-    ("FairGrad", "times 1e-10"),  # TorchJD's search ends far from the solution
+    ("FairGrad", "times 1e-10"),  # TorchJD stops far from the solution
     ("CAGrad", "dependent"),  # the optimum is zero, and TorchJD's solver stops before
 }
 either_way = pytest.mark.parametrize("optimised", [False, True])
@@ -121,7 +121,7 @@ def _off_again() -> Iterator[None]:
 
 
 def outcome(call: Callable[[], Tensor | None], on: bool) -> Tensor | None | str:
-    """What it returns, or its error in words."""
+    """The result of the call, or its error as text."""
     torch.manual_seed(3)
     with accelerate() if on else contextlib.nullcontext():
         try:

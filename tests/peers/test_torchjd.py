@@ -114,7 +114,7 @@ def test_same_update(name):
                 gram *= 1e6  # TorchJD adds 1e-8 to a square of the gradients' length, and 20 steps amplify it
             update = ours.weights(gram, rtol=1e-14) @ J  # where weights are not unique, the update is
             if name.startswith("FairGrad") and sum(ours.diagnostics().values()):
-                ours.reset()  # no weights satisfy its equation, and TorchJD returns where its search stood
+                ours.reset()  # its equations have no solution, and TorchJD returns its last iterate
                 continue
             wanted = theirs(gram) @ J
             # TorchJD's CAGrad is as exact as its convex solver; the next test shows whose optimum is lower.
@@ -132,7 +132,7 @@ def test_config_gives_the_same_update(preferences):
 
 @pytest.mark.filterwarnings("ignore:You are solving a parameterized problem")
 def test_nash_mtl_gives_the_same_update_where_torchjd_solves_its_equations():
-    # TorchJD runs at most 20 convex programs; at 8 tasks they end elsewhere in one case of four.
+    # TorchJD runs at most 20 convex programs. At 8 tasks one case in four has not reached the solution then.
     def residual(J: Tensor, w: Tensor) -> float:
         gram = J @ J.T
         return float((w * (gram @ w) - 1).abs().max())

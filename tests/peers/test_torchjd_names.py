@@ -1,4 +1,4 @@
-"""What mtlfast says of torchjd.aggregation's names, beside an installed TorchJD: none is missing, none is made up."""
+"""The names that mtlfast takes over from torchjd.aggregation, compared with those of an installed TorchJD."""
 
 import inspect
 import re
