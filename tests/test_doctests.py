@@ -16,6 +16,7 @@ SHOWN = (
     "PCGrad",
     "StepResult",
     "TaskGradients",
+    "UPGrad",
     "UW",
     "backward",
     "combine",

@@ -1,4 +1,4 @@
-"""UPGrad and DualProj: projections onto the cone of directions that no task minds."""
+"""UPGrad and DualProj: projections onto the dual cone of the task gradients."""
 
 from __future__ import annotations
 
@@ -11,39 +11,42 @@ from mtlfast.aggregation._step import Step
 class _DualCone(HasPreferences):
     counts = ("unconverged",)
     reg_eps = Real(0)
-    _of_trace = False  # is the regularisation relative to G's trace, as TorchJD's, in place of each gradient's length?
+    _of_trace = False  # whether reg_eps is relative to the trace of G, as in TorchJD, and not to each gradient's G_ii
 
     def __init__(self, pref_vector: Vector | None = None, reg_eps: float = 1e-4) -> None:
-        """See the class."""
         super().__init__(pref_vector)
         self.reg_eps = reg_eps
 
     def params(self, step: Step) -> dict[str, float]:
-        """The regularisation."""
         return {"reg_eps": self.reg_eps, "of_trace": self._of_trace}
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return f"pref_vector={self.pref_vector}, reg_eps={self.reg_eps}"
 
 
 class UPGrad(_DualCone):
-    """Projects each task's gradient onto the cone of directions that no task minds, then adds the projections up.
+    """Projects each task's gradient onto the dual cone of all task gradients, then sums the projections.
 
-    The cone holds the d with d g_j >= 0 for every task j. Quinton and Rey, "Jacobian Descent for Multi-Objective
-    Optimization" (2024).
+    The dual cone holds the directions d with d g_j >= 0 for every task j: a small step along them raises no task's
+    loss. Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization" (2024).
 
     Args:
-        pref_vector: [n], what each task's gradient is multiplied by first; None: 1/K.
-        reg_eps: what each gradient's own G_ii is multiplied by and added to it. With 0 no task is ever harmed; the
-            default keeps weights small where gradients are nearly opposite, and may harm one a little there: two
-            gradients at an angle of t, whatever their lengths, have a cosine to the direction of at least
-            -reg_eps |cos t| / sin t.
+        pref_vector: [n], the factor of each task's gradient before it is projected. None: 1/K.
+        reg_eps: the regularisation, relative to each gradient's own length: every G_ii is multiplied by 1 + reg_eps.
+            With 0 no task's loss ever rises to first order. The default keeps the weights small where gradients are
+            nearly opposite, and one task may lose a little there. For two gradients at an angle of t, the cosine
+            between either and the direction is at least -reg_eps |cos t| / sin t.
 
     Raises:
         ValueError: `pref_vector` has not one dimension, or `reg_eps` is negative.
 
-    Cost: two reads of K * P, one write of P; about K^4 / 10 for the solve. Scale-free.
+    Cost: two reads of K * P and one write of P; the solve takes about K^4 / 10 operations. Scale-free.
+
+    Example:
+        >>> import torch
+        >>> from mtlfast.aggregation import UPGrad
+        >>> UPGrad(reg_eps=0.0)(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]))
+        tensor([0.2500, 0.7500])
     """
 
     paper = "Quinton and Rey, 2024"
@@ -51,19 +54,20 @@ class UPGrad(_DualCone):
 
 
 class DualProj(_DualCone):
-    """Projects the mean gradient onto the cone of directions that no task minds.
+    """Projects the mean gradient onto the dual cone of all task gradients.
 
-    The cone holds the d with d g_j >= 0 for every task j. Lopez-Paz and Ranzato, "Gradient Episodic Memory for
+    The dual cone holds the directions d with d g_j >= 0 for every task j: a small step along them raises no task's
+    loss. Lopez-Paz and Ranzato, "Gradient Episodic Memory for
     Continual Learning" (NeurIPS 2017), Equation 11.
 
     Args:
-        pref_vector: [n], the weights of the combination that is projected; None: 1/K.
-        reg_eps: what each gradient's own G_ii is multiplied by and added to it; see UPGrad.
+        pref_vector: [n], the weights of the combination that is projected. None: 1/K.
+        reg_eps: the regularisation, relative to each gradient's own length, as for UPGrad.
 
     Raises:
         ValueError: `pref_vector` has not one dimension, or `reg_eps` is negative.
 
-    Cost: two reads of K * P, one write of P; about K^3 for the solve. Scale-free.
+    Cost: two reads of K * P and one write of P; the solve takes about K^3 operations. Scale-free.
     """
 
     paper = "Lopez-Paz and Ranzato, NeurIPS 2017"

@@ -11,20 +11,22 @@ from mtlfast.aggregation._step import Step
 
 
 class Krum(SolvedAggregator):
-    """The mean of those gradients that lie closest to their nearest others: outliers get no weight.
+    """The mean of the gradients that lie closest to their nearest neighbours, so that outliers get no weight.
 
-    A gradient's score is the sum of its distances to the K - n_byzantine - 2 nearest others; the lowest win. Blanchard
-    et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent" (NeurIPS 2017). As TorchJD it adds
-    distances, the paper adds their squares.
+    The score of a gradient is the sum of its distances to the K - n_byzantine - 2 nearest others. The gradients with
+    the lowest scores are averaged, and of equal scores that of the lower index comes first. Blanchard et al., "Machine
+    Learning with Adversaries: Byzantine Tolerant Gradient Descent" (NeurIPS 2017). Like TorchJD it adds distances,
+    where the paper adds their squares.
 
     Args:
-        n_byzantine: how many gradients may come from an adversary, f.
-        n_selected: how many are averaged; 1 is Krum, more are Multi-Krum.
+        n_byzantine: f, how many gradients may come from an adversary.
+        n_selected: how many gradients are averaged. 1 is Krum, and more are Multi-Krum.
 
     Raises:
-        ValueError: an argument is no such number; at a call, there are fewer than n_byzantine + 3 or n_selected tasks.
+        ValueError: an argument is no such number. A call raises it if there are fewer tasks than n_byzantine + 3 or
+            n_selected.
 
-    Cost: two reads of K * P, one write of P; K^3 for the solve. Scale-free.
+    Cost: two reads of K * P and one write of P; the solve takes K^3 operations. Scale-free.
     """
 
     paper = "Blanchard et al., NeurIPS 2017"
@@ -33,14 +35,13 @@ class Krum(SolvedAggregator):
     n_selected = Whole(1)
 
     def __init__(self, n_byzantine: int, n_selected: int = 1) -> None:
-        """See the class."""
         super().__init__()
         self.n_byzantine = n_byzantine
         self.n_selected = n_selected
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
-        """With as many adversaries as it can stand, one at most."""
+        """Krum for so many tasks: with one adversary if there are at least four tasks, else with none."""
         return cls(n_byzantine=1 if num_tasks >= 4 else 0)
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
@@ -54,9 +55,7 @@ class Krum(SolvedAggregator):
             )
 
     def params(self, step: Step) -> dict[str, float]:
-        """The constructor's arguments."""
         return {"n_byzantine": self.n_byzantine, "n_selected": self.n_selected}
 
     def extra_repr(self) -> str:
-        """The constructor's arguments."""
         return f"n_byzantine={self.n_byzantine}, n_selected={self.n_selected}"

@@ -21,7 +21,9 @@ def grown(
     fill: float,
     device: torch.device,
 ) -> Tensor:
-    """The state [*groups, *shape] on `device` with what `old` held, `fill` elsewhere; `old` itself if it is that.
+    """The state [*groups, *shape] on `device` with the entries of `old`, and `fill` elsewhere.
+
+    It is `old` itself if that has the shape and the device already.
 
     Raises:
         ValueError: `old` has other groups.
@@ -40,43 +42,42 @@ def grown(
 
 
 class SolvedAggregator(GramAggregator):
-    """A method of the solver list: its name, its host constants, its device inputs, its state.
+    """An aggregator whose weights a solver of `csrc/solve` computes.
 
-    A subclass says what the solver's header says, and nothing else.
+    A subclass names the solver, and says which numbers of a step are its params, inputs and state.
     """
 
     reads = Reads.EXACT_GRAM  # most decide about ranks, hulls or feasibility; a subclass says otherwise
     method: str
-    state_fill = 0.0  # of a task that was not there before
+    state_fill = 0.0  # the initial state of a task
     counts: tuple[str, ...] = ()  # what the state's first numbers count, as `diagnostics` calls it
     state: Tensor | None
 
     def __init__(self) -> None:
-        """No state yet: the first call knows the tasks, the groups and the device."""
         super().__init__()
         self.register_buffer("state", None)
         self._fits: tuple[object, ...] = (None,)  # a state, and the shapes of a call that it is known to fit
 
     @abstractmethod
     def params(self, step: Step) -> dict[str, float]:
-        """The solver's host constants, by the names in its header."""
+        """The host constants that the solver takes, by their names in its header."""
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
-        """The solver's device inputs that there are, likewise, with gram's leading dimensions."""
+        """The device inputs that the solver takes, by their names in its header, [groups of gram, ...]."""
         return {}
 
     def state_shape(self, known: int) -> tuple[int, ...]:
-        """The state's shape behind the groups for so many tasks; (): the method keeps none."""
+        """The shape of one group's state for `known` tasks, or () if the method keeps no state."""
         return (len(self.counts),) if self.counts else ()
 
     def solve(self, gram: Tensor, step: Step) -> Tensor:
-        """The solver's weights; see `GramAggregator.solve`."""
+        """The weights that the solver finds."""
         return ops.solve(*self.solve_arguments(gram, step))
 
     def solve_arguments(
         self, gram: Tensor, step: Step
     ) -> tuple[Tensor, str, dict[str, float], dict[str, Tensor], Tensor | None, tuple[int, ...] | None, Tensor | None]:
-        """What `ops.solve` is called with: the state large enough, random numbers drawn."""
+        """The arguments for `ops.solve`, with random numbers drawn and the state grown to the step's tasks."""
         if not step.training:
             state = self._grown(gram, step)
             state = state.clone() if state is not None and state is self.state else state
@@ -97,7 +98,7 @@ class SolvedAggregator(GramAggregator):
         )
 
     def _grown(self, gram: Tensor, step: Step) -> Tensor | None:
-        """The state, large enough for the step's tasks, on gram's device; None for a method without one."""
+        """The state on gram's device, grown to the step's tasks; None if the method keeps none."""
         least = self.state_shape(0)
         if not least:
             return None
