@@ -79,6 +79,10 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     taken, known = config.stash.get(TAKEN, (0, 0))
     terminalreporter.write_line(f"grids: MTLFAST_GRID={GRID} MTLFAST_SEED={SEED}, {taken} of {known} cases")
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        if report.when == "call" and report.user_properties:
+            recorded = ", ".join(f"{name}: {value}" for name, value in report.user_properties)
+            terminalreporter.write_line(f"{report.nodeid.split('::')[-1]}: {recorded}")
 
 
 @pytest.fixture(autouse=True)

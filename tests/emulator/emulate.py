@@ -4,6 +4,7 @@ Every output is written between two guards of noise, which a call must leave alo
 """
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -52,8 +53,10 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), sanitiz
     rules += [f"rule link\n  command = {CXX} -shared -fsanitize={sanitize} $in -o $out\n"]
     rules += [f"build {o}: cxx {source}\n" for o, source in zip(objects, sources, strict=True)]
     rules += [f"build {folder / 'lib.so'}: link {' '.join(map(str, objects))}\n"]
-    (folder / "build.ninja").write_text("\n".join(rules))
-    run = subprocess.run([sys.executable, "-m", "ninja", "-C", folder], capture_output=True, text=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist may have several processes here at once
+        (folder / "build.ninja").write_text("\n".join(rules))
+        run = subprocess.run([sys.executable, "-m", "ninja", "-C", folder], capture_output=True, text=True)
     if run.returncode != 0:
         raise RuntimeError(f"the emulator does not compile:\n{run.stdout[-5000:]}")
     return str(folder / "lib.so")
