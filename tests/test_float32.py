@@ -44,7 +44,7 @@ def test_with_the_references_solvers(kind, monkeypatch):
 
 
 class Asked(RowsJacobian):
-    """It remembers how exact it was asked to be."""
+    """A Jacobian that remembers the precision that it was asked for."""
 
     def gram(self, precision: str | None = None) -> Tensor:
         self.precision = precision

@@ -63,6 +63,26 @@ def is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def rounded(gram: Tensor, rtol: float, dtype: torch.dtype) -> Tensor:
+    """A float64 Gram matrix in the dtype in which hooks see it; solvers get back what was rounded, by `unrounded`.
+
+    Args:
+        gram: [m, m] float64.
+        rtol: m times the relative precision of a product of two gradients.
+        dtype: the Jacobian's.
+    """
+    given = gram.to(dtype)
+    if given is not gram and not given.is_inference():
+        given.__dict__["_rounded_from"] = gram, rtol, given._version
+    return given
+
+
+def unrounded(given: Tensor) -> tuple[Tensor, float] | None:
+    """What `rounded` was called with for this tensor; None: it is another one, or was written to since."""
+    gram, rtol, version = given.__dict__.get("_rounded_from", (None, 0.0, None))
+    return None if gram is None or given._version != version else (gram, rtol)
+
+
 class Weighting(nn.Module):
     """A module that computes the weights of an aggregator from a Gramian [m, m].
 
@@ -89,7 +109,8 @@ class Weighting(nn.Module):
         """The weights [m] in the Gramian's dtype. `rtol` is that of `GramAggregator.weights`."""
         if gramian.dim() < 2 or gramian.shape[-1] != gramian.shape[-2]:
             raise ValueError(f"{type(self).__name__}: gramian has shape {list(gramian.shape)}, expected [m, m]")
-        return self.aggregator.weights(gramian.double(), rtol=rtol).to(gramian.dtype)
+        gram, known = unrounded(gramian) or (gramian.double(), None)
+        return self.aggregator.weights(gram, rtol=rtol if known is None else known).to(gramian.dtype)
 
     def reset(self) -> None:
         self.aggregator.reset()
@@ -155,10 +176,10 @@ class OfMatrix(nn.Module):
         """The weights [m] in the matrix's dtype. Hooks on the weighting see a Gramian of that dtype."""
         jacobian = RowsJacobian(TaskGradients.from_matrix(matrix))
         precision = self.weighting.aggregator.reads.precision
-        gram = jacobian.gram(precision)
+        gram, rtol = jacobian.gram(precision), jacobian.num_tasks * jacobian.product_rtol(precision)
         if is_hooked(self.weighting):
-            gram = gram.to(matrix.dtype)
-        weights: Tensor = self.weighting(gram, rtol=jacobian.num_tasks * jacobian.product_rtol(precision))
+            gram = rounded(gram, rtol, matrix.dtype)
+        weights: Tensor = self.weighting(gram, rtol=rtol)
         return weights.to(matrix.dtype)
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from mtlfast import ops
 from mtlfast.compat._torchjd_faces import is_hooked
 
-# A function of TorchJD's weighting object, the Gram matrix in float64, and the Gram matrix as it was given. It returns
-# the weights, or None if TorchJD must compute them itself.
-WeightsOf = Callable[[Any, Tensor, Tensor], Tensor | None]
+# A function of TorchJD's weighting object, the Gram matrix in float64, the Gram matrix as it was given, and K times the
+# relative precision of a product. It returns the weights, or None if TorchJD must compute them itself.
+WeightsOf = Callable[[Any, Tensor, Tensor, float], Tensor | None]
 
 
-def _rtol(given: Tensor) -> float:
+def rtol_of(given: Tensor) -> float:
     """TorchJD's relative cutoff for eigenvalues, which follows from the dtype of its matrix."""
     return len(given) * torch.finfo(given.dtype).eps
 
@@ -31,7 +31,7 @@ def is_gramian(given: Tensor) -> bool:
     """
     if given.dtype not in (torch.float32, torch.float64) or given.shape[0] != given.shape[1]:
         return False
-    gram, rounding = given.double(), 4 * _rtol(given)
+    gram, rounding = given.double(), 4 * rtol_of(given)
     trace = gram.trace()
     if not torch.equal(gram, gram.mT) and not bool((gram - gram.mT).abs().amax() <= rounding * trace):  # host: as below
         return False
@@ -86,13 +86,13 @@ def _keys(orders: list[Tensor], others: bool, device: torch.device) -> Tensor:
     return keys.to(device)  # host: TorchJD draws its orders on the CPU
 
 
-def pcgrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
+def pcgrad(weighting: Any, gram: Tensor, given: Tensor, rtol: float) -> Tensor:
     """As TorchJD, it draws one torch.randperm for each gradient."""
     orders = [torch.randperm(len(gram)) for _ in range(len(gram))]
     return ops.solve(gram, "pcgrad", {"mean": False, "itself": False}, {"keys": _keys(orders, False, gram.device)})
 
 
-def gradvac(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
+def gradvac(weighting: Any, gram: Tensor, given: Tensor, rtol: float) -> Tensor:
     """The running cosines stay in TorchJD's buffer, on the CPU and in its dtype."""
     weighting._ensure_state(len(gram), given.dtype)
     orders = [torch.randperm(len(gram) - 1) for _ in range(len(gram))]
@@ -103,13 +103,13 @@ def gradvac(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
     return weights
 
 
-def mgda(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
+def mgda(weighting: Any, gram: Tensor, given: Tensor, rtol: float) -> Tensor:
     """As TorchJD, it takes steps of Frank and Wolfe's algorithm, with the same stopping rule."""
     params = {"epsilon": weighting.epsilon, "max_iters": weighting.max_iters, "norms": 0}
     return ops.solve(gram, "mgda", params)
 
 
-def cagrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
+def cagrad(weighting: Any, gram: Tensor, given: Tensor, rtol: float) -> Tensor | None:
     """Solves to the optimum, where TorchJD's convex solver stops some digits before.
 
     TorchJD serves a `c` without one.
@@ -117,19 +117,20 @@ def cagrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
     if not 0 < weighting.c < math.inf:
         return None
     eps = float(weighting.norm_eps)
-    weights = ops.solve(gram, "cagrad", {"c": float(weighting.c), "rescale": 0, "norm_eps": eps, "rtol": 0.0})
+    params = {"c": float(weighting.c), "rescale": 0, "norm_eps": eps, "rtol": rtol / len(gram)}
+    weights = ops.solve(gram, "cagrad", params)
     return torch.where(gram.trace() < eps, 0.0, weights)
 
 
 def _dual_cone(method: str) -> WeightsOf:
-    def weights_of(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
+    def weights_of(weighting: Any, gram: Tensor, given: Tensor, rtol: float) -> Tensor | None:
         from torchjd.linalg import QuadprogProjector
 
         projector = weighting.projector
         if type(projector) is not QuadprogProjector:  # a projector of the user's
             return None
         reg_eps = float(projector.reg_eps)
-        if reg_eps < 4 * _rtol(given):  # quadprog may refuse a matrix with so little regularisation
+        if reg_eps < 4 * rtol_of(given):  # quadprog may refuse a matrix with so little regularisation
             return None
         preferences = _preferences(weighting, given, same_dtype=False)
         if preferences is None:
@@ -142,26 +143,26 @@ def _dual_cone(method: str) -> WeightsOf:
     return weights_of
 
 
-def aligned_mtl(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
+def aligned_mtl(weighting: Any, gram: Tensor, given: Tensor, rtol: float) -> Tensor | None:
     """TorchJD itself refuses an unknown scale mode."""
     if weighting.scale_mode not in ("min", "median", "rmse"):
         return None
     preferences = _preferences(weighting, given, same_dtype=True)
     if preferences is None:
         return None
-    params = {"scale_mode": ("min", "median", "rmse").index(weighting.scale_mode), "rtol": _rtol(given)}
+    params = {"scale_mode": ("min", "median", "rmse").index(weighting.scale_mode), "rtol": rtol}
     return ops.solve(gram, "aligned_mtl", params, {"preferences": preferences})
 
 
-def imtlg(weighting: Any, gram: Tensor, given: Tensor) -> Tensor:
+def imtlg(weighting: Any, gram: Tensor, given: Tensor, rtol: float) -> Tensor:
     """Uses the cutoff of torch's pseudo-inverse. As in TorchJD, weights whose sum is below 1e-12 become zero."""
-    weights = ops.solve(gram, "imtlg", {"rtol": _rtol(given)})
+    weights = ops.solve(gram, "imtlg", {"rtol": rtol})
     norms, products = gram.diagonal().sqrt(), gram @ weights
     total = (norms @ products) / (products @ products)  # of v = G^+ norms: weights = v / total
     return torch.where(total.abs() < 1e-12, 0.0, weights)
 
 
-def krum(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
+def krum(weighting: Any, gram: Tensor, given: Tensor, rtol: float) -> Tensor | None:
     """TorchJD itself refuses too few gradients. It also breaks the ties that scores of one nearest neighbour bring."""
     weighting._check_matrix_shape(given)
     if len(gram) - weighting.n_byzantine - 2 == 1:
@@ -170,11 +171,11 @@ def krum(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
     return ops.solve(gram, "krum", params)
 
 
-def fairgrad(weighting: Any, gram: Tensor, given: Tensor) -> Tensor | None:
+def fairgrad(weighting: Any, gram: Tensor, given: Tensor, rtol: float) -> Tensor | None:
     """TorchJD itself serves a bound on the iterations, because that changes the result."""
     if weighting.max_iters is not None or not weighting.alpha >= 0:
         return None
-    return ops.solve(gram, "fairgrad", {"alpha": float(weighting.alpha), "rtol": _rtol(given)})
+    return ops.solve(gram, "fairgrad", {"alpha": float(weighting.alpha), "rtol": rtol})
 
 
 # By the weighting's name in torchjd.aggregation.
@@ -190,6 +191,8 @@ WEIGHTS_OF: dict[str, WeightsOf] = {
     "KrumWeighting": krum,
     "FairGradWeighting": fairgrad,
 }
+# They decide no ranks, hulls or feasibility: float32 sums are enough.
+BY_FAST_SUMS = {"PCGradWeighting", "GradVacWeighting"}
 
 
 def config(aggregator: Any, gram: Tensor, jacobian: Tensor, columns: int) -> Tensor | None:
@@ -210,5 +213,5 @@ def config(aggregator: Any, gram: Tensor, jacobian: Tensor, columns: int) -> Ten
     if preferences is None:
         return None
     cutoff = max(len(gram), columns) * torch.finfo(jacobian.dtype).eps
-    rtol = max(cutoff**2, _rtol(gram))  # a float64 Gram matrix cannot tell smaller eigenvalues from rounding
+    rtol = max(cutoff**2, rtol_of(gram))  # a float64 Gram matrix cannot tell smaller eigenvalues from rounding
     return ops.solve(gram, "config", {"length": -1, "task": 0, "rtol": rtol}, {"preferences": preferences})

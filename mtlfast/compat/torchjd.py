@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from mtlfast import ops
 from mtlfast.compat import _torchjd_weights as jd_weights
-from mtlfast.compat._torchjd_faces import Weighted, is_hooked
+from mtlfast.compat._torchjd_faces import Weighted, Weighting, is_hooked, rounded, unrounded
 from mtlfast.compat._torchjd_names import *  # noqa: F403
 from mtlfast.compat._torchjd_names import __all__ as _names
+from mtlfast.ops._precision import product_rtol
 from mtlfast.task_gradients import DTYPES, TaskGradients
 
 VERSIONS = ("0.17", "0.18")
@@ -40,7 +41,7 @@ class accelerate:
     float64 that are finite and positive semi-definite. All others and the zero matrix are left to TorchJD, so that
     errors and NaN stay the same. On a GPU this check waits for the Gramian once a call.
 
-    Differences from TorchJD: Gram matrices are summed in float64 before they are rounded to the Jacobian's dtype.
+    Differences from TorchJD: solvers read the Gram matrix in float64, while hooks see it in the Jacobian's dtype.
     CAGrad and FairGrad are solved to the optimum, and FairGrad has MGDA's weights if its equations have no solution.
     IMTLG and ConFIG decide about the rank with unit gradients.
 
@@ -101,7 +102,9 @@ def _patch() -> None:
 
     for name, weights_of in jd_weights.WEIGHTS_OF.items():
         weighting = getattr(torchjd.aggregation, name)
-        _replace(weighting, "forward", _on_solver(weights_of, weighting.forward))
+        forward = _on_solver(weights_of, weighting.forward)
+        forward.precision = "fast" if name in jd_weights.BY_FAST_SUMS else "exact"
+        _replace(weighting, "forward", forward)
     whole = torchjd.aggregation.ConFIG
     _replace(whole, "forward", _without_a_pseudo_inverse(whole.forward))
     composition = _weighting_bases._Composition
@@ -131,7 +134,8 @@ def _ours(*tensors: Tensor) -> bool:
 def _on_solver(weights_of: jd_weights.WeightsOf, original: Any) -> Any:
     def forward(self: Any, gramian: Tensor, /) -> Tensor:
         if gramian.dim() == 2 and _ours(gramian) and jd_weights.is_gramian(gramian):
-            weights = weights_of(self, gramian.double(), gramian)
+            gram, rtol = unrounded(gramian) or (gramian.double(), jd_weights.rtol_of(gramian))
+            weights = weights_of(self, gram, gramian, rtol)
             if weights is not None:
                 return weights.to(gramian.dtype)
         result: Tensor = original(self, gramian)
@@ -140,15 +144,25 @@ def _on_solver(weights_of: jd_weights.WeightsOf, original: Any) -> Any:
     return forward
 
 
-def _gram_as_theirs(grads: TaskGradients) -> Tensor:
-    """The Gram matrix in the gradients' dtype. Its sums overflow where those of TorchJD do."""
+def _gram_for(weighting: Any, grads: TaskGradients) -> Tensor:
+    """The Gram matrix in the gradients' dtype, as a Gramian weighting of TorchJD's or a face of one is to see it.
+
+    Its sums overflow where TorchJD's do, to NaN where infinities meet.
+    """
+    face = isinstance(weighting, Weighting)
+    precision = weighting.aggregator.reads.precision if face else getattr(type(weighting).forward, "precision", "fast")
+    if precision == "exact" and grads.dtype == torch.float32:
+        rtol = grads.num_tasks * product_rtol(grads, precision)
+        gram = rounded(ops.gram(grads, precision=precision), rtol, grads.dtype)
+        if face or bool(gram.isfinite().all()):  # host: the solver asks next, of the same matrix
+            return gram
     return ops.gram(grads, precision="fast").to(grads.dtype)
 
 
 def _gram_first(original: Any, compute_gramian: Any) -> Any:
     def forward(self: Any, stat: Tensor, /) -> Tensor:
         if self.fn is compute_gramian and stat.dim() == 2 and _ours(stat):
-            result: Tensor = self.weighting(_gram_as_theirs(TaskGradients.from_matrix(stat)))
+            result: Tensor = self.weighting(_gram_for(self.weighting, TaskGradients.from_matrix(stat)))
         else:
             result = original(self, stat)
         return result
@@ -262,7 +276,8 @@ def _is_as_made(aggregator: Any) -> bool:
 def _weigh(aggregator: Any, jacobians: Any) -> tuple[TaskGradients, Tensor]:
     """The task gradients, and the weights of the aggregator's `gramian_weighting` for G in the Jacobian's dtype."""
     grads = TaskGradients.from_stacked(list(jacobians))
-    return grads, aggregator.gramian_weighting(_gram_as_theirs(grads))
+    weighting = aggregator.gramian_weighting
+    return grads, weighting(_gram_for(weighting, grads))
 
 
 def _fits(weights: Tensor, grads: TaskGradients) -> bool:
