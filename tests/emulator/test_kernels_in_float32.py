@@ -20,6 +20,6 @@ def test_it_is_as_right_as_in_float64(emulator: Emulator, kind, monkeypatch):
     monkeypatch.setattr(ops, "solve", emulator.solve)
     tally = Tally()
     for dtype, sample in SAMPLES.items():
-        for problem in problems(kind, dtype, sample, most=(16, 4096)):
+        for problem in problems(kind, dtype, sample, (16, 4096)):
             judge_every_method(tally, problem, {"emulated": partial(emulator.gram, name="gram_exact")})
     tally.check()
