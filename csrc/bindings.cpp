@@ -1,4 +1,5 @@
 // The pybind11 module mtlfast._C: the marshalled table and, on it, the ops that eager calls use.
+#include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -97,10 +98,22 @@ py::dict cuda_facts() {
   int count = 0;
   const char* error = mtlfast::cuda::device_count(&count);
   facts["runtime"] = mtlfast::cuda::runtime_version();
+  facts["driver"] = mtlfast::cuda::driver_version();
   facts["devices"] = count;
   facts["error"] = error ? py::object(py::str(error)) : py::none();
 #endif
   return facts;
+}
+
+// Why kernels cannot run on a GPU: the name of a cudaError_t; None if they can.
+std::optional<std::string> cuda_error([[maybe_unused]] int64_t index) {
+#ifdef MTLFAST_WITH_CUDA
+  const c10::DeviceGuard guard(at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index)));
+  const char* error = mtlfast::cuda::kernel_error();
+  return error ? std::make_optional<std::string>(error) : std::nullopt;
+#else
+  return std::nullopt;
+#endif
 }
 
 // From a method to: names of params, names of inputs, sizes of inputs, size of the state, whether it has coefficients.
@@ -137,5 +150,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("read", &mtlfast::read, NoGil());
   m.def("isa", [] { return std::string(mtlfast::kernels().isa); });
   m.def("cuda_facts", &cuda_facts);
+  m.def("cuda_error", &cuda_error);
   m.def("solver_facts", &solver_facts);
 }

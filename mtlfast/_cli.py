@@ -2,7 +2,7 @@
 
 import os
 import platform
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -11,6 +11,7 @@ from rich.table import Table
 
 import mtlfast
 from mtlfast import _native
+from mtlfast._gpu import version_of
 from mtlfast._methods import methods_tables
 from mtlfast.bench.run import run_bench
 from mtlfast.compat import torchjd
@@ -38,6 +39,7 @@ def info() -> None:
             isa = str(error)
         rows["CPU kernels"] = f"{', '.join(facts['cpu_units'])}; in use: {isa}, {torch.get_num_threads()} threads"
         rows["CUDA kernels"] = _cuda_line(facts, native.cuda_facts())
+        rows.update(_unserved())
     rows["torchjd"] = torchjd.status()
     settings = {
         name: os.environ[name] for name in ("MTLFAST_REQUIRE_NATIVE", "MTLFAST_CPU_CAPABILITY") if name in os.environ
@@ -49,19 +51,28 @@ def info() -> None:
     Console(soft_wrap=True).print(table)
 
 
-def _cuda_line(facts: dict[str, object], cuda: dict[str, object]) -> str:
+def _cuda_line(facts: dict[str, Any], cuda: dict[str, Any]) -> str:
     if not cuda:
         return "none in this build"
     archs, kernels = facts["cuda_archs"], facts["cuda_kernels"]
-    assert isinstance(archs, list)
-    assert isinstance(kernels, dict)
     counts = sorted({len(of_arch) for of_arch in kernels.values()})
-    line = f"{' or '.join(map(str, counts))} kernels for {', '.join(archs)}"
+    line = f"{' or '.join(map(str, counts))} kernels for {', '.join(archs)}, {_cuda_versions(cuda)}"
+    if torch.cuda.is_available():
+        return f"{line}; {torch.cuda.device_count()} devices"
     if cuda["error"] or not cuda["devices"]:
         return f"{line}; no device to use ({cuda['error'] or 'no GPU'})"
-    if not torch.cuda.is_available():
-        return f"{line}; {cuda['devices']} devices, but this torch has no CUDA"
-    return f"{line}; {cuda['devices']} devices"
+    return f"{line}; {cuda['devices']} devices, but this torch has no CUDA"
+
+
+def _cuda_versions(cuda: dict[str, Any]) -> str:
+    driver = f"driver of CUDA {version_of(cuda['driver'])}" if cuda["driver"] else "no driver"
+    return f"runtime of CUDA {version_of(cuda['runtime'])}, {driver}"
+
+
+def _unserved() -> dict[str, str]:
+    """A row for each GPU that the reference serves: why."""
+    reasons = {f"on cuda:{i}": _native.why_not(torch.device("cuda", i)) for i in range(torch.cuda.device_count())}
+    return {gpu: f"plain-PyTorch reference: {reason}" for gpu, reason in reasons.items() if reason}
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Loads the compiled extension, or knows the reason why it is not in use.
 
 Importing mtlfast works without the extension. Every op then runs its plain-PyTorch reference, and the first call warns
-once and gives the reason. With MTLFAST_REQUIRE_NATIVE=1 that call raises an error instead.
+once and gives the reason. With MTLFAST_REQUIRE_NATIVE=1 that call raises an error instead. The same holds for a GPU
+that cannot run the extension's CUDA kernels.
 """
 
 import functools
@@ -14,6 +15,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+
+from mtlfast import _gpu
 
 
 def build_facts() -> dict[str, Any]:
@@ -47,26 +50,41 @@ C, REASON = _load()
 
 
 @functools.cache
-def _complain() -> None:
+def _complain(reason: str) -> None:
     if os.environ.get("MTLFAST_REQUIRE_NATIVE", "0") not in ("", "0"):
-        raise ImportError(f"MTLFAST_REQUIRE_NATIVE is set, but {REASON}")
-    warnings.warn(f"{REASON}; mtlfast runs its plain-PyTorch reference instead", RuntimeWarning, stacklevel=4)
+        raise ImportError(f"MTLFAST_REQUIRE_NATIVE is set, but {reason}")
+    warnings.warn(f"{reason}; mtlfast runs its plain-PyTorch reference instead", RuntimeWarning, stacklevel=4)
 
 
 def module() -> ModuleType | None:
     """The extension. Without it the function returns None and, the first time, warns or raises with the reason."""
     if C is None and not torch.compiler.is_compiling():
-        _complain()
+        _complain(REASON)
     return C
 
 
 @functools.cache
-def _with_cuda() -> bool:
-    return build_facts().get("nvcc") is not None
+def why_not(device: torch.device) -> str:
+    """Why compiled kernels do not serve tensors on `device`; '' if they do. On 'meta' the fake kernels do."""
+    if C is None or device.type in ("cpu", "meta"):
+        return REASON
+    if device.type != "cuda":
+        return f"mtlfast has no compiled kernels for {device.type}"
+    return _gpu.why_not(C, build_facts(), device.index or 0)
 
 
 def serves(device: torch.device) -> bool:
-    """Whether compiled kernels serve tensors on `device`; on 'meta' the fake kernels do."""
-    if C is None:
-        return module() is not None
-    return device.type in ("cpu", "meta") or (device.type == "cuda" and _with_cuda())
+    """Whether compiled kernels serve tensors on `device`. If not, the first call warns or raises with the reason."""
+    if C is not None and device.type in ("cpu", "meta"):
+        return True
+    served: bool = _serves_after_asking(device)
+    return served
+
+
+# torch.compile calls this while it traces and takes the answer as a constant.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+def _serves_after_asking(device: torch.device) -> bool:
+    reason = why_not(device)
+    if reason:
+        _complain(reason)
+    return not reason

@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     # Without the extension the first op warns once; MTLFAST_REQUIRE_NATIVE=1 makes this line fail instead.
     warnings.simplefilter("ignore")
     NATIVE = _native.module() is not None
-    CUDA_KERNELS = _native.serves(torch.device("cuda"))
+    CUDA_KERNELS = _native.why_not(torch.device("cuda")) == ""
 
 
 def reason_to_skip(marks: set[str]) -> str | None:

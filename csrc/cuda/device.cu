@@ -36,6 +36,11 @@ int runtime_version() {
   return cudaRuntimeGetVersion(&version) == cudaSuccess ? version : 0;
 }
 
+int driver_version() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
 const char* device_count(int* count) {
   *count = 0;
   const cudaError_t error = cudaGetDeviceCount(count);

@@ -20,6 +20,19 @@ const char* launch(dim3 grid, int block, int shared_bytes, void* stream, const A
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// Returns nullptr if a kernel can run on the current device, or the error's name. To ask may load the kernel, which a
+// capture allows in the relaxed mode only.
+template <auto kernel>
+const char* error_of() {
+  cudaFuncAttributes attributes;
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  const bool exchanged = cudaThreadExchangeStreamCaptureMode(&mode) == cudaSuccess;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (exchanged) cudaThreadExchangeStreamCaptureMode(&mode);
+  cudaGetLastError();  // or the launch that follows would report it
+  return error == cudaSuccess ? nullptr : cudaGetErrorName(error);
+}
+
 // Enough blocks to keep every processor of the current device busy with `chunks` chunks.
 inline int blocks_to_fill(int chunks) {
   int device = 0, processors = 0;
@@ -30,6 +43,7 @@ inline int blocks_to_fill(int chunks) {
 }
 #else
 using emulator::blocks_to_fill;
+using emulator::error_of;
 using emulator::launch;
 #endif
 

@@ -47,8 +47,13 @@ const char* solve(const SolveArguments& arguments, void* stream);
 // A counter for the Workspace of calls on this stream; nullptr: the caller must allocate one.
 unsigned* counter_of(void* stream);
 
+// Returns nullptr if kernels can run on the current device, or the name of the error. Nothing is launched, so the call
+// may come inside a capture.
+const char* kernel_error();
+
 // Facts for `python -m mtlfast info`.
 int runtime_version();                 // 13000 = CUDA 13.0
+int driver_version();                  // the newest CUDA that the driver serves; 0 without one
 const char* device_count(int* count);  // returns nullptr, or why no device can be used
 
 }  // namespace mtlfast::cuda

@@ -301,6 +301,10 @@ const char* launch(dim3 grid, int block, int shared_bytes, void*, const Args&...
   return nullptr;
 }
 
+template <auto kernel>
+const char* error_of() {
+  return nullptr;
+}
 inline int blocks_to_fill(int chunks) { return std::min(chunks, most_blocks); }
 inline void* dynamic_shared() { return machine.shared.data(); }
 
