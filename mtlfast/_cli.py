@@ -53,7 +53,7 @@ def info() -> None:
 
 def _cuda_line(facts: dict[str, Any], cuda: dict[str, Any]) -> str:
     if not cuda:
-        return "none in this build"
+        return f"none in this build, as {facts['without_cuda']}"
     archs, kernels = facts["cuda_archs"], facts["cuda_kernels"]
     counts = sorted({len(of_arch) for of_arch in kernels.values()})
     line = f"{' or '.join(map(str, counts))} kernels for {', '.join(archs)}, {_cuda_versions(cuda)}"

@@ -26,7 +26,9 @@ def why_not(native: ModuleType, build: dict[str, Any], index: int) -> str:
         index: of the device, as torch counts.
     """
     if build["nvcc"] is None:
-        return "this build of mtlfast holds no CUDA kernels: build it with nvcc 12.1 or newer"
+        return (
+            f"this build of mtlfast holds no CUDA kernels, as {build['without_cuda']}: build it with nvcc 12.1 or newer"
+        )
     if torch.version.hip is not None:
         return "mtlfast's kernels are for CUDA, and this torch is for ROCm"
     if not torch.cuda.is_available() or index >= torch.cuda.device_count():

@@ -130,8 +130,10 @@ def test_an_error_that_may_pass_is_left_to_the_launch(machine):
 
 
 def test_a_build_without_cuda_kernels_and_other_devices(machine):
-    machine.build["nvcc"] = None
-    assert _native.why_not(GPU) == "this build of mtlfast holds no CUDA kernels: build it with nvcc 12.1 or newer"
+    machine.build.update(nvcc=None, without_cuda="MTLFAST_CUDA=0")
+    assert _native.why_not(GPU) == (
+        "this build of mtlfast holds no CUDA kernels, as MTLFAST_CUDA=0: build it with nvcc 12.1 or newer"
+    )
     assert _native.why_not(torch.device("mps")) == "mtlfast has no compiled kernels for mps"
     forget()
     machine.build["nvcc"] = "13.0.88"
