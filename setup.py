@@ -32,7 +32,7 @@ from setuptools import setup
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 sys.path.insert(0, str(CSRC))
-from toolkit import Toolkit, cuda_kernels, cuda_toolkit, gencode, output_of  # noqa: E402
+from toolkit import Toolkit, cuda_kernels, cuda_toolkit, gencode, output_of, say  # noqa: E402
 
 CXX = os.environ.get("CXX", "g++")
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
@@ -63,13 +63,13 @@ def compile_kernels(folder: Path, toolkit: Toolkit | None) -> list[str]:
     """Compiles every kernel into `folder` with ninja, as far as it is out of date; returns the objects."""
     rules = [
         f"rule cxx\n  command = {CXX} {' '.join(CXX_FLAGS + SANITIZE_FLAGS)} $flags -MMD -MF $out.d -c $in -o $out\n"
-        "  depfile = $out.d\n  description = c++ $out\n"
+        "  depfile = $out.d\n  description = $what\n"
     ]
     objects = []
 
     def build(rule: str, source: Path, name: str, flags: str = "") -> None:
         objects.append(str(folder / name))
-        rules.append(f"build {folder / name}: {rule} {source}\n  flags = {flags}\n")
+        rules.append(f"build {folder / name}: {rule} {source}\n  flags = {flags}\n  what = {rule} {name[:-2]}\n")
 
     for source in sorted((CSRC / "cpu").glob("*.cpp")):
         if source.name == "dispatch.cpp":
@@ -83,14 +83,36 @@ def compile_kernels(folder: Path, toolkit: Toolkit | None) -> list[str]:
         # ptxas says what each kernel takes; it is read below, and shown only if the compilation fails.
         command = f"{toolkit.nvcc} {' '.join(NVCC_FLAGS)} {archs} -MMD -MF $out.d -c $in -o $out"
         command += " >$out.log 2>&1 || (cat $out.log && false)"
-        rules.append(f"rule nvcc\n  command = {command}\n  depfile = $out.d\n  description = nvcc $out\n")
+        rules.append(f"rule nvcc\n  command = {command}\n  depfile = $out.d\n  description = $what\n")
         for source in sorted((CSRC / "cuda").glob("*.cu")):
             build("nvcc", source, f"{source.stem}.cuda.o")
+        if len(toolkit.archs) > 1:
+            say(
+                f"compiling CUDA kernels for {', '.join(toolkit.archs)}; TORCH_CUDA_ARCH_LIST=8.6, for example, "
+                "compiles for one kind of GPU, MTLFAST_CUDA=0 for none"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text("\n".join(rules))
     jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-    subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
+    run_ninja(["-C", str(folder), *jobs])
     return objects
+
+
+def run_ninja(arguments: list[str]) -> None:
+    """Says what has been compiled as it goes; what compilers say goes to standard output."""
+    command = [sys.executable, "-m", "ninja", *arguments]
+    environment = {**os.environ, "NINJA_STATUS": "[%f of %t, %e s] "}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as ninja:
+        assert ninja.stdout is not None
+        for line in ninja.stdout:
+            if line.startswith("["):
+                say(line.rstrip())
+            else:
+                sys.stdout.write(line)
+    if ninja.returncode != 0:
+        sys.exit(
+            "mtlfast: a kernel does not compile; MTLFAST_CUDA=0 leaves out CUDA, MTLFAST_NATIVE=0 all compiled code"
+        )
 
 
 def build_facts(toolkit: Toolkit | None, without_cuda: str, kernels: Path) -> dict[str, object]:
@@ -122,6 +144,7 @@ class BuildKernelsAndGlue(BuildExtension):
         if toolkit is not None:
             extension.define_macros.append(("MTLFAST_WITH_CUDA", None))
             extension.extra_link_args += toolkit.runtime
+        say(f"compiling what calls them from torch {torch.__version__}: {len(extension.sources)} files")
         super().build_extensions()
         facts = Path(self.build_lib) / "mtlfast" / "_build.json"
         facts.write_text(json.dumps(build_facts(toolkit, without_cuda, kernels), indent=2) + "\n")

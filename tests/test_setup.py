@@ -119,3 +119,49 @@ def test_what_is_no_nvcc_is_named(tmp_path):
     nvcc = Nvcc(tmp_path, "13.0")
     nvcc.path.write_text("#!/bin/sh\nexit 1\n")
     assert nvcc.chosen()[0] == f"{nvcc.path} --version names no version, expected a CUDA compiler"
+
+
+def test_gpus_of_one_generation_share_their_ptx():
+    code = "import toolkit; print(*toolkit.gencode(['7.5', '8.6', '8.0', '9.0', '9.0a', '10.0', '12.0+PTX']))"
+    assert python(code, CHECKOUT / "csrc").stdout.split() == [
+        "-gencode=arch=compute_75,code=sm_75",
+        "-gencode=arch=compute_80,code=sm_86",
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_100,code=sm_100",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+
+
+SETUP = "import runpy, sys; sys.argv[1:] = ['--version']; setup = runpy.run_path('setup.py'); "
+
+
+NINJA = """
+rule run
+  command = $what
+  description = $name
+build one: run
+  what = echo a compiler warns
+  name = cxx one
+build two: run one
+  what = true
+  name = nvcc two
+build three: run two
+  what = echo error: no && false
+  name = nvcc three
+"""
+
+
+def test_a_build_says_how_far_it_is(tmp_path):
+    (tmp_path / "build.ninja").write_text(NINJA)
+    run = python(SETUP + f"setup['run_ninja'](['-C', {str(tmp_path)!r}])", CHECKOUT)
+    first, second, _, last = run.stderr.splitlines()
+    assert first.startswith("mtlfast: [1 of 3, ")
+    assert first.endswith("] cxx one")
+    assert second.startswith("mtlfast: [2 of 3, ")
+    assert second.endswith("] nvcc two")
+    assert {"a compiler warns", "error: no"} <= set(run.stdout.splitlines())
+    assert run.returncode == 1
+    assert last.startswith("mtlfast: a kernel does not compile; MTLFAST_CUDA=0 leaves out CUDA")
