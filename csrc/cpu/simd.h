@@ -31,24 +31,21 @@ MTLFAST_INLINE void store_unaligned(void* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
-MTLFAST_INLINE HalfF32 low_half(F32 v) {
-#if MTLFAST_VECTOR_BYTES == 16
-  return __builtin_shufflevector(v, v, 0, 1);
-#elif MTLFAST_VECTOR_BYTES == 32
-  return __builtin_shufflevector(v, v, 0, 1, 2, 3);
-#else
-  return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
-#endif
-}
+#if !__has_builtin(__builtin_shufflevector)  // g++ 11
+MTLFAST_INLINE HalfF32 low_half(F32 v) { return load_unaligned<HalfF32>(&v); }
 MTLFAST_INLINE HalfF32 high_half(F32 v) {
-#if MTLFAST_VECTOR_BYTES == 16
-  return __builtin_shufflevector(v, v, 2, 3);
-#elif MTLFAST_VECTOR_BYTES == 32
-  return __builtin_shufflevector(v, v, 4, 5, 6, 7);
-#else
-  return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-#endif
+  return load_unaligned<HalfF32>(reinterpret_cast<const char*>(&v) + sizeof(HalfF32));
 }
+#elif MTLFAST_VECTOR_BYTES == 16
+MTLFAST_INLINE HalfF32 low_half(F32 v) { return __builtin_shufflevector(v, v, 0, 1); }
+MTLFAST_INLINE HalfF32 high_half(F32 v) { return __builtin_shufflevector(v, v, 2, 3); }
+#elif MTLFAST_VECTOR_BYTES == 32
+MTLFAST_INLINE HalfF32 low_half(F32 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3); }
+MTLFAST_INLINE HalfF32 high_half(F32 v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7); }
+#else
+MTLFAST_INLINE HalfF32 low_half(F32 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
+MTLFAST_INLINE HalfF32 high_half(F32 v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15); }
+#endif
 MTLFAST_INLINE F64 to_double(HalfF32 v) {  // gcc makes several instructions of the generic conversion
 #if MTLFAST_VECTOR_BYTES == 64
   return (F64)_mm512_maskz_cvtps_pd(0xff, (__m256)v);
