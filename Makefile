@@ -10,7 +10,10 @@ CXX_FILES := $(filter-out %.py,$(SOURCES)) $(EMULATOR_FILES)
 # A first build is for this machine's GPU, or for one architecture where there is none. Wheels name their own list.
 export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';' | grep . || echo 9.0)
 
-.PHONY: demo test test-all test-peers test-isa fuzz asan emu emu-asan cuda-check registers check-aarch64 wheel wheel-check lint format bench clean
+# Warnings are errors here, not in a user's installation, whose compiler and torch may be others.
+export MTLFAST_WERROR := 1
+
+.PHONY: demo test test-all test-peers test-isa fuzz asan emu emu-asan cuda-check registers check-aarch64 compilers wheel wheel-check lint format bench clean
 .DEFAULT_GOAL := test
 
 build/ready: $(SOURCES) pyproject.toml $(VENV)/demo
@@ -106,6 +109,20 @@ check-aarch64:
 	  echo $$source; \
 	  aarch64-linux-gnu-g++ -std=c++20 -O3 -Wall -Wextra -Werror -DMTLFAST_ISA=baseline -DMTLFAST_VECTOR_BYTES=16 \
 	    -c $$source -o /dev/null || exit 1; \
+	done
+
+# The extension as other compilers build it, without CUDA kernels, and the tests of the ops on it. Each clang needs its own
+# OpenMP (libomp-19-dev for clang 19), of which Debian installs one at a time.
+COMPILERS ?= g++-11 clang++-14 clang++-19
+compilers: $(VENV)/ready
+	for cxx in $(COMPILERS); do \
+	  echo "-- $$cxx"; \
+	  command -v $$cxx >/dev/null || { echo "not on this machine"; continue; }; \
+	  build=build/compilers/$$cxx; \
+	  CXX=$$cxx MTLFAST_CUDA=0 $(PY) setup.py -q build --build-base $$build/tmp --build-lib $$build || exit 1; \
+	  rm -rf $$build/tests && cp -r tests pyproject.toml $$build; \
+	  (cd $$build && PYTHONPATH=$$PWD MTLFAST_REQUIRE_NATIVE=1 $(subst $(PY),$(abspath $(PY)),$(PYTEST)) \
+	    -p no:cacheprovider $(OP_TESTS)) || exit 1; \
 	done
 
 # One wheel for the torch in $(VENV), with kernels for every architecture; torch's own libraries stay outside it.

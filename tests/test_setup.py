@@ -138,6 +138,14 @@ def test_gpus_of_one_generation_share_their_ptx():
 SETUP = "import runpy, sys; sys.argv[1:] = ['--version']; setup = runpy.run_path('setup.py'); "
 
 
+def test_warnings_are_errors_where_the_makefile_says_so_alone():
+    ask = SETUP + "print(*setup['CXX_FLAGS'], *setup['NVCC_FLAGS'], *setup['extension']().extra_compile_args)"
+    assert "-Werror" not in python(ask, CHECKOUT).stdout
+    flags = python(ask, CHECKOUT, MTLFAST_WERROR="1").stdout.split()
+    assert flags.count("-Werror") == 2
+    assert "--Werror=all-warnings" in flags
+
+
 NINJA = """
 rule run
   command = $what
