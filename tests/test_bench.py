@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mtlfast.bench import faces, peers
+from mtlfast.bench import faces, memory_speed, peak_memory, peers, run, sizes
+from mtlfast.bench.section import Section
 from mtlfast.compat.pcgrad import PCGrad
 
 
@@ -29,3 +30,40 @@ def test_faces_are_measured():
     assert len(section.rows) == 2 * (2 + 4 * peers.installed())
     assert all(len(row["times faster"]) == 3 for row in section.rows)
     assert {row["K"] for row in section.rows} == {4, 8}
+
+
+@pytest.fixture(scope="module")
+def sections() -> list[Section]:
+    """Tables of the benchmark with numbers as wide as those of large gradients."""
+    measured = [
+        memory_speed.measure(elements=20_000, rounds=1, quick=True),
+        *sizes.measure(rounds=1, largest=200_000),
+        Section("compiled", "A row that failed", "[a] no markup", [{"K": 2, "ms": 1.0}, {"K": 4, "compiled": "no"}]),
+        peak_memory.measure(elements=20_000),
+    ]
+    if peers.installed():
+        measured += [peers.measure(elements=20_000, rounds=1, quick=False)]
+    for section in measured:
+        section.rows = [{column: _wide(value) for column, value in row.items()} for row in section.rows]
+    return measured
+
+
+def _wide(value: object) -> object:
+    return [123.0, 1234.0, 12345.0] if isinstance(value, list) else 1234.0 if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_bench_cuts_no_word_of_its_tables(sections, capsys, monkeypatch, columns):
+    tables = pytest.importorskip("mtlfast.bench.tables", exc_type=ModuleNotFoundError)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for section in sections:
+        tables.show(run._facts(7), [section])
+        printed = capsys.readouterr().out
+        assert max(map(len, printed.splitlines())) <= columns
+        words = printed.split()
+        assert {word for column in section.rows[0] for word in column.split()} <= {*words}
+        assert " ".join(section.caption.split()) in " ".join(words)
+        numbers = [value for row in section.rows for value in row.values() if isinstance(value, float | list)]
+        assert words.count("1234") == len(numbers)
+        quartiles = [value for value in numbers if isinstance(value, list)]
+        assert words.count("(123-12345)") == (len(quartiles) if columns == 160 else 0)

@@ -29,8 +29,9 @@ def measure(elements: int, rounds: int, tasks: tuple[int, ...] = (2, 4, 8, 16), 
     """
     section = Section(
         "compiled",
-        f"gram beside torch.compile: K flat tensors of {elements / 1e6:g}M elements",
-        f"The rival is a compiled [(g_i * g_j).sum() for i >= j], in float32. Medians of {rounds} alternating rounds.",
+        f"gram beside torch.compile, on K flat tensors of {elements / 1e6:g}M elements",
+        "Compiled: [(g_i * g_j).sum() for i >= j] under torch.compile, in float32. First call: that of the compiled "
+        "function, compiling included.",
     )
     section.rows = [_row(K, elements, rounds, device) for K in tasks]
     return section

@@ -30,9 +30,9 @@ def measure(elements: int, rounds: int) -> Section:
     """
     section = Section(
         "faces",
-        "Drop-in faces: the same user code before and after",
-        f"Medians of {rounds} alternating rounds, on a wide screen with quartiles. Large: the surgery alone, from the "
-        "task gradients to .grad. Small: a step of a model of 10,000 parameters, forward and backward passes included.",
+        "Code for other libraries, before and after its import is changed to mtlfast.compat",
+        f"Large: the surgery alone, from task gradients of {elements / 1e6:g}M elements to .grad. Small: a whole step "
+        "of a model of 10,000 parameters, forward and backward passes included.",
     )
     for K in TASKS:
         section.rows += _large(K, elements, rounds)
@@ -42,7 +42,7 @@ def measure(elements: int, rounds: int) -> Section:
 
 def _row(face: str, num_tasks: int, times: dict[str, Timing], calls: int = 1) -> dict[str, Any]:
     return {
-        "face": face,
+        "library": face,
         "K": num_tasks,
         "before, ms": times["before"].median * 1e3 / calls,
         "after, ms": times["after"].median * 1e3 / calls,

@@ -1,9 +1,9 @@
 """Each op against this machine's memory and against the plain-PyTorch way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
-from rich.progress import track
 
 from mtlfast.bench import baselines
 from mtlfast.bench.contests import contests_on, many_outputs
@@ -21,25 +21,26 @@ QUICK = [(2, torch.float32, True), (8, torch.float32, True), (8, torch.bfloat16,
 FEW = ("gram", "combine", "combine in place", "PCGrad")  # the ops shown where there is no plain way beside
 
 
-def measure(elements: int, rounds: int, quick: bool, progress: bool) -> Section:
+def measure(
+    elements: int, rounds: int, quick: bool, progress: Callable[[Sequence[Any]], Iterable[Any]] = iter
+) -> Section:
     """Times every op; see the caption.
 
     Args:
         elements: P.
         rounds: alternating rounds.
         quick: fewer rows.
-        progress: show a bar.
+        progress: gives the cases one after another, and may show how many are done.
     """
     section = Section(
         "ops",
-        f"Ops: {elements / 1e6:g}M elements a task in 150 tensors, {torch.get_num_threads()} threads",
-        f"Medians of {rounds} alternating rounds, on a wide screen with quartiles. 100 %: the bytes that the op must "
-        "read and write, at the speed of reading the same tensors one after another (one stream a thread, as torch.sum "
-        "does) or four side by side.",
+        f"Each op on task gradients of {elements / 1e6:g}M elements in 150 tensors",
+        "GB/s: the bytes that the op must read and write, over its time. % of one stream: that, over the speed at "
+        "which each thread reads the same tensors one after another, as torch.sum does. % of four streams: the same "
+        "with four tensors read side by side. Times faster: than plain PyTorch, a loop of its calls. R = K: with K "
+        "update directions at once.",
     )
-    for K, dtype, beside_plain in track(
-        QUICK if quick else CASES, "ops against memory", disable=not progress, transient=True
-    ):
+    for K, dtype, beside_plain in progress(QUICK if quick else CASES):
         grads = scattered(K, elements, dtype)
         contests = contests_on(grads)
         if not beside_plain:
@@ -66,8 +67,8 @@ def measure(elements: int, rounds: int, quick: bool, progress: bool) -> Section:
                     "ms": times[name].median * 1e3,
                     "GB/s": contest.passes * nbytes / times[name].median / 1e9,
                     "% of one stream": _percent(times["one stream"].ratio_to(times[name]), contest.passes),
-                    "% of four": _percent(times["four streams"].ratio_to(times[name]), contest.passes),
-                    "plain, ms": plain and plain.median * 1e3,
+                    "% of four streams": _percent(times["four streams"].ratio_to(times[name]), contest.passes),
+                    "plain PyTorch, ms": plain and plain.median * 1e3,
                     "times faster": plain and list(plain.ratio_to(times[name])),
                 }
             )

@@ -38,7 +38,7 @@ def measure(elements: int) -> Section:
     section = Section(
         "memory",
         f"Peak memory beside the operands, {elements / 1e6:g}M float32 elements",
-        f"One direction is {elements * 4 / 2**20:.1f} MiB.",
+        f"One update direction takes {elements * 4 / 2**20:.1f} MiB.",
     )
     if not CLEAR.exists():
         return section

@@ -1,11 +1,11 @@
 """Runs the sections of the benchmark and shows them."""
 
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from mtlfast import _native
 from mtlfast.bench import compiled, faces, memory_speed, peak_memory, peers, sizes, solves
@@ -21,16 +21,17 @@ def run_bench(elements: int, rounds: int, quick: bool, as_json: bool) -> None:
         quick: the ops and the peers alone, in fewer rows.
         as_json: print JSON.
     """
-    facts, console = _facts(rounds), Console()
-    done: dict[str, Any] = {"facts": facts}
-    if not as_json:
-        console.print(f"torch {facts['torch']}, {facts['threads']} threads, {facts['kernels']} kernels")
-    for section in _sections(elements, rounds, quick, progress=not as_json):
-        done[section.name] = {"title": section.title, "caption": section.caption, "rows": section.rows}
-        if section.rows and not as_json:
-            console.print(section.table(console.width))
-    if as_json:
-        print(json.dumps(done, indent=1))
+    facts = _facts(rounds)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="torchjd")  # what its solvers say of themselves, amid the tables
+        if as_json:
+            sections = {s.name: s for s in _sections(elements, rounds, quick, iter)}
+            rows = {n: {"title": s.title, "caption": s.caption, "rows": s.rows} for n, s in sections.items()}
+            print(json.dumps({"facts": facts, **rows}, indent=1))
+        else:
+            from mtlfast.bench import tables  # draws with rich, which only the extra `cli` installs
+
+            tables.show(facts, _sections(elements, rounds, quick, tables.progress))
 
 
 def _facts(rounds: int) -> dict[str, Any]:
@@ -43,7 +44,9 @@ def _facts(rounds: int) -> dict[str, Any]:
     }
 
 
-def _sections(elements: int, rounds: int, quick: bool, progress: bool) -> Iterator[Section]:
+def _sections(
+    elements: int, rounds: int, quick: bool, progress: Callable[[Sequence[Any]], Iterable[Any]]
+) -> Iterator[Section]:
     yield memory_speed.measure(elements, rounds, quick, progress)
     if peers.installed():
         yield peers.measure(elements, rounds, quick)

@@ -40,11 +40,11 @@ def _shapes(rounds: int, elements: int) -> Section:
 
 
 def _shape_row(name: str, K: int, nbytes: float, gram: Timing, marshal: Timing | None = None) -> dict[str, object]:
-    quartiles = statistics.quantiles(gram.seconds, n=4)
+    low, high = gram.quartiles
     return {
         "shape": name,
         "K": K,
-        "gram, ms": [1e3 * seconds for seconds in quartiles],
+        "gram, ms": [1e3 * seconds for seconds in (low, gram.median, high)],
         "GB/s": nbytes / gram.median / 1e9,
         "marshalling, ms": None if marshal is None else marshal.median * 1e3,
     }
