@@ -179,14 +179,13 @@ def extension() -> CppExtension:
     )
 
 
-OTHER_PACKAGES = ["typer>=0.12", "rich>=13"]
 if os.environ.get("MTLFAST_NATIVE", "1") == "0":
-    setup(install_requires=["torch>=2.11", *OTHER_PACKAGES])
+    setup(install_requires=["torch>=2.11"])
 else:
     # torch promises no ABI beyond its minor version, so what is built here is for that one.
     minor = ".".join(torch.__version__.split(".")[:2])
     setup(
-        install_requires=[f"torch=={minor}.*", *OTHER_PACKAGES],
+        install_requires=[f"torch=={minor}.*"],
         ext_modules=[extension()],
         cmdclass={"build_ext": BuildKernelsAndGlue},
     )

@@ -1,5 +1,5 @@
-"""`python -m mtlfast`: what was built (info), and the microbenchmark (bench)."""
+"""`python -m mtlfast`: what was built (info), what there is (methods), and how fast it is (bench)."""
 
-from mtlfast._cli import app
+from mtlfast._cli import main
 
-app(prog_name="python -m mtlfast")
+main()

@@ -1,27 +1,49 @@
-"""The command line."""
+"""The command line. It needs torch alone, but for the tables of `bench`."""
 
+import argparse
+import importlib.util
 import os
 import platform
-from typing import Annotated, Any
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-import typer
-from rich.console import Console
-from rich.table import Table
 
 import mtlfast
-from mtlfast import _native
+from mtlfast import _methods, _native, _terminal
 from mtlfast._gpu import version_of
-from mtlfast._methods import methods_tables
-from mtlfast.bench.run import run_bench
 from mtlfast.compat import torchjd
 
-app = typer.Typer(help="Gradient surgery for multi-task learning.", no_args_is_help=True, add_completion=False)
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command.
+
+    Args:
+        arguments: the words after `python -m mtlfast`; None: those of this process.
+    """
+    parser = argparse.ArgumentParser("python -m mtlfast", description="Gradient surgery for multi-task learning.")
+    parser.set_defaults(run=lambda _: parser.print_help())
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for run in (info, methods, bench):
+        command = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        command.set_defaults(run=run)
+    command.add_argument("--quick", action="store_true", help="each op and a PCGrad step alone, in about a minute")
+    command.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
+    command.add_argument("--elements", type=_count, help="P, the elements of one task's gradient (25M, --quick: 5M)")
+    command.add_argument("--rounds", type=_count, help="how often each time is taken, for a median (7, --quick: 3)")
+    options = parser.parse_args(arguments)
+    options.run(options)
 
 
-@app.command()
-def info() -> None:
-    """What was built, what is in use, and why not."""
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text}")
+    return int(text)
+
+
+def info(_: argparse.Namespace) -> None:
+    """What was built, and whether the compiled kernels are in use or why not."""
     facts, native = _native.build_facts(), _native.C
     rows = {
         "mtlfast": f"{mtlfast.__version__}, commit {facts.get('commit', 'unknown')}",
@@ -45,10 +67,8 @@ def info() -> None:
         name: os.environ[name] for name in ("MTLFAST_REQUIRE_NATIVE", "MTLFAST_CPU_CAPABILITY") if name in os.environ
     }
     rows["environment"] = ", ".join(f"{name}={value}" for name, value in settings.items()) or "nothing set"
-    table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", str(value))
-    Console(soft_wrap=True).print(table)
+        print(_terminal.hanging(f"{name:<15}  ", str(value)))
 
 
 def _cuda_line(facts: dict[str, Any], cuda: dict[str, Any]) -> str:
@@ -75,24 +95,20 @@ def _unserved() -> dict[str, str]:
     return {gpu: f"plain-PyTorch reference: {reason}" for gpu, reason in reasons.items() if reason}
 
 
-@app.command()
-def methods() -> None:
-    """Every balancing method: its kind, paper, state, and cost in passes over the K * P elements of the gradients."""
-    console = Console()
-    Console(width=None if console.is_terminal else 160).print(*methods_tables(), sep="\n\n")
+def methods(_: argparse.Namespace) -> None:
+    """Every aggregator and loss weighting, with its paper, its state and how often it reads the gradients."""
+    print(_methods.listing())
 
 
-@app.command()
-def bench(
-    quick: Annotated[bool, typer.Option(help="A minute's worth: ops and peers alone, 5M elements, 3 rounds.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of tables.")] = False,
-    elements: Annotated[int | None, typer.Option(help="Elements of one task's gradient (P); 25M.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Alternating rounds, of which medians are shown; 7.")] = None,
-) -> None:
-    """The microbenchmark: each op against this machine's memory, the plain-PyTorch way and peers."""
+def bench(options: argparse.Namespace) -> None:
+    """How fast mtlfast is on this machine, beside its memory, plain PyTorch and TorchJD where that is installed."""
+    if not options.json and importlib.util.find_spec("rich") is None:
+        sys.exit("bench prints its tables with rich: type `pip install 'mtlfast[cli]'`, or ask for --json")
+    from mtlfast.bench.run import run_bench
+
     run_bench(
-        elements=elements or (5_000_000 if quick else 25_000_000),
-        rounds=rounds or (3 if quick else 7),
-        quick=quick,
-        as_json=json,
+        elements=options.elements or (5_000_000 if options.quick else 25_000_000),
+        rounds=options.rounds or (3 if options.quick else 7),
+        quick=options.quick,
+        as_json=options.json,
     )

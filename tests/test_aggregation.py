@@ -6,10 +6,8 @@ import pytest
 import torch
 from cases import draw, matrix
 from methods import METHODS
-from typer.testing import CliRunner
 
-from mtlfast import TaskGradients, aggregation, ops, reference, weighting
-from mtlfast._cli import app
+from mtlfast import TaskGradients, aggregation, ops, reference
 from mtlfast.aggregation import (
     CRMOGM,
     MGDA,
@@ -232,22 +230,3 @@ def test_the_table_of_contents_has_every_method_once():
         made = next(row.make() for row in METHODS.values() if type(row.make()) is method)
         if isinstance(made, SolvedAggregator):
             assert bool(method.keeps) == (made.state_shape(5) != made.state_shape(6)), method
-
-
-def test_the_command_line_prints_it():
-    printed = CliRunner().invoke(app, ["methods"])
-    assert printed.exit_code == 0
-    # Aggregators first, then weightings, of which some have the same names.
-    lines = [line for line in printed.output.splitlines() if line.strip()]
-    for families in (aggregation.FAMILIES, weighting.FAMILIES):
-        for methods in families.values():
-            for method, summary in methods.items():
-                line = next(x for x in lines if x.split()[0] == method.__name__ and summary[:20] in x)
-                assert method.paper in line
-                lines.remove(line)
-    ends = {line.split()[0]: line.rstrip() for line in printed.output.splitlines() if line.strip()}
-    assert ends["NashMTL"].split()[-3:] == ["n", "weights", "2"]
-    assert ends["ClipNorm"].endswith("2 (norms, sum)")
-    assert ends["PCGrad"].split()[-1] == "2"
-    assert ends["Compose"].split()[-1] == "theirs"
-    assert ends["UW"].split()[-1] == "0"

@@ -31,7 +31,8 @@ def test_it_is_small_and_names_its_torch():
     with zipfile.ZipFile(WHEEL) as wheel:
         metadata = next(wheel.read(n).decode() for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
     assert f"+torch{MINOR}-" in WHEEL.name
-    assert f"Requires-Dist: torch=={MINOR}.*" in metadata
+    required = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
+    assert [line for line in required if "extra ==" not in line] == [f"torch=={MINOR}.*"]
 
 
 def test_it_holds_the_package_and_nothing_else():
@@ -45,17 +46,28 @@ def test_it_holds_the_package_and_nothing_else():
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """Python in an empty environment with the wheel and its torch."""
+def beside_torch(tmp_path_factory) -> Path:
+    """Python in an empty environment with the wheel and its torch; `installed` adds to it what the tests need."""
     free = shutil.disk_usage(tmp_path_factory.getbasetemp()).free / 2**30
     if free < CUDA_TORCH_GIB and ("===" in TORCH or not torch.__version__.endswith("+cpu")):
         pytest.skip(f"a CUDA build of torch takes up to {CUDA_TORCH_GIB} GiB of disk, and {free:.0f} are free")
     folder = tmp_path_factory.mktemp("empty")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    for packages in ([TORCH], [WHEEL], NEEDED):  # torch first: the wheel's own requirement would take another build
-        subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], check=True)
+    install(python, TORCH)  # first: the wheel's own requirement would take another build
+    install(python, WHEEL)
     return python
+
+
+@pytest.fixture(scope="module")
+def installed(beside_torch) -> Path:
+    """Python in that environment with the wheel's extra `cli` and what the tests need."""
+    install(beside_torch, f"{WHEEL}[cli]", *NEEDED)
+    return beside_torch
+
+
+def install(python: Path, *packages: str | Path) -> None:
+    subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], check=True)
 
 
 def run(python: Path, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -64,8 +76,23 @@ def run(python: Path, *arguments: str, cwd: Path, **environment: str) -> subproc
     return subprocess.run([python, *arguments], cwd=cwd, env=env, capture_output=True, text=True)
 
 
-def test_it_imports_and_says_what_it_is(installed, tmp_path):
-    info = run(installed, "-m", "mtlfast", "info", cwd=tmp_path)
+# Before `installed` adds to the environment: this test comes first.
+def test_torch_alone_is_enough_to_train(beside_torch, tmp_path):
+    code = """
+import importlib.util, torch, mtlfast
+assert importlib.util.find_spec("rich") is None
+net = torch.nn.Linear(3, 2)
+losses = net(torch.ones(4, 3)).square().mean(0).unbind()
+mtlfast.backward(losses, mtlfast.aggregation.PCGrad(), shared=net)
+print(net.weight.grad.isfinite().all())
+"""
+    said = run(beside_torch, "-c", code, cwd=tmp_path)
+    assert said.stdout == "tensor(True)\n", said.stderr
+    assert "PCGrad" in run(beside_torch, "-m", "mtlfast", "methods", cwd=tmp_path).stdout
+
+
+def test_it_imports_and_says_what_it_is(beside_torch, tmp_path):
+    info = run(beside_torch, "-m", "mtlfast", "info", cwd=tmp_path)
     assert info.returncode == 0, info.stderr
     assert re.search(rf"in use\s+compiled kernels.*built for torch\s+{MINOR}", info.stdout, re.S)
     assert re.search(r"CUDA kernels\s+\d+ kernels for \d", info.stdout)

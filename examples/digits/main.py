@@ -92,8 +92,8 @@ def main(
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 30,
     out: Annotated[Path, typer.Option(help="Where to save the picture.")] = PICTURE,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")] = "cpu",
-    aggregator: Annotated[str, typer.Option(help="Of the method to compare; `mtlfast methods` lists them.")] = "PCGrad",
-    weighting: Annotated[str | None, typer.Option(help="Of its losses; `mtlfast methods` lists them.")] = None,
+    aggregator: Annotated[str, typer.Option(help="The method to compare, of `python -m mtlfast methods`.")] = "PCGrad",
+    weighting: Annotated[str | None, typer.Option(help="Its loss weighting, of the same list.")] = None,
 ) -> None:
     """Two overlaid digits, four tasks: each task alone, the sum of the task gradients, and a method to compare."""
     console = Console()

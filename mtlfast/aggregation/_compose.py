@@ -29,7 +29,7 @@ class Compose(GramAggregator):
     State: that of both. Cost: two reads of K * P and one write of P, and both solves. Scale-free if both are.
     """
 
-    keeps = "theirs"
+    keeps = "its methods' state"
 
     def __init__(self, balance: GramAggregator, surgery: GramAggregator) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ class CRMOGM(GramAggregator):
     """
 
     paper = "Zhou et al., NeurIPS 2022"
-    keeps = "n weights + theirs"
+    keeps = "n weights and its method's state"
     alpha = Real(0, 1)
     state: Tensor | None
     first_weights: Tensor | None
