@@ -1,12 +1,11 @@
 """The snippets of docs/recipes.md run, and do what the page says."""
 
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from pages import RECIPES, SNIPPETS, Snippet, pages, text_of
 from torch import distributed
 
 import mtlfast
@@ -14,11 +13,8 @@ from mtlfast import weighting
 from mtlfast.aggregation import NashMTL, PCGrad
 from mtlfast.weighting import LossWeighting
 
-PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
-if not PAGE.exists():
+if RECIPES not in pages():
     pytest.skip("needs the checkout", allow_module_level=True)
-TEXT = PAGE.read_text()
-SNIPPETS = dict(re.findall(r"```python (\w+)\n(.*?)```", TEXT, re.DOTALL))
 LOOPS = [
     "loop",
     "accumulation",
@@ -30,45 +26,23 @@ LOOPS = [
 OTHERS = ["checkpoint", "tensorboard", "ranks", "lightning", "accelerate", "sweep"]
 
 
-class Recipe:
-    """A snippet after the setup. `names` is what they define; `change` replaces some of the snippet's text."""
-
-    def __init__(self, name: str, change: tuple[str, str] | None = None) -> None:
-        self.name, self.snippet, self.names = name, SNIPPETS[name], dict[str, Any]()
-        if change is not None:
-            assert change[0] in self.snippet
-            self.snippet = self.snippet.replace(*change)
-        exec(compile(SNIPPETS["setup"], f"{PAGE.name}: setup", "exec"), self.names)
-
-    def __getattr__(self, name: str) -> Any:
-        return self.names[name]
-
-    def run(self) -> "Recipe":
-        exec(compile(self.snippet, f"{PAGE.name}: {self.name}", "exec"), self.names)
-        return self
-
-    def loss(self) -> float:
-        return sum(self.losses_of(self.data)).item()
-
-    def parameters(self) -> torch.Tensor:
-        """All of the model's, [P]."""
-        return torch.cat([p.detach().flatten() for p in [*self.trunk.parameters(), *self.heads.parameters()]])
+def recipe_of(name: str, change: tuple[str, str] | None = None) -> Snippet:
+    return Snippet(RECIPES, name, change)
 
 
 def test_every_snippet_has_a_test():
-    assert [name.strip() for name in re.findall(r"```python(.*)", TEXT)] == list(SNIPPETS)
-    assert SNIPPETS.keys() == {"setup", *LOOPS, *OTHERS}
+    assert {name for page, name in SNIPPETS if page == RECIPES} == {"setup", *LOOPS, *OTHERS}
 
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_trains(name):
-    recipe = Recipe(name)
+    recipe = recipe_of(name)
     before = recipe.loss()
     assert recipe.run().loss() < 0.9 * before
 
 
 def test_clipping_freezing_and_schedules_work_on_what_backward_leaves():
-    recipe = Recipe("loop")
+    recipe = recipe_of("loop")
     steps = []
 
     def look(optimizer, *_):
@@ -87,8 +61,8 @@ def test_clipping_freezing_and_schedules_work_on_what_backward_leaves():
 
 def test_accumulated_gradients_are_those_of_one_large_batch():
     accumulated, whole = (
-        Recipe("accumulation", ("NashMTL()", "mtlfast.aggregation.Sum()")).run(),
-        Recipe("accumulation"),
+        recipe_of("accumulation", ("NashMTL()", "mtlfast.aggregation.Sum()")).run(),
+        recipe_of("accumulation"),
     )
     for _ in range(5):
         whole.optimizer.zero_grad()
@@ -98,7 +72,7 @@ def test_accumulated_gradients_are_those_of_one_large_batch():
 
 
 def test_accumulated_directions_are_about_as_long_as_one_large_batchs():
-    recipe = Recipe("accumulation").run()
+    recipe = recipe_of("accumulation").run()
     accumulated = recipe.trunk[0].weight.grad.norm()
     recipe.optimizer.zero_grad()
     mtlfast.backward(recipe.losses_of(recipe.data), NashMTL(), shared=recipe.trunk)
@@ -106,13 +80,13 @@ def test_accumulated_directions_are_about_as_long_as_one_large_batchs():
 
 
 def test_a_scaler_changes_no_step():
-    scaled, plain = Recipe("scaler").run(), Recipe("scaler", ("init_scale=2.0**10", "enabled=False")).run()
-    moved = (plain.parameters() - Recipe("scaler").parameters()).norm()
+    scaled, plain = recipe_of("scaler").run(), recipe_of("scaler", ("init_scale=2.0**10", "enabled=False")).run()
+    moved = (plain.parameters() - recipe_of("scaler").parameters()).norm()
     assert (scaled.parameters() - plain.parameters()).norm() < 0.01 * moved
 
 
 def test_a_scaler_skips_a_step_that_overflows():
-    recipe = Recipe("scaler", ("2.0**10", "2.0**126"))
+    recipe = recipe_of("scaler", ("2.0**10", "2.0**126"))
     before = recipe.parameters()
     recipe.run()
     assert torch.equal(recipe.parameters(), before)
@@ -122,25 +96,25 @@ def test_a_scaler_skips_a_step_that_overflows():
 
 
 def test_a_loader_at_its_end_is_an_absent_task():
-    result = Recipe("loaders").run().result
+    result = recipe_of("loaders").run().result
     assert result.tasks == (0,)
     assert result.weights.shape == (1,)
 
 
 def test_what_a_weighting_learns_is_learned():
-    assert Recipe("learned").run().weighting.log_var.ne(0).all()
-    assert Recipe("update").run().weighting.logits.ne(0).all()
+    assert recipe_of("learned").run().weighting.log_var.ne(0).all()
+    assert recipe_of("update").run().weighting.logits.ne(0).all()
 
 
 def test_the_page_names_the_weightings_that_want_to_be_told():
-    rows = re.findall(r"^\| (.*?) \| `update", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| (.*?) \| `update", text_of(RECIPES), re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     kinds = [kind for family in weighting.FAMILIES.values() for kind in family]
     assert named == {kind.__name__ for kind in kinds if kind.update is not LossWeighting.update}
 
 
 def test_a_checkpoint_goes_on_where_it_was(tmp_path):
-    recipe = Recipe("checkpoint")
+    recipe = recipe_of("checkpoint")
     before = recipe.loss()
     recipe.run().train(2)
     recipe.save(tmp_path / "checkpoint")
@@ -148,7 +122,7 @@ def test_a_checkpoint_goes_on_where_it_was(tmp_path):
     recipe.train(2)
     assert recipe.loss() < before
 
-    again = Recipe("checkpoint").run()
+    again = recipe_of("checkpoint").run()
     again.load(tmp_path / "checkpoint")
     assert torch.equal(torch.rand(3), drawn)
     again.train(2)
@@ -163,7 +137,7 @@ def test_tensorboard_has_every_step():
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    recipe = Recipe("tensorboard")
+    recipe = recipe_of("tensorboard")
     before = recipe.loss()
     assert recipe.run().loss() < before
     events = EventAccumulator(recipe.writer.log_dir).Reload()
@@ -176,7 +150,7 @@ def test_tensorboard_has_every_step():
 def rank(number: int, ranks: int, file: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{file}", rank=number, world_size=ranks)
-    recipe = Recipe("ranks").run()
+    recipe = recipe_of("ranks").run()
     for _ in range(3):
         recipe.step(recipe.data.chunk(ranks)[number])
     mine = recipe.parameters()
@@ -186,7 +160,7 @@ def rank(number: int, ranks: int, file: str) -> None:
     distributed.barrier()  # a rank that leaves first breaks the other's connection
     distributed.destroy_process_group()
 
-    alone, aggregator = Recipe("ranks"), PCGrad(order="fixed")
+    alone, aggregator = recipe_of("ranks"), PCGrad(order="fixed")
     for _ in range(3):
         alone.optimizer.zero_grad()
         mtlfast.backward(alone.losses_of(alone.data), aggregator, shared=alone.trunk)
@@ -201,7 +175,7 @@ def test_ranks_make_the_step_of_one_process_on_all_their_batches(tmp_path):
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*does not have many workers:UserWarning")
 def test_lightning_trains_as_by_hand():
     pytest.importorskip("lightning")
-    recipe, hand = Recipe("lightning").run(), Recipe("lightning")
+    recipe, hand = recipe_of("lightning").run(), recipe_of("lightning")
     before, aggregator = hand.loss(), PCGrad(order="fixed")
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(hand.optimizer, T_max=5)
     for _ in range(5):
@@ -218,7 +192,7 @@ def test_lightning_trains_as_by_hand():
 
 def test_accelerate_accumulates_as_by_hand(tmp_path):
     pytest.importorskip("accelerate")
-    recipe, hand = Recipe("accelerate").run(), Recipe("accelerate")
+    recipe, hand = recipe_of("accelerate").run(), recipe_of("accelerate")
     aggregator = PCGrad(order="fixed")
     for _ in range(5):
         for large in hand.data.split(32):
@@ -232,7 +206,7 @@ def test_accelerate_accumulates_as_by_hand(tmp_path):
 
 
 def test_every_method_is_tried_from_the_same_start():
-    recipe = Recipe("sweep")
+    recipe = recipe_of("sweep")
     before = [loss.item() for loss in recipe.losses_of(recipe.data)]
     reached = recipe.run().reached
     assert list(reached) == list(mtlfast.methods(2))
