@@ -7,9 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
-import mtlfast
 from mtlfast import aggregation, training, weighting
 
 ROOT = Path(__file__).parents[1]
@@ -122,16 +120,3 @@ def test_what_the_readme_names_is_there():
     assert named >= {"DWA", "UW"}
     assert named <= set(weighting.__all__)
     assert listed_in_the_readme("mtlfast.training") == set(training.__all__)
-
-
-def test_the_ten_lines_of_python_run():
-    page = (ROOT / "docs" / "add-a-method.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    names: dict[str, object] = {}
-    exec(code, names)
-    assert torch.allclose(names["direction"], torch.ones(2))
-    trunk, head = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
-    features = trunk(torch.ones(3, 2))
-    losses = [features.square().mean(), None, head(features).mean()]
-    result = mtlfast.backward(losses, names["InverseNorms"](), shared=trunk, diagnostics=True)
-    assert torch.allclose(result.weights * result.norms, torch.ones(2, dtype=torch.float64))
