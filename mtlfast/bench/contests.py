@@ -63,6 +63,17 @@ def many_outputs(grads: TaskGradients) -> dict[str, Contest]:
     return {"combine, R = K": Contest(run, run, 2)}
 
 
+def accumulating(grads: TaskGradients) -> dict[str, Contest]:
+    """`combine` that adds to what is there, as a second micro-batch does; it has no plain rival of its own."""
+    weights = torch.full((grads.num_tasks,), 0.5 / grads.num_tasks, dtype=torch.float64, device=grads.device)
+    out = ops.combine(grads, weights)
+
+    def run() -> object:
+        return ops.combine(grads, weights, out=out, accumulate=True)
+
+    return {"combine, accumulate": Contest(run, run, 1 + 2 / grads.num_tasks)}
+
+
 def _surgery(grads: TaskGradients, pcgrad: PCGrad, out: list[Tensor | None]) -> None:
     """From the lists of gradients to the update: marshalling, Gram matrix, solve, combine."""
     fresh = TaskGradients.from_rows(grads.rows)
