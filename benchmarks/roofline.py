@@ -161,9 +161,9 @@ def compare(rows: list[Row], results: Row) -> None:
     measured = [
         row
         for step in results["steps"]
-        if step["name"] in ("ops", "models")
+        if step["name"] in ("sizes", "ops", "models")
         for row in step["result"] or []
-        if row.get("layout") != "matrix"
+        if row.get("layout", "scattered") == "scattered"
     ]
     found = {workload_of(row): row["us median"] for row in measured}
     for row in rows:

@@ -1,9 +1,13 @@
-"""The GPU kit without a GPU: steps that fail or are late, what a run leaves, the timer, measurements on the CPU."""
+"""The GPU kit without a GPU: the order of steps, their limits, what a run leaves wherever it is cut off, the timer."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,27 +19,175 @@ if not KIT.exists():
     pytest.skip("needs the checkout", allow_module_level=True)
 sys.path.insert(0, str(KIT))
 import kit  # noqa: E402
-import measure  # noqa: E402
-from report import render  # noqa: E402
+import plan  # noqa: E402
+import timed  # noqa: E402
+from records import record  # noqa: E402
+from workloads import GPU  # noqa: E402
 
 from mtlfast.bench.timing import take_turns  # noqa: E402
 
 RECORDED = ["-p", "outcomes", "--outcomes", "RESULT"]
+DECISIVE = ["device", "build", "bandwidth", "smoke", "sizes", "step", "capture", "solvers", "profiles"]
+THOROUGH = ["fallback", "ranks", "tests", "ops", "models", "memcheck", "peers"]
+ON_REQUEST = ["racecheck", "initcheck", "compiled"]
 
 
-def python(name: str, code: str, seconds: float = 20) -> kit.Step:
-    return kit.Step(name, seconds, [sys.executable, "-c", code])
+class Machine:
+    """A GPU machine with a clock of its own, on which each step takes what it is said to, or its whole limit."""
+
+    def __init__(self, **seconds: float) -> None:
+        self.seconds, self.now, self.given, self.ended = seconds, 0.0, {}, {}
+        self.each_second: Callable[[], None] = lambda: None
+
+    def clock(self) -> float:
+        return self.now
+
+    def run(self, step: plan.Step, seconds: float, folder: Path, seen: kit.Seen) -> kit.Outcome:
+        """Reports a row each second, as run_step does with what it has read."""
+        self.given[step.name] = seconds
+        wanted, start = self.seconds.get(step.name, seconds), self.now
+        rows = []
+        while self.now - start < min(wanted, seconds):
+            self.now += 1
+            rows.append({"second": self.now})
+            seen(kit.Outcome(step.name, "running", self.now - start, "", list(rows)))
+            self.each_second()
+        self.ended[step.name] = self.now
+        return kit.Outcome(step.name, "ok" if wanted <= seconds else "late", self.now - start, "", rows)
+
+    def run_all(self, out: Path, budget: float = kit.BUDGET) -> list[kit.Outcome]:
+        return kit.run_all(plan.steps(), out, budget, self.run, self.clock)
+
+
+def test_the_order_of_the_steps():
+    assert [step.name for step in plan.steps()] == DECISIVE + THOROUGH
+    assert plan.names() == DECISIVE + THOROUGH + ON_REQUEST
+    assert [step.name for step in plan.steps(["compiled", "smoke"])] == ["smoke", "compiled"]
+
+
+def test_the_first_four_minutes_decide_most_however_slow_they_are(tmp_path):
+    machine = Machine(build=10)  # carried
+    machine.run_all(tmp_path)
+    assert machine.ended["profiles"] <= 240
+    assert [name for name, end in machine.ended.items() if end <= 240] == DECISIVE
+
+
+def test_each_step_has_a_limit_and_all_have_the_budget(tmp_path):
+    limits = {step.name: step.seconds for step in plan.steps()}
+    machine = Machine()  # every step takes its whole limit, and the extension is compiled
+    outcomes = machine.run_all(tmp_path)
+    assert machine.now <= kit.BUDGET < 9 * 60
+    assert all(seconds <= limits[name] for name, seconds in machine.given.items())
+    assert list(machine.given)[: len(DECISIVE)] == DECISIVE
+    assert machine.given["tests"] == kit.BUDGET - machine.ended["ranks"] < limits["tests"]
+    assert [o.name for o in outcomes if o.status == "skipped (no time left)"] == THOROUGH[3:]
+    report = (tmp_path / "report.md").read_text()
+    assert "12 of 16 steps ended well: device, build, " in report
+    assert "Not reached: ops, models, memcheck, peers." in report
+
+
+def test_with_a_carried_build_on_a_quick_machine_everything_is_reached(tmp_path):
+    quick = {step.name: step.seconds / 4 for step in plan.steps()}
+    assert all(outcome.status == "ok" for outcome in Machine(**quick).run_all(tmp_path))
+    assert "16 of 16 steps ended well" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("step", ["device", "smoke", "ops"])
+def test_a_step_that_runs_out_of_time_takes_none_of_the_others(step, tmp_path):
+    quick = {step.name: 3.0 for step in plan.steps()}
+    outcomes = {o.name: o.status for o in Machine(**{**quick, step: 1000.0}).run_all(tmp_path)}
+    assert outcomes.pop(step) == "late"
+    assert set(outcomes.values()) == {"ok"}
+    assert f"Late: {step}." in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("second", [1, 20, 21, 50, 100, 239, 500])
+def test_a_run_that_ends_at_any_second_leaves_what_it_had(second, tmp_path):
+    class PowerCut(BaseException):
+        pass
+
+    def cut() -> None:
+        if machine.now == second:
+            saved.update({path.name: path.read_text() for path in tmp_path.iterdir()})
+            raise PowerCut
+
+    machine, saved = Machine(), {}
+    machine.each_second = cut
+    with pytest.raises(PowerCut):
+        machine.run_all(tmp_path)
+    for files, status in ((saved, "running"), ({p.name: p.read_text() for p in tmp_path.iterdir()}, "cut off")):
+        steps = json.loads(files["results.json"])["steps"]
+        assert [row["second"] for step in steps for row in step["result"]] == list(range(1, second + 1))
+        assert [step["status"] for step in steps[:-1]] == ["ok"] * (len(steps) - 1)
+        assert steps[-1]["status"].startswith(status)
+        assert f"{status.capitalize()}" in files["report.md"]
+        rest = (DECISIVE + THOROUGH)[len(steps) :]
+        assert f"Not reached: {', '.join(rest)}." in files["report.md"]
+        assert f"| {second}.0 |" in files["report.md"]
+
+
+def test_rows_are_kept_whole_until_the_last(tmp_path):
+    def rows():
+        for i in range(3):
+            yield {"i": i, "us": 1234.5678, "error": 1.23456e-9}
+            seen.append(json.loads((tmp_path / "rows").read_text()))
+        raise KeyboardInterrupt
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        record(rows(), tmp_path / "rows")
+    assert [len(kept) for kept in seen] == [1, 2, 3]
+    assert seen[2][2] == {"i": 2, "us": 1234.57, "error": 1.23e-9}
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+SLOW = """
+import json, os, sys, time
+sys.path.insert(0, {kit!r})
+import kit, plan
+plan.steps = lambda *_: [plan.Step("slow", 60, [sys.executable, "-c", {code!r}]), plan.Step("next", 5, ["true"])]
+sys.argv[1:] = [{out!r}]
+kit.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, "cut off with the run"), (signal.SIGKILL, "running")])
+def test_a_killed_kit_leaves_the_rows_of_the_step_it_was_in(number, status, tmp_path):
+    out, child = tmp_path / "out", tmp_path / "child"
+    code = f"import os, time; open({str(child)!r}, 'w').write(str(os.getpid())); "
+    code += "open('RESULT', 'w').write('[{\"K\": 2}]'); time.sleep(60)"
+    deadline = time.monotonic() + 30
+    with subprocess.Popen([sys.executable, "-c", SLOW.format(kit=str(KIT), code=code, out=str(out))]) as process:
+        try:
+            while not (out / "report.md").exists() or "| 2 |" not in (out / "report.md").read_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            process.send_signal(number)
+    (step,) = json.loads((out / "results.json").read_text())["steps"]
+    assert (step["status"], step["result"]) == (status, [{"K": 2}])
+    assert "Not reached: next." in (out / "report.md").read_text()
+    pid = int(child.read_text())
+    if number == signal.SIGTERM:
+        while running(pid):
+            assert time.monotonic() < deadline
+    else:
+        os.kill(pid, signal.SIGKILL)
+
+
+def python(name: str, code: str, seconds: float = 20) -> plan.Step:
+    return plan.Step(name, seconds, [sys.executable, "-c", code])
 
 
 def test_a_step_that_fails_or_is_late_is_recorded_and_the_rest_still_run(tmp_path):
-    plan = [
+    steps = [
         python("fails", "print('because'); raise SystemExit(3)"),
         python("late", "import time; print('begun', flush=True); time.sleep(60)", seconds=3),
-        kit.Step("missing", 5, ["no-such-program"]),
+        plan.Step("missing", 5, ["no-such-program"]),
         python("rows", "open('RESULT', 'w').write('[{\"K\": 2, \"us\": 1.5}]')"),
         python("garbage", "open('RESULT', 'w').write('[{\"K\"')"),
     ]
-    outcomes = {outcome.name: outcome for outcome in kit.run_all(plan, tmp_path)}
+    outcomes = {outcome.name: outcome for outcome in kit.run_all(steps, tmp_path)}
     assert outcomes["fails"].status == "failed (3)"
     assert "because" in outcomes["fails"].output
     assert outcomes["late"].status == "late (cut off after 3 s)"
@@ -49,15 +201,15 @@ def test_a_step_that_fails_or_is_late_is_recorded_and_the_rest_still_run(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "results.json"]
 
 
-@pytest.mark.parametrize("bad", [step.name for step in kit.steps()])
+@pytest.mark.parametrize("bad", plan.names())
 def test_any_step_may_fail_alone(bad, tmp_path):
-    plan = [kit.Step(step.name, 20, ["false" if step.name == bad else "true"]) for step in kit.steps()]
-    outcomes = kit.run_all(plan, tmp_path)
+    steps = [plan.Step(name, 20, ["false" if name == bad else "true"]) for name in plan.names()]
+    outcomes = kit.run_all(steps, tmp_path)
     assert {outcome.name: outcome.status for outcome in outcomes} == {
-        step.name: "failed (1)" if step.name == bad else "ok" for step in plan
+        step.name: "failed (1)" if step.name == bad else "ok" for step in steps
     }
     assert [step["name"] for step in json.loads((tmp_path / "results.json").read_text())["steps"]] == [
-        step.name for step in plan
+        step.name for step in steps
     ]
     assert f"| {bad} | failed (1) |" in (tmp_path / "report.md").read_text()
 
@@ -84,7 +236,7 @@ def test_late_tests_are_counted_as_far_as_they_came_and_nothing_of_them_goes_on(
         "    time.sleep(60)\n"
     )
     command = [sys.executable, "-m", "pytest", str(tmp_path), "-c", "/dev/null", *RECORDED]
-    (outcome,) = kit.run_all([kit.Step("tests", 6, command)], tmp_path / "out")
+    (outcome,) = kit.run_all([plan.Step("tests", 6, command)], tmp_path / "out")
     assert outcome.status == "late (cut off after 6 s)"
     assert outcome.result["passed"] == 1
     deadline = time.monotonic() + 10
@@ -98,10 +250,10 @@ def test_no_step_begins_without_time(tmp_path):
     assert second.status == "skipped (no time left)"
 
 
-def test_both_files_are_written_after_every_step(tmp_path):
-    seen = f"import json; print(len(json.load(open({str(tmp_path / 'results.json')!r}))['steps']))"
+def test_a_step_that_has_ended_is_written_before_the_next_begins(tmp_path):
+    seen = f"import json; print([s['status'] for s in json.load(open({str(tmp_path / 'results.json')!r}))['steps']])"
     outcomes = kit.run_all([python("first", ""), python("second", seen)], tmp_path)
-    assert outcomes[1].output.strip() == "1"
+    assert outcomes[1].output.strip() == "['ok', 'running']"
 
 
 def test_pytest_is_counted(tmp_path):
@@ -109,24 +261,32 @@ def test_pytest_is_counted(tmp_path):
         "import pytest\ndef test_a(): pass\ndef test_b(): assert 1 == 2\n@pytest.mark.skip\ndef test_c(): pass\n"
     )
     command = [sys.executable, "-m", "pytest", str(tmp_path), "-c", "/dev/null", *RECORDED]
-    (outcome,) = kit.run_all([kit.Step("tests", 60, command)], tmp_path / "out")
+    (outcome,) = kit.run_all([plan.Step("tests", 60, command)], tmp_path / "out")
     assert outcome.status == "failed (1)"
     assert (outcome.result["passed"], outcome.result["failed"], outcome.result["skipped"]) == (1, 1, 1)
     assert "assert 1 == 2" in outcome.result["failures"][0]["why"]
     assert "1 passed, 1 failed, 1 skipped." in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_the_steps_fit_the_budget_in_order_of_value():
-    names = [step.name for step in kit.steps()]
-    assert names[:5] == ["device", "build", "tests", "bandwidth", "ops"]
-    assert {"peers", "memcheck", "racecheck", "initcheck", "step"} < set(names)
-    assert kit.BUDGET < 9 * 60
+def test_arguments(tmp_path):
+    for words, message in {
+        (): "the following arguments are required: out",
+        (str(tmp_path), "--only", "smok"): "invalid choice: 'smok'",
+    }.items():
+        run = subprocess.run([sys.executable, KIT / "kit.py", *words], capture_output=True, text=True)
+        assert run.returncode == 2
+        assert message in run.stderr
 
 
-def test_arguments():
-    run = subprocess.run([sys.executable, KIT / "kit.py"], capture_output=True, text=True)
-    assert run.returncode == 2
-    assert "the following arguments are required: out" in run.stderr
+def test_a_dry_run(tmp_path):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", KIT / "run.sh", tmp_path / "out", "--dry", "--only", "device", "bandwidth", "capture"]
+    run = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "3 of 3 steps ended well: device, bandwidth, capture." in report
+    assert "none: a dry run" in report
+    assert "| surgery | yes |" in report
 
 
 class FakeEvent:
@@ -165,31 +325,6 @@ def test_on_a_gpu_events_are_timed_in_turn_without_the_warmups(monkeypatch):
     assert times["b"].ratio_to(times["b"]) == (1, 1, 1)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
-@pytest.mark.parametrize("name", ["bandwidth", "ops", "solvers", "models", "peers", "compiled"])
-def test_measurements_run_on_the_cpu(name, monkeypatch):
-    for key, value in {
-        "DEVICE": "cpu",
-        "ELEMENTS": 2000,
-        "COPIED": 1000,
-        "TASKS": (2, 32),
-        "MODELS": {"tiny": [30, 4, 1]},
-    }.items():
-        monkeypatch.setattr(measure, key, value)
-    torch.manual_seed(0)
-    rows = list(measure.MEASUREMENTS[name]())
-    assert rows
-    assert "nan" not in render({"steps": [{"name": name, "status": "ok", "seconds": 1, "output": "", "result": rows}]})
-    if name == "ops":
-        assert {(row["K"], row["dtype"], row["layout"]) for row in rows} == {
-            (K, dtype, layout)
-            for K in (2, 32)
-            for dtype in ("float32", "bfloat16")
-            for layout in ("scattered", "matrix")
-        }
-        assert all(row["% of copy"] > 0 for row in rows)
-
-
 def test_roofline_beside_a_run():
     sys.path.insert(0, str(KIT.parent))
     import roofline
@@ -200,35 +335,33 @@ def test_roofline_beside_a_run():
     assert eight["us memory"] == round(8 * 25e6 * 4 / (3350e9 * 0.9) * 1e6)
     measured = {"op": "gram", "K": 8, "dtype": "float32", "layout": "scattered", "P": 25_000_000, "us median": 300.0}
     resnet = {"op": "PCGrad", "K": 4, "dtype": "bfloat16", "model": "ResNet-50", "P": 23_508_032, "us median": 150.0}
-    steps = [{"name": "ops", "result": [measured]}, {"name": "models", "result": [resnet]}]
+    first, many = {**measured, "us median": 310.0}, {**measured, "layout": "3000 tensors", "us median": 900.0}
+    results = {"sizes": [first], "ops": [measured, many], "models": [resnet]}
+    steps = [{"name": name, "result": result} for name, result in results.items()]
     roofline.compare(rows, {"steps": steps})
     assert eight["predicted / measured"] == round(eight["us predicted"] / 300, 2)
     assert [(row["op"], row["model"]) for row in rows if row["us measured"]] == [("gram", ""), ("PCGrad", "ResNet-50")]
+    roofline.compare(rows, {"steps": steps[:1]})  # of a run that was cut off before all ops
+    assert eight["predicted / measured"] == round(eight["us predicted"] / 310, 2)
     surgery = next(row for row in rows if (row["op"], row["K"], row["dtype"]) == ("PCGrad", 8, "float32"))
     assert surgery["us memory"] == pytest.approx(17 * 25e6 * 4 / (3350e9 * 0.9) * 1e6, abs=1)
     assert roofline.markdown(rows).count("\n") == len(rows) + 1
 
 
-def test_an_output_left_unwritten_is_noticed(monkeypatch):
-    monkeypatch.setattr(measure, "DEVICE", "cpu")
-    grads = measure.spread(2, 1000, torch.float32)
-    measure.check_outputs(grads)
-    with monkeypatch.context() as patch:
-        patch.setattr(measure.ops, "combine", lambda *args, **kwargs: None)
-        with pytest.raises(AssertionError, match="combine with a weight of 2"):
-            measure.check_outputs(grads)
-    monkeypatch.setattr(measure.ops, "gram", lambda grads: torch.full((2, 2), torch.nan))
-    with pytest.raises(AssertionError, match="gram of the first and the last task is off by nan"):
-        measure.check_outputs(grads)
-
-
 def test_workloads_take_turns_until_they_have_left_the_cache(monkeypatch):
-    monkeypatch.setattr(measure, "DEVICE", "cuda")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=50 << 20))
-    assert measure.copies_beyond_cache(100 << 20) == 3
-    assert measure.copies_beyond_cache(1 << 30) == 1
+    assert timed.copies_beyond_cache(GPU, 100 << 20) == 3
+    assert timed.copies_beyond_cache(GPU, 1 << 30) == 1
     order = []
-    turn = measure.rotating([lambda name=name: order.append(name) for name in "abc"])
+    turn = timed.rotating([lambda name=name: order.append(name) for name in "abc"])
     for _ in range(5):
         turn()
     assert "".join(order) == "abcab"
+
+
+def test_the_page_lists_the_steps_and_their_limits():
+    page = (KIT / "README.md").read_text()
+    for step in (*plan.decisive(), *plan.thorough(), *plan.on_request()):
+        assert re.search(rf"^\| ({step.name}|.*\b{step.name}\b[^|]*) \| {step.seconds} \|", page, re.MULTILINE), (
+            step.name
+        )

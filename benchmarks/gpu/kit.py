@@ -1,11 +1,10 @@
 """Runs the steps of the GPU kit, each in a process with a time limit of its own.
 
-OUT/results.json and OUT/report.md are written anew after every step, so that a run that is cut off leaves what it had.
-A step that fails or is late is recorded, and the rest still run.
+OUT/results.json and OUT/report.md are written anew when a step begins and ends, and every second in between: a run that
+is cut off, however suddenly, leaves what it had. A step that fails or is late is recorded, and the rest still run.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import signal
@@ -13,158 +12,151 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import plan
+from plan import HERE, Step
+from records import write_whole
 from report import render
 
-HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
 BUDGET = 520  # seconds for all steps: the kit is to end within nine minutes
+LEAST = 5  # seconds: with less a step does not begin
+LOOK = 1.0  # seconds between two looks at what a running step has written
 TAIL = 6000  # characters of a step's output that are kept
 
 
 @dataclass
-class Step:
-    """A command, and how many seconds it may take. RESULT in it is where it writes its JSON, if it does."""
-
-    name: str
-    seconds: float
-    command: Sequence[str]
-    env: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
 class Outcome:
-    """The result of a step."""
+    """What became of a step, or what it has so far."""
 
     name: str
-    status: str  # ok, failed, late, skipped
+    status: str  # running, ok, failed, late, skipped, cut off
     seconds: float
-    output: str  # its last lines
+    output: str = ""  # its last characters
     result: Any = None
 
 
-def measure(name: str, seconds: float) -> Step:
-    """A step that runs one measurement of measure.py."""
-    return Step(name, seconds, [sys.executable, str(HERE / "measure.py"), name, "RESULT"])
-
-
-def sanitizer(tool: str, seconds: float) -> Step:
-    """A step that runs compute-sanitizer over a small set of tests."""
-    tests = [
-        "tests/test_gram.py",
-        "tests/test_combine.py",
-        "tests/test_solve.py",
-        "-m",
-        "cuda",
-        "-k",
-        "mixed or project",
-    ]
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", *tests]
-    return Step(tool, seconds, command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-
-
-def steps() -> list[Step]:
-    """All steps, the most valuable first."""
-    pytest = [sys.executable, "-m", "pytest", "tests", "-m", "cuda", "--tb=short"]
-    pytest += ["-p", "outcomes", "--outcomes", "RESULT"]
-    pytest += ["--continue-on-collection-errors"]  # a test file may want a package that this machine lacks
-    if importlib.util.find_spec("xdist"):
-        pytest += ["-n", "4"]
-    return [
-        measure("device", 30),
-        Step("build", 240, [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], {"MTLFAST_CUDA": "1"}),
-        Step("tests", 180, pytest, {"MTLFAST_GRID": "all"}),
-        measure("bandwidth", 20),
-        measure("ops", 90),
-        measure("step", 30),
-        measure("solvers", 20),
-        measure("peers", 50),
-        measure("models", 40),
-        sanitizer("memcheck", 50),
-        sanitizer("racecheck", 50),
-        sanitizer("initcheck", 50),
-        measure("compiled", 60),
-    ]
-
-
-def finish(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
-    """Waits; kills it and its children if it is late, and returns False."""
-    try:
-        process.wait(seconds)
-        return True
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return False
-
-
-def run_step(step: Step, seconds: float, folder: Path) -> Outcome:
-    """Runs one step. Whatever happens in it becomes an Outcome."""
-    result, start = folder / f"{step.name}.result", time.monotonic()
-    command = [part.replace("RESULT", str(result)) for part in step.command]
-    env = {**os.environ, "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{HERE}", "MTLFAST_REQUIRE_NATIVE": "1", **step.env}
-    log = folder / f"{step.name}.output"
-    with log.open("wb") as output:
-        try:
-            process = subprocess.Popen(
-                command, cwd=CHECKOUT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        except OSError as error:
-            status = f"failed ({error})"
-        else:
-            in_time = finish(process, seconds)
-            ended = "ok" if process.returncode == 0 else f"failed ({process.returncode})"
-            status = ended if in_time else f"late (cut off after {seconds:.0f} s)"
-    text = log.read_text(errors="replace")
-    return Outcome(step.name, status, round(time.monotonic() - start, 1), text[-TAIL:], read_result(result))
+Seen = Callable[[Outcome], None]
 
 
 def read_result(path: Path) -> Any:
-    """The JSON that the step wrote, or None."""
+    """The JSON that the step wrote, if it did."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
 
 
-def write(out: Path, outcomes: list[Outcome]) -> None:
-    """Writes both files, each completely or not at all."""
-    results = {"steps": [asdict(outcome) for outcome in outcomes]}
-    for name, text in {"results.json": json.dumps(results, indent=1) + "\n", "report.md": render(results)}.items():
-        (out / f".{name}").write_text(text)
-        (out / f".{name}").replace(out / name)
+def ends(process: "subprocess.Popen[bytes]", seconds: float, look: Callable[[], None]) -> bool:
+    """Waits so long, and looks now and then; False if the process is still running."""
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            process.wait(min(LOOK, left))
+            return True
+        except subprocess.TimeoutExpired:
+            look()
+    return False
 
 
-def run_all(plan: list[Step], out: Path, budget: float = BUDGET) -> list[Outcome]:
-    """Runs the plan within `budget` seconds."""
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Ends it and its children."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def run_step(step: Step, seconds: float, folder: Path, seen: Seen) -> Outcome:
+    """Runs one step, telling `seen` what it has so far; whatever happens in it becomes an Outcome."""
+    result, log, start = folder / f"{step.name}.result", folder / f"{step.name}.output", time.monotonic()
+    command = [part.replace("RESULT", str(result)) for part in step.command]
+    env = {**os.environ, "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{HERE}", "MTLFAST_REQUIRE_NATIVE": "1", **step.env}
+
+    def outcome(status: str) -> Outcome:
+        text = log.read_text(errors="replace")[-TAIL:]
+        return Outcome(step.name, status, round(time.monotonic() - start, 1), text, read_result(result))
+
+    with log.open("wb") as output:
+        try:
+            process = subprocess.Popen(
+                command, cwd=CHECKOUT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            return outcome(f"failed ({error})")
+        try:
+            in_time = ends(process, seconds, lambda: seen(outcome("running")))
+        finally:
+            end(process)
+    if not in_time:
+        return outcome(f"late (cut off after {seconds:.0f} s)")
+    return outcome("ok" if process.returncode == 0 else f"failed ({process.returncode})")
+
+
+def run_all(
+    steps: Sequence[Step],
+    out: Path,
+    budget: float = BUDGET,
+    run: Callable[[Step, float, Path, Seen], Outcome] = run_step,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Outcome]:
+    """Runs the steps within `budget` seconds.
+
+    Args:
+        steps: in their order.
+        out: folder of results.json and report.md.
+        budget: seconds by the clock.
+        run: what runs one step.
+        clock: seconds since some time.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    outcomes: list[Outcome] = []
-    start = time.monotonic()
+    done: list[Outcome] = []
+    start = clock()
+
+    def keep(current: Outcome) -> None:
+        results = {"plan": [step.name for step in steps], "steps": [asdict(o) for o in (*done, current)]}
+        write_whole(out / "results.json", json.dumps(results, indent=1) + "\n")
+        write_whole(out / "report.md", render(results))
+
     with tempfile.TemporaryDirectory() as folder:
-        for step in plan:
-            left = budget - (time.monotonic() - start)
-            if left < 5:
-                outcomes.append(Outcome(step.name, "skipped (no time left)", 0.0, ""))
+        for step in steps:
+            left = budget - (clock() - start)
+            latest = Outcome(step.name, "running", 0.0)
+
+            def seen(current: Outcome) -> None:
+                nonlocal latest
+                latest = current
+                keep(latest)
+
+            if left < LEAST:
+                latest = Outcome(step.name, "skipped (no time left)", 0.0)
             else:
-                outcomes.append(run_step(step, min(step.seconds, left), Path(folder)))
-            print(f"{step.name}: {outcomes[-1].status}, {outcomes[-1].seconds} s", flush=True)
-            write(out, outcomes)
-    return outcomes
+                keep(latest)
+                try:
+                    latest = run(step, min(step.seconds, left), Path(folder), seen)
+                except BaseException:
+                    latest.status = "cut off with the run"
+                    keep(latest)
+                    raise
+            keep(latest)
+            done.append(latest)
+            print(f"{step.name}: {latest.status}, {latest.seconds} s", flush=True)
+    return done
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder for report.md and results.json")
-    parser.add_argument("--only", nargs="*", help="names of the steps to run; default: all")
+    parser.add_argument("--only", nargs="+", choices=plan.names(), metavar="STEP", help="the steps to run")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all steps")
+    parser.add_argument("--dry", action="store_true", help="on the CPU, on little data: does the kit itself work?")
     arguments = parser.parse_args()
-    plan = [step for step in steps() if not arguments.only or step.name in arguments.only]
-    outcomes = run_all(plan, arguments.out, arguments.budget)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the running step ends too
+    outcomes = run_all(plan.steps(arguments.only or (), arguments.dry), arguments.out, arguments.budget)
     sys.exit(0 if all(outcome.status == "ok" for outcome in outcomes) else 1)
 
 

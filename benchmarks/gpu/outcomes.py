@@ -5,21 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import write_whole
 
 MOST_FAILURES = 40  # whose reasons are kept
 
 
 class Outcomes:
-    """The outcomes of the tests so far."""
+    """What has become of the tests so far."""
 
     def __init__(self, path: Path) -> None:
-        """`path` is the file that is written."""
+        """Keeps it in `path`."""
         self.path = path
         self.counts = {"passed": 0, "failed": 0, "skipped": 0}
         self.failures: list[dict[str, Any]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Counts one phase of one test."""
+        """One phase of one test has ended."""
         if report.failed:
             self.add_failure(report)
         elif report.skipped or report.when == "call":
@@ -27,31 +28,29 @@ class Outcomes:
         self.write()
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Counts a test file that could not be read."""
+        """A file has been read."""
         if report.failed:
             self.add_failure(report)
             self.write()
 
     def add_failure(self, report: pytest.TestReport | pytest.CollectReport) -> None:
-        """Counts a failure and keeps its reason."""
+        """Counts it and keeps why."""
         self.counts["failed"] += 1
         crash = getattr(report.longrepr, "reprcrash", None)
         why = crash.message if crash else report.longreprtext
         self.failures.append({"test": report.nodeid, "why": why[:300]})
 
     def write(self) -> None:
-        """Writes the file completely or not at all."""
-        draft = self.path.with_suffix(".draft")
-        draft.write_text(json.dumps({**self.counts, "failures": self.failures[:MOST_FAILURES]}))
-        draft.replace(self.path)
+        """The file, whole or not at all."""
+        write_whole(self.path, json.dumps({**self.counts, "failures": self.failures[:MOST_FAILURES]}))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the option `--outcomes FILE`."""
+    """--outcomes FILE."""
     parser.addoption("--outcomes", type=Path, required=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the plugin in one process only. Workers of pytest-xdist have a `workerinput`."""
+    """One file, also where several processes run the tests: only they have a `workerinput`."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Outcomes(config.getoption("outcomes")))

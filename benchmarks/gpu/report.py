@@ -18,11 +18,26 @@ def tests(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def reached(results: dict[str, Any]) -> str:
+    """How far the run came, in a sentence for each kind of ending."""
+    steps = results["steps"]
+    groups: dict[str, list[str]] = {}
+    for step in steps:
+        groups.setdefault(step["status"].split(" (")[0], []).append(step["name"])
+    ended = {step["name"] for step in steps}
+    groups["not reached"] = [name for name in results["plan"] if name not in ended] + groups.pop("skipped", [])
+    well = groups.pop("ok", [])
+    lines = [f"{len(well)} of {len(results['plan'])} steps ended well: {', '.join(well) or 'none'}."]
+    lines += [f"{status[0].upper()}{status[1:]}: {', '.join(names)}." for status, names in groups.items() if names]
+    return "\n".join(lines)
+
+
 def render(results: dict[str, Any]) -> str:
     """The whole report: the steps, the rows of each step, and the output of steps that failed."""
     steps = results["steps"]
     parts = [
         "# mtlfast on a GPU",
+        reached(results),
         table([{"step": s["name"], "status": s["status"], "s": s["seconds"]} for s in steps]),
     ]
     for step in steps:
@@ -31,6 +46,6 @@ def render(results: dict[str, Any]) -> str:
             parts += [f"## {step['name']}", table(result)]
         elif isinstance(result, dict):
             parts += [f"## {step['name']}", tests(result)]
-        if step["status"] != "ok" and step["output"]:
+        if step["status"] not in ("ok", "running") and step["output"]:
             parts += [f"## {step['name']}: how it ended", f"```\n{step['output'][-2000:].strip()}\n```"]
     return "\n\n".join(parts) + "\n"
