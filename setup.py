@@ -121,6 +121,7 @@ def build_facts(toolkit: Toolkit | None, without_cuda: str, kernels: Path) -> di
     """What `python -m mtlfast info` shows of the build, and what the import checks."""
     return {
         "torch": torch.__version__,
+        "python": ".".join(platform.python_version_tuple()[:2]),
         "compiler": (output_of(CXX, "--version").splitlines() or ["unknown"])[0],
         "cpu_units": list(CPU_UNITS),
         "nvcc": toolkit.version if toolkit else None,

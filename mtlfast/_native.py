@@ -9,6 +9,7 @@ import functools
 import importlib
 import json
 import os
+import platform
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,7 @@ from mtlfast import _gpu
 
 
 def build_facts() -> dict[str, Any]:
-    """What the build recorded (torch, compilers, architectures, instruction sets, commit); {} if there was no build."""
+    """What the build recorded (torch, Python, compilers, architectures, instruction sets, commit); {} without one."""
     path = Path(__file__).with_name("_build.json")
     facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return facts
@@ -32,7 +33,8 @@ def _minor(version: str) -> str:
 
 def _load() -> tuple[ModuleType | None, str]:
     """The extension module and an empty string, or None and the reason why there is no extension."""
-    built_for = build_facts().get("torch")
+    facts = build_facts()
+    built_for = facts.get("torch")
     if built_for is None:
         return None, "this copy of mtlfast was installed without its compiled extension"
     if _minor(built_for) != _minor(torch.__version__):
@@ -40,6 +42,9 @@ def _load() -> tuple[ModuleType | None, str]:
             None,
             f"mtlfast._C was built for torch {built_for}, this is torch {torch.__version__}: rebuild it",
         )
+    python = platform.python_version()
+    if _minor(facts.get("python", python)) != _minor(python):
+        return None, f"mtlfast._C was built for Python {facts['python']}, this is Python {python}: rebuild it"
     try:
         return importlib.import_module("mtlfast._C"), ""
     except ImportError as error:

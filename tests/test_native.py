@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -76,6 +77,16 @@ def test_another_torch_is_named(without_extension):
     assert (
         run.stdout.strip() == f"mtlfast._C was built for torch 2.0.1+cpu, this is torch {torch.__version__}: rebuild it"
     )
+
+
+def test_another_python_is_named(without_extension):
+    (without_extension / "mtlfast" / "_build.json").write_text(
+        json.dumps({"torch": torch.__version__, "python": "3.9"})
+    )
+    run = python("import mtlfast; print(mtlfast._native.REASON)", without_extension)
+    (without_extension / "mtlfast" / "_build.json").unlink()
+    this = platform.python_version()
+    assert run.stdout.strip() == f"mtlfast._C was built for Python 3.9, this is Python {this}: rebuild it"
 
 
 def test_an_extension_that_does_not_load_is_named(without_extension):
