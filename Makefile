@@ -4,8 +4,8 @@ PY := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 SOURCES := setup.py csrc/toolkit.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 EMULATOR_FILES := $(wildcard tests/emulator/*.h tests/emulator/*.cpp tests/emulator/*.cu tests/emulator/include/*.h)
-PYTHON_FILES := setup.py csrc/toolkit.py mtlfast tests benchmarks examples
-CXX_FILES := $(filter-out %.py,$(SOURCES)) $(EMULATOR_FILES)
+PYTHON_FILES := setup.py csrc/toolkit.py mtlfast tests benchmarks examples docs
+CXX_FILES := $(filter-out %.py,$(SOURCES)) $(EMULATOR_FILES) $(wildcard docs/design/wheels/*.h docs/design/wheels/*.cpp)
 
 # A first build is for this machine's GPU, or for one architecture where there is none. Wheels name their own list.
 export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';' | grep . || echo 9.0)
