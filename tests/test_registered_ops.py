@@ -39,7 +39,7 @@ def samples(dtype, device):
         "solve": [
             (gram, "pcgrad", [0.0, 0.0], [torch.rand(3, 3, device=device)], None, None),
             (gram, "pcgrad_coefficients", [], [], None, None),
-            (gram, "nash_mtl", [1.0, 1.0, 1e-6], [None, weights.exp()], gram.new_zeros(5), None),
+            (gram, "nash_mtl", [1.0, 1.0, 1e-6], [None, weights.exp()], gram.new_zeros(6), None),
         ],
     }
 
