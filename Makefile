@@ -1,5 +1,6 @@
 # Everything runs in .venv, which the first target creates. Two commands to start with: make demo, make test.
 VENV ?= .venv
+PYTHON ?= python3
 PY := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 SOURCES := setup.py csrc/toolkit.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
@@ -13,7 +14,7 @@ export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --form
 # Warnings are errors here, not in a user's installation, whose compiler and torch may be others.
 export MTLFAST_WERROR := 1
 
-.PHONY: demo test test-all test-peers test-isa fuzz asan emu emu-asan cuda-check registers check-aarch64 compilers wheel wheel-check lint format bench clean
+.PHONY: demo test test-all test-peers test-isa fuzz asan emu emu-asan cuda-check registers check-aarch64 compilers wheel wheel-check carry lint format bench clean
 .DEFAULT_GOAL := test
 
 build/ready: $(SOURCES) pyproject.toml $(VENV)/demo
@@ -23,7 +24,7 @@ build/ready: $(SOURCES) pyproject.toml $(VENV)/demo
 
 # What the build and the demo need; then what tests and checks need beside it.
 $(VENV)/demo: requirements-demo.txt
-	python3 -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --disable-pip-version-check '$(TORCH)'
 	$(PY) -m pip install -q --disable-pip-version-check -r requirements-demo.txt
 	touch $@
@@ -142,6 +143,25 @@ wheel: $(VENV)/ready
 WHEEL_TORCH ?= $(TORCH)
 wheel-check: wheel
 	MTLFAST_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" MTLFAST_WHEEL_TORCH='$(WHEEL_TORCH)' $(PY) -m pytest -rs tests/test_wheel.py
+
+# For a machine that cannot build: build/carry, with the package built for another Python and torch and one architecture,
+# tested here under that Python. There the folder goes first on PYTHONPATH. The C library and libstdc++ that it asks for
+# are named at the end. make carry PYTHON=python3.12 TORCH=torch==2.11.0
+CARRY_ARCH ?= 9.0
+CARRY_VENV ?= build/$(notdir $(PYTHON))-$(subst ==,-,$(TORCH))
+CARRY_PY = $(abspath $(CARRY_VENV)/bin/python)
+carry:
+	$(MAKE) VENV=$(CARRY_VENV) $(CARRY_VENV)/demo
+	$(CARRY_PY) -m pip install -q --disable-pip-version-check pytest pytest-xdist hypothesis
+	rm -rf build/carry && mkdir -p build/carry
+	TORCH_CUDA_ARCH_LIST=$(CARRY_ARCH) MTLFAST_CUDA=1 $(CARRY_PY) setup.py -q build --build-base $(CARRY_VENV)/build --build-lib build/carry
+	cp -r tests pyproject.toml build/carry
+	cd build/carry && PYTHONPATH=$$PWD MTLFAST_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 $(CARRY_PY) -m pytest tests -p no:cacheprovider \
+	  -n $(PROCESSES) --dist loadfile --ignore=tests/emulator --ignore=tests/test_gpu_kit.py
+	cd build/carry && $(CARRY_PY) -m mtlfast info
+	@for library in GLIBC GLIBCXX; do \
+	  objdump -T build/carry/mtlfast/_C*.so | grep -o "$${library}_[0-9.]*" | sort -V | tail -n 1; \
+	done
 
 bench: build/ready $(VENV)/ready
 	$(PY) -m mtlfast bench
