@@ -131,7 +131,8 @@ PYBIND11_MODULE(_C, m) {
   using NoGil = py::call_guard<py::gil_scoped_release>;
   py::class_<mtlfast::TaskTable>(m, "TaskTable")
       .def_property_readonly("contiguous", &mtlfast::TaskTable::contiguous)
-      .def_property_readonly("numel", &mtlfast::TaskTable::numel);
+      .def_property_readonly("numel", &mtlfast::TaskTable::numel)
+      .def_property_readonly("separate", &mtlfast::TaskTable::separate);
   m.def("marshal", &marshal);
   m.def("accepts", &accepts);
   m.def("exclusive", &exclusive);

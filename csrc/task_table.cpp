@@ -1,6 +1,7 @@
 #include "task_table.h"
 
 #include <ATen/ops/empty_strided.h>
+#include <c10/core/impl/COW.h>
 
 #include <algorithm>
 
@@ -25,6 +26,24 @@ bool plain_memory(const at::Tensor& tensor) {
          !keys.has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize,
                                             c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Negative})) &&
          tensor.has_storage();
+}
+
+struct Span {
+  uintptr_t begin, end;
+  int64_t t;  // the tensor
+};
+
+Span span_of(const void* data, int64_t bytes, int64_t t) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
+  return {begin, begin + bytes, t};
+}
+
+// Sorts the spans by address: does none reach into the next?
+bool sort_disjoint(std::vector<Span>& spans) {
+  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
+  for (size_t i = 1; i < spans.size(); ++i)
+    if (spans[i].begin < spans[i - 1].end) return false;
+  return true;
 }
 
 }  // namespace
@@ -79,13 +98,26 @@ bool TaskTable::add(int64_t k, int64_t t, const at::Tensor& gradient) {
     return false;
   }
   if (numel == 0) return true;
-  data_[t * num_tasks_ + k] = gradient.const_data_ptr();
+  data_[t * num_tasks_ + k] = gradient.mutable_data_ptr();
   held_.push_back(gradient.storage());
   return true;
 }
 
 void TaskTable::finish() {
   for (size_t t = 1; t < offsets_.size(); ++t) offsets_[t] += offsets_[t - 1];
+}
+
+bool TaskTable::separate() const {
+  for (const c10::Storage& storage : held_)
+    if (c10::impl::cow::is_cow_data_ptr(storage.data_ptr())) return false;
+  const int64_t size = item_size(dtype_of(dtype()));
+  std::vector<Span> spans;
+  spans.reserve(held_.size());
+  for (int64_t i = 0; i < static_cast<int64_t>(data_.size()); ++i) {
+    const int64_t t = i / num_tasks_;
+    if (data_[i]) spans.push_back(span_of(data_[i], (offsets_[t + 1] - offsets_[t]) * size, t));
+  }
+  return sort_disjoint(spans);
 }
 
 TaskView TaskTable::view() const {
@@ -128,12 +160,7 @@ at::ScalarType TaskTable::dtype_of_out(at::TensorList out) const {
 
 bool TaskTable::accepts(const std::vector<at::Tensor>& out, std::optional<int64_t> leading,
                         std::optional<at::ScalarType> dtype) const {
-  struct Span {
-    uintptr_t begin, end;
-    int64_t t;
-  };
   if (static_cast<int64_t>(out.size()) != num_tensors()) return false;
-  const auto address = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
   const at::ScalarType out_dtype = dtype ? *dtype : dtype_of_out(out);
   if (!known(out_dtype)) return false;
   const int64_t size = item_size(dtype_of(this->dtype())), out_size = item_size(dtype_of(out_dtype));
@@ -143,22 +170,19 @@ bool TaskTable::accepts(const std::vector<at::Tensor>& out, std::optional<int64_
     if (first_dim_[t] < 0) continue;
     if (!out[t].defined() || !matches(t, leading, out_dtype, out[t])) return false;
     if (out[t].numel() == 0) continue;
-    const uintptr_t begin = address(out[t].const_data_ptr());
-    spans.push_back({begin, begin + out[t].numel() * out_size, t});
+    spans.push_back(span_of(out[t].mutable_data_ptr(), out[t].numel() * out_size, t));
   }
-  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
-  for (size_t i = 1; i < spans.size(); ++i)
-    if (spans[i].begin < spans[i - 1].end) return false;
+  if (!sort_disjoint(spans)) return false;
   for (int64_t i = 0; i < static_cast<int64_t>(data_.size()); ++i) {
     if (!data_[i]) continue;
     const int64_t t = i / num_tasks_;
-    const uintptr_t begin = address(data_[i]), end = begin + (offsets_[t + 1] - offsets_[t]) * size;
+    const Span entry = span_of(data_[i], (offsets_[t + 1] - offsets_[t]) * size, t);
     // The last span that begins before the gradient ends: spans are disjoint, so no other one can reach further.
-    const auto after = std::lower_bound(spans.begin(), spans.end(), end,
+    const auto after = std::lower_bound(spans.begin(), spans.end(), entry.end,
                                         [](const Span& span, uintptr_t value) { return span.begin < value; });
     if (after == spans.begin()) continue;
     const Span& span = *std::prev(after);
-    if (span.end > begin && !(in_place && span.t == t && span.begin == begin)) return false;
+    if (span.end > entry.begin && !(in_place && span.t == t && span.begin == entry.begin)) return false;
   }
   return true;
 }

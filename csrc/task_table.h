@@ -11,7 +11,8 @@
 
 namespace mtlfast {
 
-// It keeps the tensors' memory alive even if a tensor is given other memory (`tensor.data = other`).
+// It keeps the tensors' memory alive even if a tensor is given other memory (`tensor.data = other`). A copy-on-write
+// tensor (torch._lazy_clone) gets memory of its own when it is entered, since its address would change at its first write.
 class TaskTable {
  public:
   TaskTable(int64_t num_tasks, int64_t num_tensors);
@@ -30,6 +31,9 @@ class TaskTable {
   at::TensorOptions options() const { return options_; }
 
   at::ScalarType dtype() const { return c10::typeMetaToScalarType(options_.dtype()); }
+
+  // Whether every entry can be written: no two share memory, and none has become copy-on-write since it was entered.
+  bool separate() const;
 
   // A new tensor with tensor t's shape and strides, after a leading dimension if one is given.
   at::Tensor empty_like(int64_t t, std::optional<int64_t> leading, at::ScalarType dtype) const;

@@ -171,6 +171,8 @@ class TaskGradients:
         """Copies entries until no two share memory, so that each can be written in place."""
         if _is_traced(self.rows):
             return
+        if self._table is not None and self._table.separate:  # native code's quick answer; below is the closer look
+            return
         T, reach, shared = len(self.shapes), 0, set()
         for begin, end, i in memory_spans(self.flat()):
             if begin < reach:
@@ -181,7 +183,8 @@ class TaskGradients:
                 tuple(g.clone() if g is not None and (k, t) in shared else g for t, g in enumerate(row))
                 for k, row in enumerate(self.rows)
             )
-            self._table = None if self._table is None else _native.module().marshal(self.rows)  # type: ignore[union-attr]
+        if self._table is not None:  # the closer look also gave copy-on-write entries memory of their own
+            self._table = _native.module().marshal(self.rows)  # type: ignore[union-attr]
 
     def accepts(self, out: Sequence[Tensor | None], leading: tuple[int, ...], dtype: torch.dtype | None) -> bool:
         """Whether `out` certainly fits results of the shapes [*leading, *shape] in `dtype` (None: its own dtype).

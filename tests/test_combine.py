@@ -89,6 +89,19 @@ def test_in_place_over_any_task(num_tasks, dtype, device):
             assert torch.equal(x, want)
 
 
+@pytest.mark.parametrize("over", ["gradient", "lazy copy"])
+def test_a_lazy_copy_gets_its_own_memory_before_it_is_written(over, device):
+    # torch._lazy_clone copies at the first write: of the gradient that the result goes over, or of a copy of it.
+    first = torch.full((10,), 2.0, device=device)
+    gradient = torch._lazy_clone(first) if over == "gradient" else first
+    grads = TaskGradients.from_rows([[gradient], [torch.ones_like(gradient)]])
+    out = gradient if over == "gradient" else torch._lazy_clone(gradient)
+    ops.combine(grads, torch.ones(2, device=device), [out])
+    assert out.unique().item() == 3
+    assert first.unique().item() == 2
+    assert ops.gram(grads)[0, 1] == out.numel() * gradient[0]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_out", [None, 2])
 def test_accumulate(num_out, dtype, device):

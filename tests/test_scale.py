@@ -54,3 +54,32 @@ def test_what_is_not_finite_stays(device):
     grads.rows[0][0][2] = torch.inf
     ops.scale_(grads, torch.zeros(1, device=device))
     assert grads.rows[0][0].isnan().tolist() == [False, False, True, False, False]
+
+
+# An original -> the gradient, and who must not see it change. torch._lazy_clone copies at the first write.
+LAZY_COPIES = {
+    "of the gradient": lambda x: (x, torch._lazy_clone(x)),
+    "as the gradient": lambda x: (torch._lazy_clone(x), x),
+    "of its storage": lambda x: (torch._lazy_clone(x)[5:], x),
+}
+
+
+@pytest.mark.parametrize("copied", LAZY_COPIES)
+def test_a_lazy_copy_is_not_written(copied, device):
+    gradient, other = LAZY_COPIES[copied](torch.ones(10, device=device))
+    grads = TaskGradients.from_rows([[gradient], [torch.ones_like(gradient)]])
+    ops.scale_(grads, torch.tensor([2.0, 3.0], device=device))
+    assert grads.rows[0][0] is gradient
+    assert gradient.unique().item() == 2
+    assert other.unique().item() == 1
+    assert ops.gram(grads)[0, 1] == 6 * len(gradient)
+
+
+def test_a_lazy_copy_of_a_marshalled_gradient_is_not_written(device):
+    gradient = torch.ones(10, device=device)
+    grads = TaskGradients.from_rows([[gradient], [torch.ones_like(gradient)]])
+    other = torch._lazy_clone(gradient)
+    ops.scale_(grads, torch.tensor([2.0, 3.0], device=device))
+    assert gradient.unique().item() == 2
+    assert other.unique().item() == 1
+    assert ops.gram(grads)[0, 1] == 60
