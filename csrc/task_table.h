@@ -12,7 +12,7 @@
 namespace mtlfast {
 
 // It keeps the tensors' memory alive even if a tensor is given other memory (`tensor.data = other`). A copy-on-write
-// tensor (torch._lazy_clone) gets memory of its own when it is entered, since its address would change at its first write.
+// tensor (torch._lazy_clone) gets memory of its own when it is entered: its address would change at its first write.
 class TaskTable {
  public:
   TaskTable(int64_t num_tasks, int64_t num_tensors);

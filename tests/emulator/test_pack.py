@@ -1,4 +1,4 @@
-"""The host part of the CUDA launchers, a C++ program of its own: sizes beyond 2^31 and 2^40."""
+"""The host part of the CUDA launchers, as C++ programs of their own: sizes beyond 2^31 and 2^40; streams' counters."""
 
 import subprocess
 
@@ -8,9 +8,11 @@ from emulate import AVAILABLE, CHECKOUT, CXX, HERE
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs the checkout and a C++ compiler")
 
 
-def test_tables_chunks_and_widths(tmp_path):
+@pytest.mark.parametrize("source", ["pack_test.cpp", "streams_test.cpp"])
+def test_host_part(source, tmp_path):
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
-    program = tmp_path / "pack_test"
-    subprocess.run([CXX, *flags, f"-I{CHECKOUT / 'csrc'}", HERE / "pack_test.cpp", "-o", program], check=True)
+    includes = [f"-I{CHECKOUT / 'csrc'}", f"-I{HERE / 'include'}"]
+    program = tmp_path / "program"
+    subprocess.run([CXX, *flags, *includes, HERE / source, "-o", program], check=True)
     run = subprocess.run([program], capture_output=True, text=True)
     assert run.stdout == "ok\n", run.stdout + run.stderr
