@@ -47,6 +47,8 @@ void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::Tensor
   if (R == 0) return;
   const at::Tensor wide = coefficients.to(at::kDouble).contiguous();
   if (!coefficients.is_cpu()) {
+    TORCH_CHECK_VALUE(K <= cuda::kMostCombined, "combine: got ", K, " tasks, expected at most ", cuda::kMostCombined,
+                      " on a GPU");
     on_gpu("combine", coefficients.device(), [&](void* stream) {
       return cuda::combine(view, wide.const_data_ptr<double>(), R, scale, accumulate, out_dtype, pointers.data(),
                            stream);

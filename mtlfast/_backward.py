@@ -46,6 +46,9 @@ def backward(
     To accumulate over N micro-batches, divide each loss by N and pass `loss_scale=1 / N`. Each micro-batch is then
     aggregated by itself, and `.grad` holds the sum of the N aggregated gradients.
 
+    Losses may be computed on several CUDA streams. Their gradients are dropped when the step has been queued, so what
+    such a stream runs next must wait for the current one (`wait_stream`), as it must anyway to read new parameters.
+
     Args:
         losses: K scalar losses of one forward pass, as a list, a tuple, a generator, a dict by name or a tensor [K].
             An entry of None stands for an absent task.

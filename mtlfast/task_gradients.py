@@ -27,6 +27,10 @@ class TaskGradients:
 
     The gradients are constants: the ops on them are not differentiable.
 
+    Ops run on the current CUDA stream, and torch's rule for memory holds: of gradients that another stream allocated,
+    as it does in the backward pass of a loss computed there, call `record_stream` before they are dropped, or that
+    stream may write over them while an op still reads.
+
     Attributes:
         rows: the K x T tensors, `rows[k][t]`.
         parameters: the T parameters that the tensors are gradients of; None if they are not known. From

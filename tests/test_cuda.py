@@ -183,6 +183,34 @@ def test_ops_run_on_the_current_stream():
     assert_same_bits(results, everything(grads))
 
 
+def test_gradients_of_another_stream_are_kept_by_record_stream():
+    # torch's rule: memory goes back to the stream that allocated it, whatever other streams still read.
+    grads = draw(5, [(7,), (3000, 40), (130,)], device="cuda")
+    wanted = everything(grads)  # loads the kernels: loading one waits for the GPU
+    side = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        rows = [[g.clone() for g in row] for row in grads.rows]
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda._sleep(100_000_000)  # tens of ms: the ops are still to come when the gradients are dropped
+    results = everything(TaskGradients.from_rows(rows))
+    [g.record_stream(torch.cuda.current_stream()) for row in rows for g in row]
+    del rows
+    with torch.cuda.stream(side):
+        overwriting = [torch.full_like(g, torch.nan) for g in grads.flat()]
+    assert_same_bits(results, wanted)
+    assert all(g.isnan().all() for g in overwriting)
+
+
+def test_more_tasks_than_a_table_holds_are_refused():
+    rows = [[torch.ones(3, device="cuda")]] * 4078
+    weights, out = torch.ones(4078, device="cuda"), [torch.zeros(3, device="cuda")]
+    assert ops.combine(TaskGradients.from_rows(rows[1:]), weights[1:])[0].tolist() == [4077] * 3
+    with pytest.raises(ValueError, match="combine: got 4078 tasks, expected at most 4077 on a GPU"):
+        ops.combine(TaskGradients.from_rows(rows), weights, out)
+    assert out[0].tolist() == [0] * 3
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_ops_on_the_second_gpu_while_the_first_is_current():
     rows = draw_rows(5, [(7,), (3000, 40), (130,)], device="cuda:0")

@@ -18,6 +18,8 @@ const char* launch_combine(const Table& table, const Outputs& outputs, void* str
   return launch<combine_kernel<T, Out, 1>>(dim3(blocks), kThreads, shared_bytes, stream, table, outputs);
 }
 
+static_assert(kMostCombined + 1 == kMostRows, "the tasks and the output fit one entry");
+
 // The task whose gradients are the outputs for every tensor, or -1. If there is one, tables need no place for outputs.
 int64_t task_of_outputs(const TaskView& grads, void* const* out) {
   for (int64_t k = 0; k < grads.num_tasks; ++k) {

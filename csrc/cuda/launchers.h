@@ -21,6 +21,8 @@ const char* gram(const TaskView& grads, bool exact, const Workspace& workspace, 
 const char* norms(const TaskView& grads, const Workspace& workspace, double* out, void* stream);  // out: [K]
 const char* gram_plain(const TaskView& grads, double* out, void* stream);  // what gram computes, by a plain slow kernel
 
+constexpr int64_t kMostCombined = 4077;  // tasks that combine takes: one table has all their addresses in a row
+
 // out[t]: [R, numel of t] of out_dtype, num_out = R; with R = 1 it may be one of tensor t's gradients of that dtype.
 const char* combine(const TaskView& grads, const double* coefficients, int64_t num_out, double scale, bool accumulate,
                     DType out_dtype, void* const* out, void* stream);

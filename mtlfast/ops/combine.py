@@ -41,7 +41,8 @@ def combine(
         T tensors [*shape] or [R, *shape], which are `out` if it is given; None for a tensor that no task reaches.
 
     Raises:
-        ValueError, TypeError: an argument does not fit. Nothing has been written then.
+        ValueError, TypeError: an argument does not fit, or there are more than 4077 tasks on a GPU. Nothing has been
+            written then.
 
     Cost: one read of K * P and one write of R * P; with `accumulate` also one read of R * P. Sums run over the tasks in
     ascending order, in float32, or in float64 if the gradients or the result are float64. They are rounded once, like

@@ -167,6 +167,15 @@ def test_combine_with_more_weights_than_shared_memory_holds(emulator: Emulator):
     check_combined(grads, emulator.combine(grads, weights, seed=1), weights, torch.float32, 1.0)
 
 
+def test_combine_of_as_many_tasks_as_a_table_holds(emulator: Emulator):
+    grads = TaskGradients.from_rows([[torch.ones(3)]] * 4077)
+    assert emulator.combine(grads, torch.ones(4077))[0].tolist() == [4077] * 3
+    out = [torch.zeros(3)]
+    with pytest.raises(RuntimeError, match="no room for that many tasks"):
+        emulator.combine(TaskGradients.from_rows([*grads.rows, [torch.ones(3)]]), torch.ones(4078), out)
+    assert out[0].tolist() == [0] * 3
+
+
 def test_a_surgery_of_eight_tasks_and_400_tensors_is_a_launch_an_op(emulator: Emulator):
     grads = draw(8, [(1 + i % 3,) for i in range(400)])
     emulator.gram(grads)
