@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,13 +33,13 @@ def architectures(library: Path, kind: str) -> set[str]:
     return set(re.findall(r"\.(sm_\d+\w?)\.", cuobjdump(library, f"--list-{kind}")))
 
 
-def instructions(library: Path, arch: str) -> dict[str, set[str]]:
-    """The opcodes of each kernel for an architecture, with their suffixes, such as LDG.E.128."""
+def instructions(library: Path, arch: str) -> dict[str, Counter[str]]:
+    """The opcodes of each kernel for an architecture, with their suffixes, such as LDG.E.128, and how many of each."""
     return dict(opcodes(cuobjdump(library, "-sass", "-arch", arch)))
 
 
-def opcodes(sass: str) -> Iterator[tuple[str, set[str]]]:
+def opcodes(sass: str) -> Iterator[tuple[str, Counter[str]]]:
     """What `instructions` reads: each function's mangled name and its opcodes, guards and operands left out."""
     for function in sass.split("Function : ")[1:]:
         name, code = function.split("\n", 1)
-        yield name.strip(), set(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code))
+        yield name.strip(), Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code))

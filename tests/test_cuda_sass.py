@@ -1,6 +1,7 @@
 """The machine code in the extension: wide loads, nothing in local memory, every architecture that was asked for."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def library() -> Path:
 
 
 @pytest.fixture(scope="module", params=ARCHS)
-def kernels(request) -> dict[str, set[str]]:
+def kernels(request) -> dict[str, Counter[str]]:
     found = instructions(library(), request.param)
     assert len(found) == len(FACTS["cuda_kernels"][request.param])
     return found
@@ -58,6 +59,19 @@ def test_loads_of_16_bytes(kernels, kernel):
     assert narrow == []
 
 
+@needs_kernels
+@needs_cuobjdump
+def test_16_bit_elements_come_in_words_at_every_address(kernels):
+    # Of each row four words where its address is a multiple of 4, three and two elements beside them where it is not.
+    of_words = {
+        name: (ops["LDG.E"], int(rows[1]))
+        for name, ops in kernels.items()
+        if (rows := re.search(r"\dgram_kernelI(?:13__nv_bfloat16|6__half)Li(\d+)E", name))
+    }
+    assert len(of_words) == 2 * (9 + 6)  # dtypes; counts of rows for float and for double sums
+    assert {name: found for name, found in of_words.items() if found[0] < 7 * found[1]} == {}
+
+
 def test_opcodes_of_a_listing():
     listing = """
     code for sm_90
@@ -69,4 +83,7 @@ def test_opcodes_of_a_listing():
         Function : _Z1gPf
         /*0000*/                   STL.64 [R1+0x8], R2 ;                    /* 0x0000080201007387 */
 """
-    assert dict(opcodes(listing)) == {"_Z1fPf": {"LDC", "LDG.E.128.CONSTANT", "UIADD3"}, "_Z1gPf": {"STL.64"}}
+    assert dict(opcodes(listing)) == {
+        "_Z1fPf": Counter(["LDC", "LDG.E.128.CONSTANT", "UIADD3"]),
+        "_Z1gPf": Counter(["STL.64"]),
+    }

@@ -36,6 +36,11 @@ constexpr int kResident = kSumBytes<T, Out, Outs> <= 64    ? 4
                           : kSumBytes<T, Out, Outs> <= 128 ? 2
                                                            : 1;
 
+// With accumulate an output is read before the rows, to be in flight with them, where that takes four registers or
+// fewer. Elsewhere it is read after them, into their registers, one output after the other.
+template <class T, class Out, int Outs>
+constexpr bool kReadFirst = Outs == 1 && sizeof(Group<Out, kGroup<T>>) <= 16;
+
 // An entry's rows are the K gradients and then the tensor [R, numel] that is written, unless that is one of them. Its
 // tag is the widest access to the gradients plus 256 times the widest to the output. Grid: any; block: kThreads;
 // dynamic shared memory: num_out * K wide elements.
@@ -60,6 +65,15 @@ __global__ void __launch_bounds__(kThreads, kResident<T, Out, Outs>)
       const int left = piece.n - column;
       for (int r = 0; r < outputs.num_out; r += Outs) {
         W sums[Outs][width] = {};
+        const auto place = [&](int o) {
+          return table.row<Out>(piece.entry, outputs.out_row) + (outputs.first_out + r + o) * numel + at;
+        };
+        Group<Out, width> before[1];
+        const auto read_before = [&](int o) {
+          const Out* const from[1] = {place(o)};
+          load_groups(from, left, store_bytes, before);
+        };
+        if (kReadFirst<T, Out, Outs> && outputs.accumulate) read_before(0);
         for (int k = 0; k < K; k += kRowsAtOnce) {
           const T* from[kRowsAtOnce];
           Group<T> rows[kRowsAtOnce];
@@ -82,14 +96,14 @@ __global__ void __launch_bounds__(kThreads, kResident<T, Out, Outs>)
         }
 #pragma unroll
         for (int o = 0; o < Outs; ++o) {
-          Out* to = table.row<Out>(piece.entry, outputs.out_row) + (outputs.first_out + r + o) * numel + at;
+          if (!kReadFirst<T, Out, Outs> && outputs.accumulate) read_before(o);
           Group<Out, width> result;
 #pragma unroll
           for (int e = 0; e < width; ++e) {
-            if (outputs.accumulate && e < left) sums[o][e] += static_cast<W>(widen(to[e]));
+            if (outputs.accumulate) sums[o][e] += static_cast<W>(widen(before[0].element[e]));
             narrow(sums[o][e], result.element[e]);
           }
-          store_group(result, to, left, store_bytes);
+          store_group(result, place(o), left, store_bytes);
         }
       }
     }

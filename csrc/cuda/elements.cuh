@@ -2,6 +2,7 @@
 //
 // A group is the 16 / sizeof(T) consecutive elements that one thread takes at a time. The width of its loads depends on
 // addresses, but which elements it holds does not. So sums are bitwise the same wherever the allocator put the tensors.
+// No access touches anything beside the elements.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -92,47 +93,110 @@ __device__ inline void store_words(void* to, const Word (&words)[N]) {
   for (int i = 0; i < N; ++i) static_cast<Word*>(to)[i] = words[i];
 }
 
-// Loads the first `left` elements of N groups. The elements behind them, and all where a pointer is nullptr, are zeros.
-// `bytes` is the widest access that all addresses allow. One branch serves all groups, so that their loads are in
-// flight together.
-template <class T, int N>
-__device__ inline void load_groups(const T* const (&from)[N], int left, int bytes, Group<T> (&groups)[N]) {
+// 2 N elements of 16 bits, N > 1, at any multiple of 2 bytes, in N + 1 accesses: N - 1 aligned words, the element
+// before these, and the one that is left over. That is the last where the address is odd (no multiple of 4), else the
+// first.
+template <int N>
+struct Shifted {
+  unsigned middle[N - 1], before = 0, left = 0;
+
+  __device__ Shifted() {
+#pragma unroll
+    for (int i = 0; i < N - 1; ++i) middle[i] = 0;
+  }
+  __device__ static bool odd(const void* address) { return reinterpret_cast<unsigned long long>(address) % 4 != 0; }
+  __device__ static int first_word(bool odd) { return odd ? 1 : 2; }  // at which element
+  __device__ static int left_over(bool odd) { return odd ? 2 * N - 1 : 0; }
+
+  __device__ void load(const void* from) {
+    const unsigned short* elements = static_cast<const unsigned short*>(from);
+    const unsigned short* words = elements + first_word(odd(from));
+    load_words(words, middle);
+    before = words[-1];
+    left = elements[left_over(odd(from))];
+  }
+  // What was loaded from there, as the N words that an aligned load gives.
+  __device__ void shift(const void* from, unsigned (&words)[N]) const {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const unsigned low = i == 0 ? before << 16 : middle[i - 1], high = i == N - 1 ? left : middle[i];
+      words[i] = odd(from) ? low >> 16 | high << 16 : i == 0 ? left | low : low;
+    }
+  }
+  __device__ static void store(const unsigned (&words)[N], void* to) {
+    unsigned short* elements = static_cast<unsigned short*>(to);
+    unsigned short* places = elements + first_word(odd(to));
+    unsigned middle[N - 1];
+#pragma unroll
+    for (int i = 0; i < N - 1; ++i) middle[i] = odd(to) ? words[i] >> 16 | words[i + 1] << 16 : words[i + 1];
+    store_words(places, middle);
+    places[-1] = static_cast<unsigned short>(odd(to) ? words[0] : words[0] >> 16);
+    elements[left_over(odd(to))] = static_cast<unsigned short>(odd(to) ? words[N - 1] >> 16 : words[0]);
+  }
+};
+
+// Loads of N groups, some at a time in flight: each takes five registers.
+constexpr int kShiftedAtOnce = 4;
+template <class T, int Size, int N>
+__device__ inline void load_shifted(const T* const (&from)[N], Group<T, Size> (&groups)[N]) {
+#pragma unroll
+  for (int first = 0; first < N; first += kShiftedAtOnce) {
+    Shifted<Group<T, Size>::kBytes / 4> loaded[kShiftedAtOnce];
+#pragma unroll
+    for (int i = 0; i < kShiftedAtOnce; ++i)
+      if (first + i < N && from[first + i]) loaded[i].load(from[first + i]);
+#pragma unroll
+    for (int i = 0; i < kShiftedAtOnce; ++i)
+      if (first + i < N) loaded[i].shift(from[first + i], groups[first + i].by4);
+  }
+}
+
+// Loads the first `left` elements of N groups of Size. The elements behind them, and all where a pointer is nullptr,
+// are zeros. `bytes` is the widest access that all addresses allow. One branch serves all groups, so that their loads
+// are in flight together.
+template <class T, int Size, int N>
+__device__ inline void load_groups(const T* const (&from)[N], int left, int bytes, Group<T, Size> (&groups)[N]) {
+  constexpr int size = Group<T, Size>::kBytes;
 #pragma unroll
   for (int i = 0; i < N; ++i) clear(groups[i]);
-  if (left >= kGroup<T> && bytes == 16) {
+  if (left >= Size && bytes == 16 && size >= 16) {
 #pragma unroll
     for (int i = 0; i < N; ++i)
       if (from[i]) load_words(from[i], groups[i].by16);
-  } else if (left >= kGroup<T> && bytes == 8 && sizeof(T) < 8) {
+  } else if (left >= Size && bytes >= 8 && sizeof(T) < 8 && size >= 8) {
 #pragma unroll
     for (int i = 0; i < N; ++i)
       if (from[i]) load_words(from[i], groups[i].by8);
-  } else if (left >= kGroup<T> && bytes == 4 && sizeof(T) < 4) {
+  } else if (left >= Size && bytes >= 4 && sizeof(T) < 4) {
 #pragma unroll
     for (int i = 0; i < N; ++i)
       if (from[i]) load_words(from[i], groups[i].by4);
+  } else if (left >= Size && sizeof(T) < 4 && size > 4) {
+    if constexpr (sizeof(T) < 4 && size > 4) load_shifted(from, groups);
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i)
 #pragma unroll
-      for (int e = 0; e < kGroup<T>; ++e)
+      for (int e = 0; e < Size; ++e)
         if (from[i] && e < left) groups[i].element[e] = from[i][e];
   }
 }
 
 // Stores the first `left` elements of a group, in accesses of at most `bytes`.
-template <class T, int N>
-__device__ inline void store_group(const Group<T, N>& group, T* to, int left, int bytes) {
-  constexpr int size = Group<T, N>::kBytes;
-  if (left >= N && bytes == 16 && size >= 16) {
+template <class T, int Size>
+__device__ inline void store_group(const Group<T, Size>& group, T* to, int left, int bytes) {
+  constexpr int size = Group<T, Size>::kBytes;
+  if (left >= Size && bytes == 16 && size >= 16) {
     store_words(to, group.by16);
-  } else if (left >= N && bytes >= 8 && sizeof(T) < 8 && size >= 8) {
+  } else if (left >= Size && bytes >= 8 && sizeof(T) < 8 && size >= 8) {
     store_words(to, group.by8);
-  } else if (left >= N && bytes >= 4 && sizeof(T) < 4) {
+  } else if (left >= Size && bytes >= 4 && sizeof(T) < 4) {
     store_words(to, group.by4);
+  } else if (left >= Size && sizeof(T) < 4 && size > 4) {
+    if constexpr (sizeof(T) < 4 && size > 4) Shifted<size / 4>::store(group.by4, to);
   } else {
 #pragma unroll
-    for (int e = 0; e < N; ++e)
+    for (int e = 0; e < Size; ++e)
       if (e < left) to[e] = group.element[e];
   }
 }

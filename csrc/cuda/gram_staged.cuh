@@ -80,27 +80,51 @@ __device__ inline void copy_stage(const Table& table, const RowBlocks& blocks, c
   const int groups = (n + kGroup<T> - 1) / kGroup<T>;
   const int padded_a = (blocks.rows_a + kTile - 1) / kTile * kTile;
   const int padded_b = (blocks.rows_b + kTile - 1) / kTile * kTile;
-  const int bytes = table.tag(piece.entry);
-  for (int unit = thread(); unit < (padded_a + padded_b) * S::kGroups; unit += kThreads) {
-    const int row = unit / S::kGroups, group = unit % S::kGroups, first = group * kGroup<T>;
-    if (group >= groups) continue;
+  const int bytes = table.tag(piece.entry), padded = padded_a + padded_b;
+  // Where group `group` of a padded row is, nullptr for zeros, and where it goes.
+  const auto source_of = [&](int row, int group) -> const T* {
     const bool in_a = row < padded_a;
     const int r = in_a ? row : row - padded_a;
-    unsigned char* to = stage + ((in_a ? r : Rows / 2 + r) * S::kStride + group * 16);
-    const bool present = r < (in_a ? blocks.rows_a : blocks.rows_b);
-    const T* source = present ? table.row<const T>(piece.entry, in_a ? r : blocks.rows_a + r) : nullptr;
-    if (!source) {
+    if (r >= (in_a ? blocks.rows_a : blocks.rows_b)) return nullptr;
+    const T* source = table.row<const T>(piece.entry, in_a ? r : blocks.rows_a + r);
+    return source ? source + piece.begin + offset + group * kGroup<T> : nullptr;
+  };
+  const auto target_of = [&](int row, int group) {
+    return stage + ((row < padded_a ? row : Rows / 2 + row - padded_a) * S::kStride + group * 16);
+  };
+  if constexpr (sizeof(T) < 4) {
+    if (bytes < 4) {  // what cp.async cannot copy goes through registers, all rows' loads in flight together
+      constexpr int kApart = kThreads / S::kGroups;  // a thread takes one group of every kApart-th row
+      constexpr int kParts = Rows / kApart;
+      const int first_row = thread() / S::kGroups, group = thread() % S::kGroups;
+      const T* from[kParts];
+      Group<T> elements[kParts];
+      if (group >= groups) return;
+#pragma unroll
+      for (int i = 0; i < kParts; ++i) from[i] = source_of(first_row + i * kApart, group);
+      load_groups(from, n - group * kGroup<T>, bytes, elements);
+#pragma unroll
+      for (int i = 0; i < kParts; ++i)
+        if (first_row + i * kApart < padded) store_words(target_of(first_row + i * kApart, group), elements[i].by16);
+      return;
+    }
+  }
+  for (int unit = thread(); unit < padded * S::kGroups; unit += kThreads) {
+    const int row = unit / S::kGroups, group = unit % S::kGroups, first = group * kGroup<T>;
+    if (group >= groups) continue;
+    unsigned char* to = target_of(row, group);
+    const T* from = source_of(row, group);
+    if (!from) {
       *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
       continue;
     }
-    const T* from = source + piece.begin + offset + first;
     if (n - first >= kGroup<T> && bytes == 16) {
       __pipeline_memcpy_async(to, from, 16);
     } else if (n - first >= kGroup<T> && bytes == 8) {
       for (int i = 0; i < 16; i += 8) __pipeline_memcpy_async(to + i, reinterpret_cast<const char*>(from) + i, 8);
     } else if (n - first >= kGroup<T> && bytes == 4) {
       for (int i = 0; i < 16; i += 4) __pipeline_memcpy_async(to + i, reinterpret_cast<const char*>(from) + i, 4);
-    } else {  // an odd tail, or 16-bit elements at an odd address, which cp.async cannot copy
+    } else {  // a tail
       const T* const one[1] = {from};
       Group<T> elements[1];
       load_groups(one, n - first, sizeof(T), elements);

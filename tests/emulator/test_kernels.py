@@ -161,6 +161,34 @@ def test_combine_over_any_task_and_with_every_number_of_tasks(emulator: Emulator
         assert torch.equal(x, want)
 
 
+@pytest.mark.parametrize("num_out", [None, 6], ids=str)
+@pytest.mark.parametrize("num_tasks", [1, 3, 8, 17, 70])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_rows_of_a_matrix_with_an_odd_number_of_columns(emulator: Emulator, dtype, num_tasks, num_out):
+    # Every other row of 16-bit elements begins at no multiple of 4 bytes: words are loaded and shifted, no bit differs.
+    J = torch.randn(num_tasks, 4099).to(dtype)
+    weights = torch.randn(num_tasks) if num_out is None else torch.randn(num_out, num_tasks)
+    before = torch.randn((*weights.shape[:-1], 4099)).to(dtype)
+    matrix_rows = TaskGradients.from_matrix(J)
+    rows = TaskGradients.from_rows([[row.clone()] for row in J])
+    for name in ("gram", "gram_exact"):
+        assert torch.equal(emulator.gram(matrix_rows, name, seed=1), emulator.gram(rows, name))
+    assert torch.equal(emulator.norms(matrix_rows, seed=1), emulator.norms(rows))
+    for misaligned in (0, 1):
+        assert torch.equal(emulator.flatten(matrix_rows, dtype, misaligned, seed=1), J)
+    for accumulate, out_dtype in itertools.product([False, True], [dtype, torch.float32]):
+        results = []
+        for grads, offset in ((rows, 0), (matrix_rows, 0), (matrix_rows, 1)):
+            room = torch.zeros(before.numel() + offset, dtype=out_dtype)
+            out = room[offset:].view(before.shape).copy_(before)
+            results += emulator.combine(grads, weights, [out], accumulate, seed=1)
+        assert torch.equal(results[0], results[1])
+        assert torch.equal(results[0], results[2])
+    factors = torch.randn(num_tasks)
+    emulator.scale_(matrix_rows, factors, seed=1)
+    assert torch.equal(J, torch.stack([row for (row,) in emulator.scale_(rows, factors).rows]))
+
+
 def test_combine_with_more_weights_than_shared_memory_holds(emulator: Emulator):
     grads = draw(70, [(5,), (130,)], missing=0.1)
     weights = torch.randn(70, 70)
