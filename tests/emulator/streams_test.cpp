@@ -35,6 +35,7 @@ cudaError_t cudaGetSymbolAddress(void** address, T& symbol) {
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int*) { return cudaErrorUnknown; }
+cudaError_t cudaDriverGetVersion(int*) { return cudaErrorUnknown; }
 cudaError_t cudaGetDeviceCount(int*) { return cudaErrorUnknown; }
 const char* cudaGetErrorString(cudaError_t) { return "unknown"; }
 
