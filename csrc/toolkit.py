@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,9 @@ OLDEST_NVCC, OLDEST_ARCH = (12, 1), 70
 def output_of(*command: str) -> str:
     """Standard output and error of a command, or '' if it fails."""
     try:
-        return subprocess.run(command, check=True, text=True, stdout=-1, stderr=subprocess.STDOUT).stdout
+        return subprocess.run(
+            command, check=True, text=True, errors="replace", stdout=-1, stderr=subprocess.STDOUT
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -44,8 +47,8 @@ class Unfit(Exception):
     """Why no CUDA kernels can be built here."""
 
 
-def find_nvcc() -> tuple[Path, str] | None:
-    """nvcc on the PATH, in CUDA_HOME, or from the PyPI package nvidia-cuda-nvcc, in that order; and which it is."""
+def find_nvccs() -> Iterator[tuple[Path, str]]:
+    """Every nvcc on the PATH, in CUDA_HOME and from the PyPI package nvidia-cuda-nvcc, and where it was found."""
     candidates = {
         "on the PATH": [shutil.which("nvcc")],
         "in CUDA_HOME": [Path(os.environ.get("CUDA_HOME", "")) / "bin" / "nvcc"],
@@ -54,8 +57,21 @@ def find_nvcc() -> tuple[Path, str] | None:
     for found, paths in candidates.items():
         for path in paths:
             if path and os.access(path, os.X_OK) and Path(path).is_file():
-                return Path(path), found
-    return None
+                yield Path(path), found
+
+
+def new_enough_nvcc() -> tuple[Path, str, re.Match[str]]:
+    """The first nvcc that compiles the kernels, which it is, and its version; raises Unfit if there is none."""
+    reasons = []
+    for nvcc, found in find_nvccs():
+        version = re.search(r"V(\d+)\.(\d+)[.\d]*", output_of(str(nvcc), "--version"))
+        if version is None:
+            reasons.append(f"{nvcc} --version names no version, expected a CUDA compiler")
+        elif (int(version[1]), int(version[2])) < OLDEST_NVCC:
+            reasons.append(f"{nvcc} is nvcc {version[1]}.{version[2]}, expected 12.1 or newer")
+        else:
+            return nvcc, found, version
+    raise Unfit("; ".join(reasons) or "no nvcc is on the PATH, in CUDA_HOME/bin or among Python's packages")
 
 
 def cuda_toolkit() -> tuple[Toolkit | None, str]:
@@ -76,15 +92,7 @@ def cuda_toolkit() -> tuple[Toolkit | None, str]:
 
 def fitting_toolkit(drop_archs: bool) -> Toolkit:
     """The nvcc to use; raises Unfit if it cannot compile the kernels (drop_archs: for any of the architectures)."""
-    compiler = find_nvcc()
-    if compiler is None:
-        raise Unfit("no nvcc is on the PATH, in CUDA_HOME/bin or among Python's packages")
-    nvcc, found = compiler
-    version = re.search(r"V(\d+)\.(\d+)[.\d]*", output_of(str(nvcc), "--version"))
-    if version is None:
-        raise Unfit(f"{nvcc} --version names no version, expected a CUDA compiler")
-    if (int(version[1]), int(version[2])) < OLDEST_NVCC:
-        raise Unfit(f"{nvcc} is nvcc {version[1]}.{version[2]}, expected 12.1 or newer")
+    nvcc, found, version = new_enough_nvcc()
     archs = cuda_archs()
     unknown = [arch for arch in archs if not compiles_for(nvcc, arch)]
     kept = [arch for arch in archs if arch not in unknown]
@@ -92,7 +100,7 @@ def fitting_toolkit(drop_archs: bool) -> Toolkit:
         without = f"nvcc {version[1]}.{version[2]} cannot compile the kernels for {', '.join(unknown)}"
         if not kept or not drop_archs:
             raise Unfit(f"{without} (TORCH_CUDA_ARCH_LIST says for what)")
-        if archs[-1] in unknown and archs[-1].endswith("+PTX"):  # newer GPUs compile the newest that there is
+        if any(arch.endswith("+PTX") for arch in unknown):  # newer GPUs compile the newest that there is
             kept[-1] = kept[-1].removesuffix("+PTX") + "+PTX"
         say(f"{without}: CUDA kernels are built for {', '.join(kept)}")
     return Toolkit(nvcc, found, version[0][1:], kept, static_runtime(nvcc))
@@ -100,7 +108,7 @@ def fitting_toolkit(drop_archs: bool) -> Toolkit:
 
 def cuda_archs() -> list[str]:
     """TORCH_CUDA_ARCH_LIST, else this machine's GPUs, else every supported architecture ('all')."""
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip("; ,\t\n")
     if wanted == "all":
         wanted = DEFAULT_ARCHS
     if not wanted:
@@ -108,7 +116,7 @@ def cuda_archs() -> list[str]:
 
         pairs = {cuda.get_device_capability(d) for d in range(cuda.device_count())} if cuda.is_available() else set()
         wanted = ";".join(f"{major}.{minor}" for major, minor in sorted(pairs))
-    return re.split(r"[;, ]+", (wanted or DEFAULT_ARCHS).strip("; ,"))
+    return re.split(r"[;,\s]+", wanted or DEFAULT_ARCHS)
 
 
 def number_of(arch: str) -> str:

@@ -30,7 +30,7 @@ def test_nvcc_is_the_one_on_the_path_else_in_cuda_home_else_from_pypi(tmp_path):
         (folder / "nvcc").write_text("#!/bin/sh\n")
         (folder / "nvcc").chmod(0o755)
     env = {**os.environ, "PATH": str(tmp_path / "path"), "CUDA_HOME": str(tmp_path / "home")}
-    ask = "import toolkit; print(*toolkit.find_nvcc(), sep='; ')"
+    ask = "import toolkit; print(*next(toolkit.find_nvccs()), sep='; ')"
     for found, folder in folders.items():
         run = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", ask],

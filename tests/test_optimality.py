@@ -5,6 +5,7 @@ import torch
 from test_methods import hard_gradients, jacobian
 from torch import Tensor
 
+import mtlfast
 from mtlfast.aggregation import MGDA, PCD, CAGrad, DualProj, UPGrad
 
 pytestmark = pytest.mark.native
@@ -133,3 +134,15 @@ def test_a_solve_that_gives_up_is_counted_and_its_best_iterate_returned(device):
     assert aggregator.diagnostics()["unconverged"] == 2 * once
     aggregator.reset()
     assert aggregator.diagnostics()["unconverged"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("ratio", [1e2, 1e6])
+def test_cagrad_takes_no_short_gradient_for_rounding(ratio, dtype, device):
+    J = torch.randn(3, 1000, dtype=torch.float64)
+    J[2] /= ratio
+    rows, aggregator = J.to(device, dtype), CAGrad(0.5)
+    (update,) = aggregator(mtlfast.TaskGradients.from_matrix(rows))
+    wanted = CAGrad(0.5).weights(rows.double() @ rows.double().T) @ rows.double()
+    assert (update.double() - wanted).norm() < 2 * torch.finfo(dtype).eps * wanted.norm() + 1e-12
+    assert aggregator.diagnostics() == {"unconverged": 0, "decided_by_noise": 0}

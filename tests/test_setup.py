@@ -52,12 +52,27 @@ class Nvcc:
         (folder / "lib64").mkdir()
         (folder / "lib64" / "libcudart_static.a").touch()
 
-    def chosen(self, cuda: str = "auto", archs: str = "all") -> tuple[str, str]:
+    def chosen(self, cuda: str = "auto", archs: str = "all", home: Path | str = "") -> tuple[str, str]:
         """The architectures, or the reason why there are none; and what was said meanwhile."""
         code = "import toolkit; nvcc, reason = toolkit.cuda_toolkit(); print(reason or ' '.join(nvcc.archs))"
         environment = {"PATH": str(self.path.parent), "MTLFAST_CUDA": cuda, "TORCH_CUDA_ARCH_LIST": archs}
+        environment["CUDA_HOME"] = str(home)
         run = python(code, CHECKOUT / "csrc", **environment)
         return run.stdout.strip(), run.stderr.strip()
+
+
+def test_one_that_is_too_old_does_not_hide_one_in_cuda_home(tmp_path):
+    for version in ("11.5", "12.8"):
+        (tmp_path / version).mkdir()
+    nvcc, other = Nvcc(tmp_path / "11.5", "11.5"), Nvcc(tmp_path / "12.8", "12.8")
+    assert nvcc.chosen("1", "9.0", home=other.home) == ("9.0", "")
+
+
+def test_ptx_is_kept_wherever_it_stands_and_blanks_name_no_architecture(tmp_path):
+    nvcc = Nvcc(tmp_path, "12.1")
+    assert nvcc.chosen(archs="12.0+PTX;8.0")[0] == "8.0+PTX"
+    assert nvcc.chosen(archs="8.0\t9.0 ")[0] == "8.0 9.0"
+    assert nvcc.chosen(archs=" ; ")[0].startswith("8.0 8.6")
 
 
 @pytest.mark.parametrize("version", ["11.5", "12.0"])  # of Ubuntu 22.04 and 24.04

@@ -32,7 +32,7 @@ struct Bracket {
 
 // rescale: 0 none, 1 over 1 + c^2, 2 over 1 + c. norm_eps: TorchJD's, 0 for none: up to norm_eps * sqrt(trace G)
 // the point counts as Pareto-stationary and the weights are zero. rtol: a |g_w| whose square is at most that part of
-// trace G is rounding. state: [2], a Counter each.
+// (sum_i w_i |g_i|)^2 is rounding. state: [2], a Counter each.
 struct CAGrad : Method {
   static constexpr const char* name = "cagrad";
   MTLFAST_NAMES(Param, c, rescale, norm_eps, rtol);
@@ -51,9 +51,9 @@ struct CAGrad : Method {
     }
     team.sync();
 
-    // h is searched for between its largest value, where |g_w| is the longest that there is, and a millionth of it, or
-    // what rounding makes of zero:
-    // where zero lies among the combinations, h = 0 is a root as well, and not the one.
+    // h is searched for between its largest value, where |g_w| is the longest that there is, and what rounding makes of
+    // zero: where zero lies among the combinations, h = 0 is a root as well, and not the one. Rounding is relative to
+    // the gradients that the shortest combination is made of, so that a short gradient is not taken for it.
     const double longest = std::sqrt(trace(p.gram, K)), highest = constants[1] > 0 ? longest / constants[1] : 0;
     Bracket bracket{0, 0, 0, 0, 0};
     double h = highest, norm = 0;
@@ -72,10 +72,16 @@ struct CAGrad : Method {
         bracket.high = h;
         bracket.at_high = value;
         found = !(constants[1] > 0) || value >= 0;
-        h = larger(1e-6, std::sqrt(p.params[Param::rtol])) * highest;
+        h = 0;
         continue;
       }
       if (turn == 1) {
+        double terms = 0;
+        for (int k = 0; k < K; ++k) terms += w[k] * std::sqrt(p.gram[k * K + k]);
+        h = larger(1e-6, std::sqrt(p.params[Param::rtol])) * (terms > 0 ? terms : longest) / constants[1];
+        continue;
+      }
+      if (turn == 2) {
         bracket.low = h;
         bracket.at_low = value;
         found = zero = value <= 0;

@@ -31,7 +31,7 @@ def cagrad(group: Group) -> Tensor:
         else:
             high = h
     norm = (w @ matrix).norm()
-    zero = bool(norm <= max(1e-6, rtol**0.5) * longest)
+    zero = bool(norm <= max(1e-6, rtol**0.5) * (w @ matrix.norm(dim=1)))
     group.tally(BY_NOISE, zero)
     if norm_eps > 0 and norm <= norm_eps * longest:
         return torch.zeros_like(w)
