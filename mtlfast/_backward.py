@@ -64,8 +64,8 @@ def backward(
         retain_graph: keep the graph for another backward pass. By default the last task's backward pass frees it.
         diagnostics: compute the Gram matrix for the result even if the aggregator does not need it.
         precision: how the Gram matrix of float32, bfloat16 and float16 gradients is summed: "exact" or "fast", as in
-            `mtlfast.ops.gram`. None chooses "exact" for a method that decides about ranks, convex hulls or
-            feasibility, for K <= 4, and for up to 4 * 2**20 shared elements, and "fast" otherwise.
+            `mtlfast.ops.gram`. None chooses "exact" if the method decides about ranks, convex hulls or
+            feasibility, or K <= 4, or there are at most 4 * 2**20 shared elements; otherwise "fast".
         allow_local: permit several ranks of a process group to aggregate each its own gradients. These differ from
             rank to rank, so that the replicas drift apart.
 

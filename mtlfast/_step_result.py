@@ -19,8 +19,8 @@ class StepResult:
         loss_weights: [K] the factor by which the weighting multiplied each loss; None without a weighting.
         gram: [K, K] float64, the dot products of the task gradients of the shared parameters. None if the method did
             not need them and `diagnostics` was False.
-        plan: how the task gradients were computed. "stored" means one backward pass for each task, with all task
-            gradients in memory at once.
+        plan: how the task gradients were computed: always "stored" now, which is one backward pass for each task, with
+            all task gradients in memory at once.
 
     Example:
         >>> import torch, mtlfast
@@ -45,7 +45,7 @@ class StepResult:
 
     @property
     def norms(self) -> Tensor | None:
-        """[K] float64, the norm of each task's gradient; None if `gram` is None."""
+        """[K] float64, the norm of each task's gradient; None if `gram` is, even if a method reads norms alone."""
         return None if self.gram is None else self.gram.diagonal().sqrt()
 
     @property

@@ -25,14 +25,15 @@ class _DualCone(HasPreferences):
 
 
 class UPGrad(_DualCone):
-    """Projects each task's gradient onto the dual cone of all task gradients, then sums the projections.
+    """Projects each task's gradient onto the dual cone of all task gradients, then takes the mean of the projections.
 
     The dual cone holds the directions d with d g_j >= 0 for every task j: a small step along them raises no task's
     loss. Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization" (2024).
 
     Args:
-        pref_vector: [n], the factor of each task's gradient before it is projected. None: 1/K.
-        reg_eps: the regularisation, relative to each gradient's own length: every G_ii is multiplied by 1 + reg_eps.
+        pref_vector: [n], the weight of each task's projection in the sum of them. None: 1/K, their mean.
+        reg_eps: the regularisation, relative to each gradient's own length: each squared norm on the
+            diagonal of the Gram matrix is multiplied by 1 + reg_eps.
             With 0 no task's loss ever rises to first order. The default keeps the weights small where gradients are
             nearly opposite, and one task may lose a little there. For two gradients at an angle of t, the cosine
             between either and the direction is at least -reg_eps |cos t| / sin t.

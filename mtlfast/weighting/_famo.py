@@ -28,8 +28,9 @@ class FAMO(NeedsPositiveLosses):
     Raises:
         ValueError: an argument is outside of its range; on the CPU, a loss is below its bound.
 
-    State: 5 n numbers. Feedback: call `update(losses=...)` after the optimizer's step, with the losses of the same
-    batch.
+    State: 5 n numbers. Feedback: after each step of the optimizer call `update(losses=...)` with the losses of the same
+    batch, computed again; without it the weights never change. The logits are no parameters, so your optimizer needs
+    none of them.
 
     Example:
         The first loss falls less than the second, so its weight grows from 1/2.
