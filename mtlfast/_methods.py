@@ -17,7 +17,8 @@ READS = {
 }
 AGGREGATORS = (
     "Aggregators (mtlfast.aggregation) make one update direction of the task gradients. A read is one pass over all "
-    "task gradients; on large models reads are most of a method's cost. K or n is the number of tasks."
+    "task gradients; on large models reads are most of a method's cost. K is the number of tasks in a step, n that of "
+    "all tasks."
 )
 WEIGHTINGS = (
     "Loss weightings (mtlfast.weighting) make one weighted loss of the task losses, alone or before an aggregator: "
