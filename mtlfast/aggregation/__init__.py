@@ -34,7 +34,7 @@ FAMILIES: dict[str, dict[type[Aggregator], str]] = {
     "projection": {
         PCGrad: "each gradient without its conflicts with the others",
         GradVac: "each gradient turned to its usual angle to the others",
-        UPGrad: "each gradient projected so that no task gets worse",
+        UPGrad: "the mean of the gradients, each projected so that no task gets worse",
         DualProj: "the mean gradient projected so that no task gets worse",
     },
     "constrained": {
