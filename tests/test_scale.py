@@ -83,3 +83,12 @@ def test_a_lazy_copy_of_a_marshalled_gradient_is_not_written(device):
     assert gradient.unique().item() == 2
     assert other.unique().item() == 1
     assert ops.gram(grads)[0, 1] == 60
+
+
+@pytest.mark.parametrize("scale_", [ops.scale_, reference.scale_])
+def test_factors_that_are_a_gradient_are_read_before_it_is_scaled(scale_, device):
+    factors = torch.tensor([2.0, 3.0], dtype=torch.float64, device=device)
+    other = torch.ones_like(factors)
+    scale_(TaskGradients.from_rows([[factors], [other]]), factors)
+    assert factors.tolist() == [4, 6]
+    assert other.tolist() == [3, 3]

@@ -36,6 +36,7 @@ def scale_(grads: TaskGradients, factors: Tensor) -> TaskGradients:
         owners = [(k, entry) for k, row in enumerate(grads.rows) for entry in row if entry is not None]
         torch.ops.mtlfast.scale_([entry for _, entry in owners], [k for k, _ in owners], factors)
 
+    factors = factors.clone()  # which may be one of the gradients
     with torch.no_grad():
         grads.run(lambda C, table: C.scale_(table, factors), on_rows)
     return grads

@@ -98,7 +98,7 @@ def project(grads: TaskGradients, order: Tensor | None = None) -> TaskGradients:
 def scale_(grads: TaskGradients, factors: Tensor) -> TaskGradients:
     """Multiplies each task's gradients by its factor, in place."""
     with torch.no_grad():
-        for row, factor in zip(grads.rows, factors.double(), strict=True):
+        for row, factor in zip(grads.rows, factors.double().clone(), strict=True):  # one may lie in a gradient
             for gradient in row:
                 if gradient is not None:
                     gradient.copy_(gradient.double() * factor)
