@@ -123,4 +123,5 @@ class SolvedAggregator(GramAggregator):
             return dict.fromkeys(self.counts, 0)
         groups = self.state.shape[: -len(self.state_shape(0))].numel()
         totals = self.state.reshape(groups, -1)[:, : len(self.counts)].sum(dim=0)
-        return {name: int(total) for name, total in zip(self.counts, totals.tolist(), strict=True)}
+        counted = totals.tolist()  # host: the user asks for numbers, between steps
+        return {name: int(total) for name, total in zip(self.counts, counted, strict=True)}
