@@ -10,13 +10,11 @@ from torch import Tensor
 from mtlfast import _grad
 from mtlfast._arguments import Columns
 from mtlfast._sharded import refuse_sharded
-from mtlfast.aggregation import RowsJacobian
-from mtlfast.aggregation._jacobian import parts_of, refuse_sparse
-from mtlfast.jacobian._base import Jacobian
 from mtlfast.jacobian._graph import reached_by
+from mtlfast.jacobian._rows import StoredRows
 
 
-class StoredJacobian(RowsJacobian, Jacobian):
+class StoredJacobian(StoredRows):
     """A Jacobian whose rows come from K backward passes through one graph, and stay where autograd put them.
 
     Args:
@@ -50,22 +48,13 @@ class StoredJacobian(RowsJacobian, Jacobian):
             raise ValueError(
                 f"backward: the losses reach none of the {len(own)} shared parameters, expected at least one"
             )
-        self.parameters = tuple(shared.parameters)
-        self._names = shared.names
+        super().__init__(shared)
         self._losses, self._retain_graph = losses, retain_graph
         self._others = _grad.PlainGradients(others, loss_weights_later)
-        self._ours: list[bool] = []
-        self._mask: Tensor | None = None
 
     @property
     def num_tasks(self) -> int:
         return len(self._losses)
-
-    @property
-    def no_rows(self) -> str | None:
-        """Says so if the parameters have several dtypes, because `TaskGradients` have one."""
-        dtypes = sorted({str(_grad.dtype_of(parameter)) for parameter in self.parameters})
-        return None if len(dtypes) == 1 else f"the shared parameters are of {' and '.join(dtypes)}, expected one dtype"
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
         """Runs K backward passes, or fewer on the CPU if there are loss weights of 0.
@@ -88,9 +77,7 @@ class StoredJacobian(RowsJacobian, Jacobian):
             del gradients  # a second reference would keep these from becoming `.grad`
         held = tuple(rows)
         del rows
-        self._ours = _grad.exclusive(held)
-        instead = "pass sparse=False to the embedding, or leave it out of shared"
-        self._parts = parts_of(held, self.parameters, lambda: refuse_sparse("backward", held, self._names, instead))
+        self.hold(held)
 
     def _tasks_with_weight(self, weights: Tensor) -> Sequence[int]:
         """The tasks that need a backward pass.
@@ -102,24 +89,3 @@ class StoredJacobian(RowsJacobian, Jacobian):
             return places
         self._mask = mask
         return range(self.num_tasks)
-
-    @property
-    def mask(self) -> Tensor | None:
-        """[K] bool if there are loss weights and they are on a GPU or all 0; otherwise None."""
-        return self._mask
-
-    def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
-        self.check_weights(weights)
-        with torch.no_grad():
-            pending = self._others.prepared(loss_weights)
-            for columns, grads in self._parts:
-                ours = self._ours if columns is None else [self._ours[t] for t in columns]
-                assert grads.parameters is not None
-                pending += _grad.weighted(grads.parameters, grads, weights, ours)
-            _grad.commit(pending)
-
-    def put(self, direction: Sequence[Tensor | None], loss_weights: Tensor | None = None) -> None:
-        with torch.no_grad():
-            pending = self._others.prepared(loss_weights)
-            pending += _grad.prepared(self.parameters, direction, [True] * len(self.parameters))
-            _grad.commit(pending)
