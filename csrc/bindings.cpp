@@ -83,13 +83,15 @@ std::vector<bool> exclusive(const py::handle& rows) {
   return alone;
 }
 
-// The result of mtlfast::reached_by as two lists.
-py::tuple reached_by(const std::vector<at::Tensor>& losses) {
-  const mtlfast::Reached found = mtlfast::reached_by(losses);
-  py::list leaves, functions;
+// The result of mtlfast::reached_by as four lists.
+py::tuple reached_by(const std::vector<at::Tensor>& losses, const std::vector<at::Tensor>& stop_at, bool behind) {
+  const mtlfast::Reached found = mtlfast::reached_by(losses, stop_at, behind);
+  py::list leaves, by_several, met, functions;
   for (const at::Tensor& leaf : found.leaves) leaves.append(py::reinterpret_steal<py::object>(THPVariable_Wrap(leaf)));
+  for (const bool several : found.by_several) by_several.append(several);
+  for (const bool one : found.met) met.append(one);
   for (const std::string& name : found.functions) functions.append(name);
-  return py::make_tuple(leaves, functions);
+  return py::make_tuple(leaves, by_several, met, functions);
 }
 
 py::dict cuda_facts() {

@@ -6,6 +6,7 @@ from mtlfast import aggregation, ops, reference, training, weighting
 from mtlfast._backward import backward
 from mtlfast._by_name import methods, weightings
 from mtlfast._step_result import StepResult
+from mtlfast.jacobian import TaskGradientAccumulator
 from mtlfast.task_gradients import TaskGradients
 
 try:
@@ -15,6 +16,7 @@ except PackageNotFoundError:  # a checkout on sys.path that was never installed
 
 __all__ = [
     "StepResult",
+    "TaskGradientAccumulator",
     "TaskGradients",
     "aggregation",
     "backward",

@@ -13,22 +13,7 @@ from mtlfast.aggregation import Aggregator
 from mtlfast.task_gradients import DTYPES
 from mtlfast.weighting import LossWeighting
 
-Losses = Mapping[str, Tensor | None] | Iterable[Tensor | None] | Tensor
 Shared = nn.Module | Mapping[str, Tensor] | Iterable[Tensor | nn.Module | tuple[str, Tensor]]
-
-
-class Present(NamedTuple):
-    """The tasks that are present in one step.
-
-    Attributes:
-        number: the number of all tasks, present or not.
-        tasks: the indices of the present tasks.
-        losses: the losses of the present tasks, without dimensions.
-    """
-
-    number: int
-    tasks: tuple[int, ...]
-    losses: list[Tensor]
 
 
 class Columns(NamedTuple):
@@ -71,45 +56,8 @@ def refuse_ranks(caller: str, allow_local: bool) -> None:
         )
 
 
-def present_losses(losses: Losses, caller: str = "backward", what: str = "loss", may_be_absent: bool = True) -> Present:
-    """The present tasks, from any form that losses may have. `what` is what the caller's errors call a loss."""
-    plural = f"{what}es" if what.endswith("s") else f"{what}s"
-    or_none = " or None" if may_be_absent else ""
-    if isinstance(losses, Tensor) and losses.dim() != 1:
-        raise ValueError(
-            f"{caller}: {plural} is a tensor of shape {list(losses.shape)}, expected [K] or a list of scalars"
-        )
-    try:
-        named = dict(losses) if isinstance(losses, Mapping) else dict(enumerate(losses))
-    except TypeError:
-        raise TypeError(f"{caller}: {plural} is a {type(losses).__name__}, expected a list of scalars") from None
-    present: dict[int, Tensor] = {}
-    for k, (name, loss) in enumerate(named.items()):
-        if loss is None and may_be_absent:
-            continue
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"{caller}: {what} {name} is a {type(loss).__name__}, expected a scalar Tensor{or_none}")
-        if loss.numel() != 1:
-            raise ValueError(f"{caller}: {what} {name} has shape {list(loss.shape)}, expected a scalar")
-        if loss.is_complex():
-            raise TypeError(f"{caller}: {what} {name} has dtype {loss.dtype}, expected a real one")
-        if not loss.requires_grad:
-            raise ValueError(
-                f"{caller}: {what} {name} does not require grad, expected one that depends on parameters"
-                + (", or None for a task that is absent" if may_be_absent else "")
-            )
-        present[k] = loss.reshape(()) if loss.dim() else loss
-    if not named and not may_be_absent:
-        raise ValueError(f"{caller}: got no {plural}, expected at least one")
-    if not present:
-        raise ValueError(f"{caller}: got {len(named)} {plural}, none of them present, expected at least one")
-    return Present(len(named), tuple(present), list(present.values()))
-
-
-def shared_parameters(shared: Shared) -> Columns:
+def shared_parameters(shared: Shared, caller: str = "backward") -> Columns:
     """The shared parameters that require grad, from any form that `shared` may have."""
-    if shared is None:
-        raise TypeError("backward: shared is None, expected the parameters that tasks share, as trunk.parameters()")
     if isinstance(shared, Tensor):
         raise TypeError("backward: shared is a Tensor, expected a list of parameters")
     everything = list(_named(shared))
@@ -132,14 +80,46 @@ def shared_parameters(shared: Shared) -> Columns:
             f"backward: none of the {len(everything)} shared parameters requires grad, expected at least one (heads "
             "alone are trained by sum(losses).backward())"
         )
-    first, device = wanted[0][0], wanted[0][1].device
-    for name, parameter in wanted:
+    return _checked(Columns([name for name, _ in wanted], [parameter for _, parameter in wanted]))
+
+
+def found_parameters(leaves: Sequence[Tensor], caller: str = "backward") -> Columns:
+    """The shared parameters where none were given: the leaves that more than one loss reaches.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not leaves:
+        raise ValueError(
+            f"{caller}: no parameter is reached by more than one of the losses, expected shared= to say which "
+            "parameters the tasks share"
+        )
+    return _checked(Columns([f"a shared parameter of shape {list(leaf.shape)}" for leaf in leaves], list(leaves)))
+
+
+def refuse_both(what: str, given: Mapping[str, object], excluded: Iterable[str]) -> None:
+    """Raises if an argument is given that does not go together with another.
+
+    Args:
+        what: that other argument.
+        given: the arguments' values by name; None: not given.
+        excluded: the names of those that do not go together with it.
+    """
+    for name in excluded:
+        if given[name] is not None:
+            raise ValueError(f"backward: got {name}= beside {what}, expected one of them")
+
+
+def _checked(columns: Columns) -> Columns:
+    """Raises unless task gradients of these parameters can be held."""
+    (first, *_), (example, *_) = columns
+    for name, parameter in zip(*columns, strict=True):
         if parameter.dtype not in DTYPES:
             expected = "float32, float64, bfloat16 or float16"
             raise TypeError(f"backward: {name} has dtype {parameter.dtype}, expected {expected}")
-        if parameter.device != device:
-            raise ValueError(f"backward: {name} is on {parameter.device}, expected {device} as {first}")
-    return Columns([name for name, _ in wanted], [parameter for _, parameter in wanted])
+        if parameter.is_meta != example.is_meta:  # gradients on meta have no values
+            raise ValueError(f"backward: {name} is on {parameter.device}, expected {example.device} as {first}")
+    return columns
 
 
 def _named(shared: Shared) -> Iterable[tuple[str, Tensor]]:

@@ -6,25 +6,32 @@ import torch
 from torch import Tensor
 
 from mtlfast import _grad
-from mtlfast._arguments import Losses, Shared, check_methods, present_losses, refuse_ranks, shared_parameters
+from mtlfast._arguments import Shared, check_methods, refuse_ranks
+from mtlfast._losses import Losses
 from mtlfast._step_result import StepResult
 from mtlfast.aggregation import Aggregator, GramAggregator, Step
 from mtlfast.aggregation._step import plain_number
-from mtlfast.jacobian import StoredJacobian
+from mtlfast.jacobian import TaskGradientAccumulator
+from mtlfast.jacobian._choose import jacobian_of
+from mtlfast.jacobian._features import Features
 from mtlfast.weighting import LossWeighting
+from mtlfast.weighting._step import StepWeights
 
 
 def backward(
-    losses: Losses,
+    losses: Losses | TaskGradientAccumulator,
     aggregator: Aggregator,
     *,
-    shared: Shared,
+    shared: Shared | None = None,
+    features: Features | None = None,
+    at: Features | None = None,
     weighting: LossWeighting | None = None,
     loss_scale: float | Tensor | None = None,
     retain_graph: bool = False,
     diagnostics: bool = False,
     allow_local: bool = False,
     precision: str | None = None,
+    storage_dtype: torch.dtype | None = None,
 ) -> StepResult:
     """Computes each task's gradient, aggregates those of the shared parameters, and adds the results to `.grad`.
 
@@ -33,8 +40,18 @@ def backward(
     Parameters that are frozen or that no task reaches are left alone. Gradients are added to an existing `.grad`, as
     `.backward()` does. The call counts as a training step even if the aggregator or the weighting is in eval mode.
 
-    An error leaves every `.grad` and the state of the aggregator and the weighting as they were. An aggregator refuses
-    what it cannot work with before the first backward pass.
+    There are four ways to compute the task gradients. The first three give the same result:
+
+    - losses of one forward pass: one backward pass for each task;
+    - closures that return the losses: a forward and a backward pass for each task, whose graph is freed before the next
+      task's forward pass, as for tasks with a data loader each;
+    - a `TaskGradientAccumulator`: task gradients added up over micro-batches;
+    - `at=features`: the gradients of features in place of those of parameters, and one backward pass below them.
+
+    An error leaves every `.grad` and the state of the aggregator and the weighting as they were, but for what the
+    backward pass below `at=` updates by itself. An aggregator refuses what it cannot work with before the first
+    backward pass. Tensor hooks of a parameter see each task's gradient. Hooks of
+    `register_post_accumulate_grad_hook` see the final one, once, after everything else.
 
     A task whose loss is None is absent from the step. A task is left out of the shared update if the weighting gives
     its loss a weight of exactly 0, or if it reaches none of the shared parameters. Its weight is then 0, and the other
@@ -43,29 +60,46 @@ def backward(
     `.grad` would have stayed None, and a NaN in its loss or gradients still reaches `.grad`. `StepResult.tasks` lists
     the task on both.
 
-    To accumulate over N micro-batches, divide each loss by N and pass `loss_scale=1 / N`. Each micro-batch is then
-    aggregated by itself, and `.grad` holds the sum of the N aggregated gradients.
-
     Losses may be computed on several CUDA streams. Their gradients are dropped when the step has been queued, so what
     such a stream runs next must wait for the current one (`wait_stream`), as it must anyway to read new parameters.
 
     Args:
-        losses: K scalar losses of one forward pass, as a list, a tuple, a generator, a dict by name or a tensor [K].
-            An entry of None stands for an absent task.
+        losses: K scalar losses of one forward pass, as a list, a tuple, a generator, a dict by name or a tensor [K]; or
+            K closures in such a form, functions without arguments that return a scalar loss; or a
+            `TaskGradientAccumulator`. An entry of None stands for an absent task. The names of a dict appear in errors
+            and in `StepResult.names`.
         aggregator: the method that makes one gradient of the shared parameters' K gradients.
         shared: the parameters that the tasks share: a module, its parameters, or a list of both. They must be leaf
-            tensors and may have several dtypes. Those that do not require grad are skipped.
-        weighting: a loss weighting, which makes one weighted loss of the K losses. Each task's loss is multiplied by
-            the derivative of the weighted loss with respect to it, before its backward pass. So the aggregator and the
-            heads see weighted losses. Parameters that the weighting learns get the gradient of the weighted loss.
-        loss_scale: the factor above 0 by which the losses were multiplied: the scale of a GradScaler, 1/N when
-            gradients are accumulated over N micro-batches, or the product of both. Methods whose weights depend on the
-            size of the gradients need it. The weighting sees the losses without it.
+            tensors and may be of several dtypes and on several devices: G is then the sum over all, on the device of
+            the first. Those that do not require grad are skipped. The gradients of an embedding with `sparse=True` stay
+            sparse. They are held by the indices that at least one task touches, and so is `.grad`. On a GPU the host
+            waits for the device, which alone knows how many these are. None: the parameters that more than one loss of
+            this step reaches, which one walk of the graph finds.
+        features: the tensors that the trunk computed for the heads, as a tensor, a list or a dict, in place of
+            `shared`. All parameters behind them are shared.
+        at: such features, at which surgery takes place. The weights follow from the K gradients of the features, and
+            their weighted sum goes through the trunk in one ordinary backward pass. That costs one backward pass of
+            the trunk in place of K, and works where its parameters have no `.grad`, such as embedding tables that
+            update themselves in the backward pass. It approximates: the Gram matrix of the features' gradients stands
+            in for that of the parameters' gradients, as in MGDA-UB. The two agree on conflicts only as far as the
+            trunk's Jacobian keeps angles and lengths.
+        weighting: a loss weighting, which makes one weighted loss of the K losses. Each task's gradients are multiplied
+            by the derivative of the weighted loss with respect to its loss. So the aggregator and the heads see
+            weighted losses. Parameters that the weighting learns get the gradient of the weighted loss.
+        loss_scale: the factor above 0 by which the losses were multiplied: the scale of a GradScaler, 1/N when the
+            gradients of N micro-batches are aggregated one by one and added in `.grad`, or the product of both. Methods
+            whose weights depend on the size of the gradients need it. The weighting sees the losses without it.
         retain_graph: keep the graph for another backward pass. By default the last task's backward pass frees it.
         diagnostics: compute the Gram matrix for the result even if the aggregator does not need it.
         precision: how the Gram matrix of float32, bfloat16 and float16 gradients is summed: "exact" or "fast", as in
             `mtlfast.ops.gram`. None chooses "exact" if the method decides about ranks, convex hulls or
             feasibility, or K <= 4, or there are at most 4 * 2**20 shared elements; otherwise "fast".
+        storage_dtype: the dtype in which the K gradients of the shared parameters are stored, from the end of each
+            task's backward pass on: float32, float64, bfloat16 or float16. With torch.bfloat16 those of float32
+            parameters take K * P * 2 bytes in place of K * P * 4. Each stored element is rounded, by up to 2**-9 of its
+            size in bfloat16. The Gram matrix is that of the rounded gradients, and decisions about ranks take the
+            precision of this dtype. `.grad` keeps the dtype of its parameter. float16 overflows above 65504. None: the
+            dtype of each parameter.
         allow_local: permit several ranks of a process group to aggregate each its own gradients. These differ from
             rank to rank, so that the replicas drift apart.
 
@@ -73,14 +107,16 @@ def backward(
         StepResult: weights, Gram matrix, norms, cosines and losses of this step, as tensors on the gradients' device.
 
     Raises:
-        ValueError, TypeError: a loss or a parameter does not fit, a shared parameter's gradient is sparse, a parameter
-            is sharded over processes or hidden by a reentrant checkpoint, or a method refuses the step.
+        ValueError, TypeError: an argument does not fit, a parameter is sharded
+            over processes or hidden by a reentrant checkpoint, or a method refuses the step.
         RuntimeError: a process group of several ranks is initialised and `allow_local` is False.
 
     Memory: the K gradients of the shared parameters. Where `.grad` is None and autograd's own tensors can become
-    `.grad`, nothing else of that size is allocated. Cost: K backward passes and the aggregator's cost. The weights of
-    up to 8192 tasks on the CPU and 512 on a GPU are computed natively. With more tasks the plain-PyTorch reference
-    computes them, on a GPU with a warning.
+    `.grad`, nothing else of that size is allocated. With a `storage_dtype`: the K stored gradients, and one task's
+    gradients, then the result, in the parameters' dtype. Sparse gradients: K times the places that any task touches.
+
+    Cost: K backward passes and the aggregator's cost. The weights of up to 8192 tasks on the CPU and 512 on a GPU are
+    computed natively. With more tasks the plain-PyTorch reference computes them, on a GPU with a warning.
 
     Example:
         Two tasks share the parameter `w`; their gradients, (1, 0) and (-1, 1), conflict.
@@ -97,22 +133,29 @@ def backward(
     """
     check_methods(aggregator, weighting)
     refuse_ranks("backward", allow_local)
-    number, tasks, values = present_losses(losses)
-    jacobian = StoredJacobian(values, shared_parameters(shared), retain_graph)
-    stacked = torch.stack([loss.detach() for loss in values])
-    present = None if len(tasks) == number else tasks
-    step = Step(len(values), stacked, plain_number(loss_scale), present, precision=precision)
+    jacobian = jacobian_of(losses, shared, features, at, retain_graph, weighting is not None, storage_dtype)
+    losses_known = jacobian.losses is not None  # not before the closures run
+    step = Step(
+        jacobian.num_tasks,
+        jacobian.losses if losses_known else torch.zeros(jacobian.num_tasks),  # the check does not read the values
+        plain_number(loss_scale),
+        jacobian.present.places,
+        precision=precision,
+    )
     aggregator.check(step, jacobian)
 
-    weighed = (
-        None if weighting is None else weighting.step_weights(stacked, tasks=step.tasks, loss_scale=step.loss_scale)
-    )
-    loss_weights = None if weighed is None else weighed.loss_weights
-    jacobian.obtain(loss_weights)
-    learned = [] if weighed is None else _grad.prepared_pairs(weighed.learned)
+    weighed = _weigh(weighting, step) if losses_known else None
+    jacobian.obtain(None if weighed is None else weighed.loss_weights)
+    assert jacobian.losses is not None
+    if not losses_known:
+        step = step._replace(losses=jacobian.losses)
+        if (weighed := _weigh(weighting, step)) is not None:
+            jacobian.weigh(weighed.loss_weights)
+    learned = [] if weighed is None else weighed.learned
     bring_back = aggregator.snapshot()
     try:
         with torch.no_grad():
+            pending = _grad.prepared_pairs(learned)
             if isinstance(aggregator, GramAggregator):
                 weights, gram = aggregator.weigh(jacobian, step, need_gram=diagnostics)
                 jacobian.write(weights)
@@ -120,12 +163,27 @@ def backward(
                 weights, gram = None, jacobian.gram(precision) if diagnostics else None
                 step = step._replace(rtol=jacobian.num_tasks * jacobian.product_rtol(precision), mask=jacobian.mask)
                 jacobian.put(aggregator.direction(jacobian.rows(), step))
+            _grad.commit(pending)
             if weighed is not None:
-                _grad.commit(learned)
                 weighed.commit()
     except BaseException:
         bring_back()
         raise
+    _grad.call_hooks([*jacobian.written, *(parameter for parameter, _ in learned)])
     return StepResult(
-        losses=stacked, tasks=tasks, weights=weights, gram=gram, loss_weights=loss_weights, plan=jacobian.plan
+        losses=jacobian.losses,
+        tasks=jacobian.present.tasks,
+        weights=weights,
+        gram=gram,
+        loss_weights=None if weighed is None else weighed.loss_weights,
+        names=jacobian.present.names,
+        plan=jacobian.plan,
     )
+
+
+def _weigh(weighting: LossWeighting | None, step: Step) -> StepWeights | None:
+    """The loss weights of this step; None without a weighting."""
+    if weighting is None:
+        return None
+    assert step.losses is not None
+    return weighting.step_weights(step.losses, tasks=step.tasks, loss_scale=step.loss_scale)

@@ -52,7 +52,7 @@ def prepared(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], o
         if parameter.grad is None:
             pending.append(partial(_set, parameter, _as_grad(gradient, parameter, own)))
         elif parameter.grad.is_sparse:
-            pending.append(partial(_set, parameter, _plus(parameter.grad, gradient)))
+            pending.append(partial(_set, parameter, plus(parameter.grad, gradient)))
         else:
             if overlaps_itself(parameter.grad):
                 raise RuntimeError(
@@ -71,7 +71,7 @@ def prepared_pairs(pairs: Sequence[tuple[Tensor, Tensor]]) -> Pending:
 def _as_grad(gradient: Tensor, parameter: Tensor, own: bool) -> Tensor:
     """The gradient itself if it may become `.grad`, otherwise a copy with the strides of its parameter."""
     if gradient.is_sparse:
-        return gradient.clone()
+        return gradient if own else gradient.clone()
     if own and gradient.dtype == dtype_of(parameter) and same_layout(gradient, parameter.stride()):
         return gradient
     return torch.empty_like(parameter, dtype=dtype_of(parameter), requires_grad=False).copy_(gradient)
@@ -81,9 +81,16 @@ def _set(parameter: Tensor, gradient: Tensor) -> None:
     parameter.grad = gradient.data if gradient._is_view() else gradient  # `.data` of a view is free of its base
 
 
-def _plus(a: Tensor, b: Tensor) -> Tensor:
-    """The sum of two gradients, of which one or both may be sparse."""
-    return b + a if a.is_sparse and not b.is_sparse else a + b
+def plus(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of two gradients, of which one or both may be sparse. Torch adds a sparse tensor to a dense one alone."""
+    if not (a.is_sparse and b.is_sparse):
+        return b + a if a.is_sparse else a + b
+    if a.sparse_dim() != b.sparse_dim():
+        return a.to_dense() + b
+    if a.dtype in (torch.bfloat16, torch.float16) and a.dtype == b.dtype:  # on the CPU torch cannot add these
+        indices, values = torch.cat([a._indices(), b._indices()], 1), torch.cat([a._values(), b._values()])
+        return torch.sparse_coo_tensor(indices, values, a.shape, check_invariants=False).coalesce()
+    return a + b
 
 
 def commit(pending: Pending) -> None:
@@ -92,7 +99,44 @@ def commit(pending: Pending) -> None:
         write_one()
 
 
-def weighted(parameters: Sequence[Tensor], grads: TaskGradients, weights: Tensor, ours: Sequence[bool]) -> Pending:
+def call_hooks(parameters: Iterable[Tensor]) -> None:
+    """Calls the hooks of `register_post_accumulate_grad_hook`, which `torch.autograd.grad` does not call."""
+    for parameter in parameters:
+        for hook in list((parameter._post_accumulate_grad_hooks or {}).values()):
+            hook(parameter)
+
+
+def backward_pass(
+    leaves: Sequence[Tensor], outputs: Sequence[Tensor], gradients: Sequence[Tensor], retain_graph: bool
+) -> None:
+    """An ordinary backward pass, which adds to `.grad` and calls hooks. An error leaves every `.grad` as it was.
+
+    Args:
+        leaves: the leaves that the outputs depend on.
+        outputs: where the pass starts.
+        gradients: those of the outputs.
+        retain_graph: keep the graph.
+    """
+    before = [(leaf, leaf.grad, None if leaf.grad is None else leaf.grad.clone()) for leaf in leaves]
+    try:
+        torch.autograd.backward(outputs, gradients, retain_graph=retain_graph)
+    except BaseException:
+        for leaf, gradient, values in before:
+            if gradient is not None and values is not None and not gradient.is_sparse:
+                leaf.grad = gradient.copy_(values)
+            else:
+                leaf.grad = values
+        raise
+
+
+def weighted(
+    parameters: Sequence[Tensor],
+    grads: TaskGradients,
+    weights: Tensor,
+    ours: Sequence[bool],
+    dtype: torch.dtype | None = None,
+    finish: Sequence[Callable[[Tensor], Tensor]] = (),
+) -> Pending:
     """The writes that add w J to `.grad` of the parameters.
 
     If every `.grad` exists and has the strides of the gradients, one pass adds to them in place. If none exists, the
@@ -101,20 +145,25 @@ def weighted(parameters: Sequence[Tensor], grads: TaskGradients, weights: Tensor
     Args:
         parameters: T leaf tensors.
         grads: their K x T task gradients. A parameter that no task reaches is left alone.
-        weights: [K].
+        weights: [K], on any device.
         ours: for each of the T tensors, whether nothing else holds its gradients.
+        dtype: the dtype of the result. None: that of the gradients.
+        finish: T functions, each of which makes a parameter's gradient of a weighted sum; empty: the sums are those.
     """
     examples = grads.examples()
+    weights, dtype = weights.to(grads.device), grads.dtype if dtype is None else dtype
     reached = [t for t, example in enumerate(examples) if example is not None]
     current = [None if examples[t] is None else parameter.grad for t, parameter in enumerate(parameters)]
     there = sum(current[t] is not None for t in reached)
-    if there == len(reached) and fits_out(current, grads, grads.dtype):
+    if not finish and there == len(reached) and fits_out(current, grads, dtype):
         return [partial(write, grads, weights, current, accumulate=True)]
-    if there:
-        directions = ops.combine(grads, weights)
+    if there or dtype != grads.dtype:
+        directions = ops.combine(grads, weights, dtype=dtype)
     else:
         out = [None if x is None else x if own else torch.empty_like(x) for x, own in zip(examples, ours, strict=True)]
         directions = write(grads, weights, out)
+    if finish:
+        directions = [None if x is None else made(x) for x, made in zip(directions, finish, strict=True)]
     return prepared(parameters, directions, [True] * len(parameters))
 
 
@@ -160,6 +209,16 @@ class PlainGradients:
         else:
             self._add(gradients)
 
+    def leave_out(self, tasks: Sequence[int]) -> None:
+        """Drops the gradients of these tasks, which were kept apart."""
+        for task in tasks:
+            assert self._of_tasks is not None
+            self._of_tasks.pop(task)
+
+    def reached(self) -> list[Tensor]:
+        """After `prepared`: the leaves that have a gradient."""
+        return [leaf for leaf, gradient in zip(self.leaves, self._sums, strict=True) if gradient is not None]
+
     def prepared(self, loss_weights: Tensor | None = None) -> Pending:
         """The writes that add the sums to `.grad`, with each task's gradient multiplied by its loss weight.
 
@@ -177,6 +236,6 @@ class PlainGradients:
     def _add(self, gradients: Sequence[Tensor | None], weight: Tensor | None = None) -> None:
         for i, gradient in enumerate(gradients):
             if gradient is not None:
-                part = gradient if weight is None else gradient * weight.to(gradient.dtype)
+                part = gradient if weight is None else gradient * weight.to(gradient.device, gradient.dtype)
                 before = self._sums[i]
-                self._sums[i] = part if before is None else _plus(before, part)
+                self._sums[i] = part if before is None else plus(before, part)

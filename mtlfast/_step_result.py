@@ -19,16 +19,18 @@ class StepResult:
         loss_weights: [K] the factor by which the weighting multiplied each loss; None without a weighting.
         gram: [K, K] float64, the dot products of the task gradients of the shared parameters. None if the method did
             not need them and `diagnostics` was False.
-        plan: how the task gradients were computed: always "stored" now, which is one backward pass for each task, with
-            all task gradients in memory at once.
+        names: the K tasks' names, if the losses came as a dict; otherwise None.
+        plan: how the task gradients were computed. "stored": one backward pass for each task through one graph.
+            "closures": a forward and a backward pass for each task. "accumulated": over micro-batches. "features": at
+            features, with one backward pass below them.
 
     Example:
         >>> import torch, mtlfast
         >>> from mtlfast.aggregation import PCGrad
         >>> w = torch.nn.Parameter(torch.zeros(2))
-        >>> step = mtlfast.backward([3 * w[0], None, 4 * w[1]], PCGrad(), shared=[w])
-        >>> step.tasks
-        (0, 2)
+        >>> step = mtlfast.backward({"depth": 3 * w[0], "edges": None, "normals": 4 * w[1]}, PCGrad(), shared=[w])
+        >>> step.tasks, step.names
+        ((0, 2), ('depth', 'normals'))
         >>> step.norms
         tensor([3., 4.], dtype=torch.float64)
         >>> step.cosines
@@ -41,6 +43,7 @@ class StepResult:
     weights: Tensor | None
     gram: Tensor | None
     loss_weights: Tensor | None = None
+    names: tuple[str, ...] | None = None
     plan: str = "stored"
 
     @property

@@ -63,7 +63,6 @@ REFUSED = [
     ),
     ({"aggregator": "PCGrad"}, TypeError, "backward: aggregator is a str, expected a mtlfast.aggregation.Aggregator"),
     ({"weighting": mtlfast.weighting.UW}, TypeError, "backward: weighting is the class UW, expected an instance"),
-    ({"shared": None}, TypeError, "backward: shared is None, expected the parameters that tasks share"),
     ({"shared": 3}, TypeError, "backward: shared is a int, expected a list of parameters or a module"),
     (
         {

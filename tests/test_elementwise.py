@@ -9,6 +9,7 @@ from torch import nn
 import mtlfast
 from mtlfast import TaskGradients
 from mtlfast._arguments import shared_parameters
+from mtlfast._losses import present_losses
 from mtlfast.aggregation import Aggregator, Reads, Step
 from mtlfast.jacobian import Jacobian, StoredJacobian
 
@@ -161,7 +162,7 @@ class WithoutRows(StoredJacobian):
 @every_method
 def test_a_jacobian_without_rows_is_refused_before_it_computes_anything(name):
     net = Net()
-    jacobian = WithoutRows(net.losses(), shared_parameters([net.first, net.second]))
+    jacobian = WithoutRows(present_losses(net.losses()), shared_parameters([net.first, net.second]))
     aggregator = METHODS[name].make()
     assert aggregator.reads is Reads.ROWS
     with pytest.raises(TypeError, match="needs the task gradients themselves, but a WithoutRows does not"):

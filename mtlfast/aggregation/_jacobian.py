@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -50,35 +50,55 @@ class AsksJacobian(Protocol):
 
 
 class Part(NamedTuple):
-    """The Jacobian's columns of one dtype: their places among all columns (None: all), and their gradients."""
+    """Columns of the Jacobian that lie together, such as those of one dtype on one device.
+
+    Attributes:
+        columns: their places among all columns; None: all.
+        grads: their gradients.
+    """
 
     columns: Sequence[int] | None
     grads: TaskGradients
 
+    def places(self) -> Sequence[int]:
+        """Their places among all columns."""
+        return range(len(self.grads.shapes)) if self.columns is None else self.columns
 
-def parts_of(rows: Rows, parameters: Sequence[Tensor], refuse: Callable[[], None]) -> list[Part]:
-    """Splits rows of gradients by dtype.
+
+def parts_of(rows: Rows, parameters: Sequence[Tensor | None], apart: Sequence[torch.dtype] | None = None) -> list[Part]:
+    """Splits rows of gradients by dtype and device.
 
     Args:
         rows: [K][T] gradients.
-        parameters: the T parameters that they are gradients of.
-        refuse: is called if the rows are not dense gradients of one dtype, so that the caller can raise an error that
-            names a sparse one.
+        parameters: the T parameters that they are gradients of; None for one whose gradients are held in another shape.
+            These columns are parts of their own.
+        apart: T dtypes. Columns whose entries differ come into different parts.
+
+    Raises:
+        TypeError: a gradient is not dense, or of a dtype without kernels.
     """
-    try:
-        return [Part(None, TaskGradients.from_rows(rows, parameters))]
-    except TypeError:
-        refuse()
-    of_dtype: dict[torch.dtype, list[int]] = {}
-    for t in range(len(parameters)):
+    if all(parameter is not None for parameter in parameters) and len(set(apart or ())) < 2:
+        try:
+            return [Part(None, TaskGradients.from_rows(rows, _known(parameters)))]
+        except (TypeError, ValueError):
+            pass  # several dtypes or devices, or what the gradients of one dtype and device raise as well
+    kinds: dict[object, list[int]] = {}
+    for t, parameter in enumerate(parameters):
         gradient = next((row[t] for row in rows if row[t] is not None), None)
         if gradient is not None:
-            of_dtype.setdefault(gradient.dtype, []).append(t)
+            kind = (gradient.dtype, gradient.device, None if apart is None else apart[t], parameter is None)
+            kinds.setdefault(kind, []).append(t)
     parts = []
-    for columns in of_dtype.values():
+    for columns in kinds.values():
         some = [tuple(row[t] for t in columns) for row in rows]
-        parts.append(Part(columns, TaskGradients.from_rows(some, [parameters[t] for t in columns])))
+        parts.append(Part(columns, TaskGradients.from_rows(some, _known([parameters[t] for t in columns]))))
     return parts
+
+
+def _known(parameters: Sequence[Tensor | None]) -> list[Tensor] | None:
+    """The parameters, or None unless all are known."""
+    known = [parameter for parameter in parameters if parameter is not None]
+    return known if len(known) == len(parameters) else None
 
 
 def refuse_sparse(caller: str, rows: Rows, names: Sequence[str], instead: str) -> None:
@@ -95,10 +115,11 @@ class RowsJacobian:
     """A Jacobian whose rows are task gradients in memory, so that the kernels compute what is asked.
 
     Args:
-        rows: K tasks x T tensors, or one part for each dtype.
+        rows: K tasks x T tensors, or its parts. What parts on several devices answer is added up on the
+            device of the first.
     """
 
-    _parts: list[Part]  # one for each dtype; their products add up
+    _parts: list[Part]  # their products add up
 
     def __init__(self, rows: TaskGradients | list[Part]) -> None:
         self._parts = [Part(None, rows)] if isinstance(rows, TaskGradients) else rows
@@ -138,10 +159,10 @@ class RowsJacobian:
         return False
 
     def gram(self, precision: str | None = None) -> Tensor:
-        return _sum([ops.gram(part.grads, precision=precision) for part in self._parts])
+        return _sum([ops.gram(part.grads, precision=precision).to(self.device) for part in self._parts])
 
     def norms(self) -> Tensor:
-        norms = [ops.norms(part.grads) for part in self._parts]
+        norms = [ops.norms(part.grads).to(self.device) for part in self._parts]
         return norms[0] if len(norms) == 1 else _sum([x.square() for x in norms]).sqrt()
 
     def rows(self) -> TaskGradients:

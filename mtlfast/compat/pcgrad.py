@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mtlfast import _grad, ops
-from mtlfast._arguments import Losses, present_losses, refuse_ranks
+from mtlfast._arguments import refuse_ranks
+from mtlfast._losses import Losses, present_losses
 from mtlfast._sharded import refuse_sharded
 from mtlfast.aggregation import Part, RowsJacobian
 from mtlfast.aggregation._jacobian import parts_of, refuse_sparse
@@ -199,10 +200,13 @@ class PCGrad(Optimizer):
 
 
 def _parts(rows: Sequence[Sequence[Tensor | None]], parameters: Sequence[Tensor], chosen: Sequence[int]) -> list[Part]:
-    """The task gradients of the chosen parameters, one part for each dtype."""
+    """The task gradients of the chosen parameters, one part for each dtype and device."""
     some = tuple(tuple(row[t] for t in chosen) for row in rows)
-    names, instead = [f"parameter {t}" for t in chosen], "pass sparse=False to the embedding"
-    return parts_of(some, [parameters[t] for t in chosen], lambda: refuse_sparse("PCGrad", some, names, instead))
+    try:
+        return parts_of(some, [parameters[t] for t in chosen])
+    except TypeError:
+        refuse_sparse("PCGrad", some, [f"parameter {t}" for t in chosen], "pass sparse=False to the embedding")
+        raise
 
 
 def _write(

@@ -1,6 +1,16 @@
 """The ways to compute the Jacobian of the task losses. Each is a subclass of `Jacobian`, in a file of its own."""
 
+from mtlfast.jacobian._accumulated import AccumulatedJacobian, TaskGradientAccumulator
 from mtlfast.jacobian._base import Jacobian
+from mtlfast.jacobian._closures import ClosuresJacobian
+from mtlfast.jacobian._features import FeaturesJacobian
 from mtlfast.jacobian._stored import StoredJacobian
 
-__all__ = ["Jacobian", "StoredJacobian"]
+__all__ = [
+    "AccumulatedJacobian",
+    "ClosuresJacobian",
+    "FeaturesJacobian",
+    "Jacobian",
+    "StoredJacobian",
+    "TaskGradientAccumulator",
+]

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mtlfast._losses import Present
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -23,23 +24,35 @@ class Jacobian(ABC):
         plan: the name of this way, which is also `StepResult.plan`.
         parameters: the shared parameters that require grad. They are the columns of J, in the same order at every step,
             even if the losses do not reach them all.
+        present: the K present tasks.
+        losses: [K] the losses' values, detached; None if only `obtain` computes them.
     """
 
     plan: ClassVar[str]
     parameters: tuple[Tensor, ...]
+    present: Present
+    losses: Tensor | None = None
 
     @property
-    @abstractmethod
     def num_tasks(self) -> int:
-        """K, the number of tasks."""
+        """K, the number of present tasks."""
+        return len(self.present.tasks)
 
     @abstractmethod
     def obtain(self, loss_weights: Tensor | None = None) -> None:
         """Runs the backward pass of each loss times its weight. It is called once, before anything is asked.
 
         Args:
-            loss_weights: [K]. None: 1 each.
+            loss_weights: [K]. None: 1 each, or not known before `losses` are.
         """
+
+    def weigh(self, loss_weights: Tensor) -> None:
+        """Multiplies what `obtain` computed by loss weights that follow from losses which only `obtain` computes.
+
+        Args:
+            loss_weights: [K].
+        """
+        raise TypeError(f"weigh: a {type(self).__name__} takes loss weights in obtain")
 
     @property
     def no_rows(self) -> str | None:
@@ -84,6 +97,14 @@ class Jacobian(ABC):
             TypeError: this way does not keep them.
         """
         raise TypeError(f"rows: expected task gradients in memory, but {self.no_rows}")
+
+    @property
+    def written(self) -> list[Tensor]:
+        """After `write` or `put`: the leaves whose `.grad` it wrote without calling their post-accumulate hooks.
+
+        The caller calls these at the end of the step, when nothing of it can fail any more.
+        """
+        return []
 
     @abstractmethod
     def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:

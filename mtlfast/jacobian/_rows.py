@@ -7,42 +7,86 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtlfast import _grad
+from mtlfast import _grad, ops
 from mtlfast._arguments import Columns
-from mtlfast.aggregation import RowsJacobian
+from mtlfast._losses import Present
+from mtlfast.aggregation import Part, RowsJacobian
 from mtlfast.aggregation._jacobian import parts_of, refuse_sparse
 from mtlfast.jacobian._base import Jacobian
-from mtlfast.task_gradients import Rows
+from mtlfast.jacobian._collected import Collected
+from mtlfast.jacobian._sparse import Places, has_sparse, held_dense, stored
+from mtlfast.ops._check import check_dtype
+from mtlfast.task_gradients import Rows, TaskGradients
 
 
 class StoredRows(RowsJacobian, Jacobian):
     """The part of a way to compute J that is the same for all ways which hold its rows.
 
-    A subclass runs the backward passes in `obtain` and ends that with `hold`. It sets `_others`, the gradients of the
-    leaves that are not shared, and `_mask` if only the device knows which tasks take part.
+    A subclass runs the backward passes in `obtain`, passes each task's gradients through `keep`, and gives all of them
+    to `hold`. It sets `_others`, the gradients of the leaves that are not shared, and `_mask` if only the device knows
+    which tasks take part.
+
+    The rows are kept in parts of one dtype and one device, whose Gram matrices add up. Sparse gradients are a part of
+    their own, which holds the elements that at least one task touches.
 
     Args:
-        shared: the shared parameters that require grad. They may have several dtypes, which their gradients keep.
+        present: the K present tasks.
+        shared: the shared parameters that require grad, of any dtypes and on any devices. None: `take` finds them.
+        storage_dtype: the dtype in which the gradients are stored. None: that in which autograd makes them.
+
+    Raises:
+        TypeError: `storage_dtype` is not float32, float64, bfloat16 or float16.
     """
 
     _others: _grad.PlainGradients
 
-    def __init__(self, shared: Columns) -> None:
-        self.parameters = tuple(shared.parameters)
-        self._names = shared.names
+    def __init__(self, present: Present, shared: Columns | None, storage_dtype: torch.dtype | None = None) -> None:
+        if storage_dtype is not None:
+            check_dtype("backward", storage_dtype, "storage_dtype is")
+        self.present, self.storage_dtype = present, storage_dtype
+        self._set_columns(Columns([], []) if shared is None else shared)
         self._ours: list[bool] = []
         self._mask: Tensor | None = None
+        self._plain_weights: Tensor | None = None
+
+    def _set_columns(self, shared: Columns) -> None:
+        self.parameters = tuple(shared.parameters)
+        self._names = shared.names
+        self._places: list[Places | None] = [None] * len(self.parameters)
+
+    @property
+    def num_tasks(self) -> int:
+        """K, the number of present tasks, which is known before the rows are."""
+        return len(self.present.tasks)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter. What the parts on other devices answer is brought there."""
+        return self.parameters[0].device
 
     @property
     def no_rows(self) -> str | None:
-        """Says so if the parameters have several dtypes, because `TaskGradients` have one."""
-        dtypes = sorted({str(_grad.dtype_of(parameter)) for parameter in self.parameters})
-        return None if len(dtypes) == 1 else f"the shared parameters are of {' and '.join(dtypes)}, expected one dtype"
+        """Says so if the parameters have several dtypes or devices, because `TaskGradients` have one of each."""
+        dtypes = {str(self.storage_dtype or _grad.dtype_of(parameter)) for parameter in self.parameters}
+        if len(dtypes) > 1:
+            return f"the shared parameters are of {' and '.join(sorted(dtypes))}, expected one dtype"
+        devices = {str(parameter.device) for parameter in self.parameters}
+        if len(devices) > 1:
+            return f"the shared parameters are on {' and '.join(sorted(devices))}, expected one device"
+        return None
 
     @property
     def mask(self) -> Tensor | None:
         """[K] bool if only the device knows which tasks take part; None: all."""
         return self._mask
+
+    def keep(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """One task's gradients of the shared parameters as they are stored.
+
+        It is called as soon as the task's backward pass has made them, so that with a `storage_dtype` one task's
+        gradients at a time are in memory in their own dtype.
+        """
+        return tuple(None if g is None else stored(g, self.storage_dtype) for g in gradients)
 
     def hold(self, rows: Rows) -> None:
         """Takes the gradients of the shared parameters.
@@ -52,24 +96,126 @@ class StoredRows(RowsJacobian, Jacobian):
                 caller keeps no second reference may become `.grad`.
 
         Raises:
-            ValueError: a gradient is sparse.
+            ValueError: a gradient is neither dense nor a sparse COO tensor.
         """
         self._ours = _grad.exclusive(rows)
-        instead = "pass sparse=False to the embedding, or leave it out of shared"
-        self._parts = parts_of(rows, self.parameters, lambda: refuse_sparse("backward", rows, self._names, instead))
+        self._places = [None] * len(self.parameters)
+        targets = None if self.storage_dtype is None else [_grad.dtype_of(parameter) for parameter in self.parameters]
+        try:
+            self._parts = parts_of(rows, self.parameters, targets)
+            return
+        except TypeError:
+            if not has_sparse(rows):
+                refuse_sparse("backward", rows, self._names, "leave it out of shared")
+                raise
+        columns: list[Sequence[Tensor | None]] = list(zip(*rows, strict=True))
+        for t, column in enumerate(columns):
+            if any(gradient is not None and gradient.is_sparse for gradient in column):
+                columns[t], self._places[t], self._ours[t] = held_dense(column)
+        held = tuple(zip(*columns, strict=True))
+        refuse_sparse("backward", held, self._names, "leave it out of shared")
+        like = [p if places is None else None for p, places in zip(self.parameters, self._places, strict=True)]
+        self._parts = parts_of(held, like, targets)
+
+    def rows(self) -> TaskGradients:
+        """The task gradients, for element-wise methods.
+
+        Of a parameter whose gradients are sparse they hold the U touched places, [U, ...]. `parameters` is then None,
+        because state of a parameter's shape would not fit them.
+        """
+        if len(self._parts) == 1 and self._parts[0].columns is None:
+            return self._parts[0].grads
+        rows: list[list[Tensor | None]] = [[None] * len(self.parameters) for _ in range(self.num_tasks)]
+        for part in self._parts:
+            for row, of_part in zip(rows, part.grads.rows, strict=True):
+                for t, gradient in zip(part.places(), of_part, strict=True):
+                    row[t] = gradient
+        return TaskGradients.from_rows(rows, None if any(self._places) else self.parameters)
+
+    def take(self, collected: Collected, apart: bool) -> None:
+        """Takes over all gradients that were collected, and finds the shared parameters if they are not known.
+
+        Args:
+            collected: where they are; they are no longer kept there.
+            apart: keep the plain gradients apart by task, for `weigh` or `scale`.
+        """
+        self._set_columns(collected.shared())
+        rows = collected.take_rows(self.parameters, self.present.tasks)
+        self._others = collected.take_plain(self.present.tasks, apart)
+        self.hold(rows)
+
+    def weigh(self, loss_weights: Tensor) -> None:
+        """Multiplies the rows by loss weights, and keeps these for the plain gradients.
+
+        A task whose loss weight is 0 does not take part, unless its loss is not finite, so that `.grad` shows it.
+        """
+        assert self.losses is not None
+        mask = (loss_weights != 0) | ~self.losses.isfinite()
+        absent: list[int] = []
+        if mask.device.type == "cpu" and bool(mask.any()):
+            absent = mask.logical_not().nonzero().flatten().tolist()  # host: a CPU tensor
+        else:
+            self._mask = mask
+        self._others.leave_out(absent)
+        self.scale(loss_weights, absent)
+
+    def scale(self, factors: Tensor, absent: Sequence[int] = ()) -> None:
+        """Multiplies each task's gradients by a factor: the rows in place, the plain gradients when they are written.
+
+        Args:
+            factors: [K].
+            absent: the tasks whose rows are dropped.
+        """
+        self._plain_weights = factors if self._plain_weights is None else self._plain_weights * factors
+        with torch.no_grad():
+            for i, part in enumerate(self._parts):
+                grads, ours = part.grads, [self._ours[t] for t in part.places()]
+                if absent or not all(ours):  # what autograd or the user still holds must not be overwritten
+                    rows = [
+                        [g if g is None or own else g.clone() for g, own in zip(row, ours, strict=True)]
+                        if k not in absent
+                        else [None] * len(ours)
+                        for k, row in enumerate(grads.rows)
+                    ]
+                    grads = TaskGradients.from_rows(rows, grads.parameters)
+                self._parts[i] = Part(part.columns, ops.scale_(grads, factors.to(grads.device)))
+        self._ours = [True] * len(self._ours)
+
+    @property
+    def written(self) -> list[Tensor]:
+        """The leaves that at least one task reaches."""
+        reached = []
+        for part in self._parts:
+            examples = zip(part.places(), part.grads.examples(), strict=True)
+            reached += [self.parameters[t] for t, example in examples if example is not None]
+        return [*reached, *self._others.reached()]
 
     def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
         self.check_weights(weights)
         with torch.no_grad():
-            pending = self._others.prepared(loss_weights)
-            for columns, grads in self._parts:
-                ours = self._ours if columns is None else [self._ours[t] for t in columns]
-                assert grads.parameters is not None
-                pending += _grad.weighted(grads.parameters, grads, weights, ours)
+            pending = self._plain(loss_weights)
+            for part in self._parts:
+                columns = part.places()
+                parameters = [self.parameters[t] for t in columns]
+                ours = [self._ours[t] for t in columns]
+                dtype = None if self.storage_dtype is None else _grad.dtype_of(parameters[0])
+                finish = [places.tensor for t in columns if (places := self._places[t]) is not None]
+                pending += _grad.weighted(parameters, part.grads, weights, ours, dtype, finish)
             _grad.commit(pending)
 
     def put(self, direction: Sequence[Tensor | None], loss_weights: Tensor | None = None) -> None:
         with torch.no_grad():
-            pending = self._others.prepared(loss_weights)
-            pending += _grad.prepared(self.parameters, direction, [True] * len(self.parameters))
+            pending = self._plain(loss_weights)
+            whole = [
+                x if x is None or places is None else places.tensor(x.to(_grad.dtype_of(parameter)))
+                for x, places, parameter in zip(direction, self._places, self.parameters, strict=True)
+            ]
+            pending += _grad.prepared(self.parameters, whole, [True] * len(self.parameters))
             _grad.commit(pending)
+
+    def _plain(self, loss_weights: Tensor | None) -> _grad.Pending:
+        """The writes of the plain gradients of all other leaves."""
+        before = self._plain_weights
+        if before is not None:
+            loss_weights = before if loss_weights is None else before * loss_weights
+        return self._others.prepared(loss_weights)

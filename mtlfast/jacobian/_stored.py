@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from mtlfast import _grad
-from mtlfast._arguments import Columns
+from mtlfast._arguments import Columns, found_parameters
+from mtlfast._losses import Present
 from mtlfast._sharded import refuse_sharded
-from mtlfast.jacobian._graph import reached_by
+from mtlfast.jacobian._graph import Reached, reached_by
 from mtlfast.jacobian._rows import StoredRows
 
 
@@ -18,10 +19,12 @@ class StoredJacobian(StoredRows):
     """A Jacobian whose rows come from K backward passes through one graph, and stay where autograd put them.
 
     Args:
-        losses: the K present tasks' scalar losses.
-        shared: the shared parameters that require grad. They may have several dtypes, which their gradients keep.
+        present: the K present tasks with their losses.
+        shared: the shared parameters that require grad; None: those that more than one loss reaches.
         retain_graph: keep the graph. Otherwise the last task's backward pass frees it.
         loss_weights_later: whether `write` will be given loss weights. The plain gradients are then kept apart by task.
+        walked: what a walk of the losses' graph found; None: walk it here.
+        storage_dtype: the dtype in which the gradients of the shared parameters are stored. None: their own.
 
     Raises:
         ValueError: the losses reach none of the parameters, or a parameter is sharded or hidden from autograd.
@@ -33,28 +36,29 @@ class StoredJacobian(StoredRows):
 
     def __init__(
         self,
-        losses: Sequence[Tensor],
-        shared: Columns,
+        present: Present,
+        shared: Columns | None,
         retain_graph: bool = False,
         loss_weights_later: bool = False,
+        walked: Reached | None = None,
+        storage_dtype: torch.dtype | None = None,
     ) -> None:
-        leaves, hiding = reached_by(losses)
-        own, reached = {id(p) for p in shared.parameters}, {id(leaf) for leaf in leaves}
-        others = [leaf for leaf in leaves if id(leaf) not in own]
-        refuse_sharded("backward", shared.names, shared.parameters, others)
-        if hiding is not None:
-            raise ValueError(f"backward: {hiding}")
-        if not own & reached:
+        reached = reached_by(present.losses) if walked is None else walked
+        reached.check("backward", several_passes=retain_graph or len(present.losses) > 1)
+        if shared is None:
+            several = [leaf for leaf, many in zip(reached.leaves, reached.by_several, strict=True) if many]
+            shared = found_parameters(several)
+        own = {id(p) for p in shared.parameters}
+        if walked is None and not any(id(leaf) in own for leaf in reached.leaves):
             raise ValueError(
                 f"backward: the losses reach none of the {len(own)} shared parameters, expected at least one"
             )
-        super().__init__(shared)
-        self._losses, self._retain_graph = losses, retain_graph
+        others = [leaf for leaf in reached.leaves if id(leaf) not in own]
+        refuse_sharded("backward", shared.names, shared.parameters, others)
+        super().__init__(present, shared, storage_dtype)
+        self.losses = torch.stack([loss.detach().to(self.device) for loss in present.losses])
+        self._retain_graph = retain_graph
         self._others = _grad.PlainGradients(others, loss_weights_later)
-
-    @property
-    def num_tasks(self) -> int:
-        return len(self._losses)
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
         """Runs K backward passes, or fewer on the CPU if there are loss weights of 0.
@@ -68,11 +72,11 @@ class StoredJacobian(StoredRows):
         wanted = range(self.num_tasks) if loss_weights is None else self._tasks_with_weight(loss_weights)
         rows: list[tuple[Tensor | None, ...]] = [(None,) * T] * self.num_tasks
         for k in wanted:
-            loss = self._losses[k]
+            loss = self.present.losses[k]
             weight = None if loss_weights is None else loss_weights[k].to(loss.dtype)
             keep = self._retain_graph or k != wanted[-1]
             gradients = torch.autograd.grad(loss, inputs, weight, retain_graph=keep, allow_unused=True)
-            rows[k] = gradients[:T]
+            rows[k] = self.keep(gradients[:T])
             self._others.collect(k, gradients[T:])
             del gradients  # a second reference would keep these from becoming `.grad`
         held = tuple(rows)
@@ -84,7 +88,8 @@ class StoredJacobian(StoredRows):
 
         If the host cannot read them or there are none, it sets the mask instead.
         """
-        mask = (weights != 0) | ~torch.stack([loss.detach() for loss in self._losses]).isfinite()
+        assert self.losses is not None
+        mask = (weights != 0) | ~self.losses.isfinite()
         if weights.device.type == "cpu" and (places := mask.nonzero().flatten().tolist()):  # host: a CPU tensor
             return places
         self._mask = mask

@@ -1,0 +1,50 @@
+"""Task gradients from closures: each task computes its loss in a forward pass of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtlfast._arguments import Columns
+from mtlfast._losses import Present
+from mtlfast.jacobian._collected import Collected
+from mtlfast.jacobian._rows import StoredRows
+
+
+class ClosuresJacobian(StoredRows):
+    """A Jacobian whose rows come from one forward and one backward pass for each task, one task after the other.
+
+    The graph of a task is freed before the next task's forward pass. Random numbers are drawn, and BatchNorm
+    statistics move, as in separate forward passes in the order of the tasks.
+
+    Args:
+        present: the K present tasks with their closures, functions without arguments that return a scalar loss.
+        shared: the shared parameters; None: those that more than one task reaches.
+        retain_graph: keep the graphs, which then all stay in memory.
+        weighed: whether `weigh` will be called.
+        storage_dtype: the dtype in which the gradients of the shared parameters are stored. None: their own.
+
+    Memory: the largest graph of one task, and the K gradients of the shared parameters. Cost: K forward and K backward
+    passes.
+    """
+
+    plan = "closures"
+
+    def __init__(
+        self,
+        present: Present,
+        shared: Columns | None,
+        retain_graph: bool = False,
+        weighed: bool = False,
+        storage_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(present, shared, storage_dtype)
+        self._collected = Collected("backward", shared, storage_dtype)
+        self._retain_graph, self._weighed = retain_graph, weighed
+
+    def obtain(self, loss_weights: Tensor | None = None) -> None:
+        """Runs the closures and their backward passes. The losses are known afterwards."""
+        assert loss_weights is None  # these follow from the losses; `scale` takes them
+        values = self._collected.run(self.present, self._retain_graph)
+        self.take(self._collected, apart=self._weighed)
+        self.losses = torch.stack([value.to(self.device) for value in values])

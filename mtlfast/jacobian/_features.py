@@ -1,0 +1,111 @@
+"""Surgery at features: each task's gradient of the features that the heads share, and one backward pass below them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtlfast import _grad, ops
+from mtlfast._arguments import Columns
+from mtlfast._losses import Present
+from mtlfast.jacobian._graph import reached_by
+from mtlfast.jacobian._stored import StoredJacobian
+
+Features = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+
+def named_features(features: Features, argument: str) -> Columns:
+    """The features with their names, from any form that the argument may have.
+
+    Raises:
+        ValueError, TypeError: there are none, or one is not a tensor that depends on parameters.
+    """
+    if isinstance(features, Tensor):
+        named: dict[str, Tensor] = {argument: features}
+    elif isinstance(features, Mapping):
+        named = {f"{argument} {name}": feature for name, feature in features.items()}
+    elif isinstance(features, Sequence):
+        named = {f"{argument} {i}": feature for i, feature in enumerate(features)}
+    else:
+        got = type(features).__name__
+        raise TypeError(f"backward: {argument} is a {got}, expected a Tensor, or a list or dict of them")
+    if not named:
+        raise ValueError(f"backward: {argument} is empty, expected at least one tensor")
+    for name, feature in named.items():
+        if not isinstance(feature, Tensor) or isinstance(feature, nn.Parameter):
+            got = type(feature).__name__
+            raise TypeError(f"backward: {name} is a {got}, expected a Tensor that the trunk computed")
+        if not feature.requires_grad:
+            raise ValueError(f"backward: {name} does not require grad, expected one that depends on parameters")
+    first: dict[object, str] = {}
+    for name, feature in named.items():
+        node, output, *_ = torch.autograd.graph.get_gradient_edge(feature)
+        if (other := first.setdefault((node, output), name)) != name:
+            raise ValueError(f"backward: {name} is the same tensor as {other}, expected each once")
+    return Columns(list(named), list(named.values()))
+
+
+class FeaturesJacobian(StoredJacobian):
+    """A Jacobian of the losses with respect to features, in place of the parameters that computed them.
+
+    The weights follow from the gradients of the features alone. `write` then sends the weighted sum of these gradients
+    through the trunk in one ordinary backward pass, in which hooks, optimizers in backward and embedding tables that
+    update themselves work as in `.backward()`.
+
+    Args:
+        present: the K present tasks with their losses.
+        features: the tensors between trunk and heads.
+        retain_graph: keep the graph. Otherwise it is freed.
+
+    Raises:
+        ValueError: the losses do not reach the features, one feature is computed from another, or a parameter is
+            reached both through the features and beside them.
+
+    Memory: the K gradients of the features. Cost: K backward passes through the heads, one through the trunk.
+    """
+
+    plan = "features"
+
+    def __init__(self, present: Present, features: Columns, retain_graph: bool = False) -> None:
+        beside = reached_by(present.losses, features.parameters)
+        if not any(beside.met):
+            raise ValueError(
+                f"backward: the losses reach none of the {len(beside.met)} features of at=, expected at least one"
+            )
+        below = reached_by(features.parameters, features.parameters, behind=True)
+        if any(below.met):
+            inner = features.names[below.met.index(True)]
+            raise ValueError(f"backward: another feature is computed from {inner}, expected one or the other in at=")
+        behind = {id(leaf) for leaf in below.leaves}
+        for leaf in beside.leaves:
+            if id(leaf) in behind:
+                raise ValueError(
+                    f"backward: a parameter of shape {list(leaf.shape)} is reached through the features of at= and "
+                    "beside them, expected one or the other; leave out at= for such a graph"
+                )
+        super().__init__(present, features, retain_graph, walked=beside)
+        self._below = below.leaves
+
+    @property
+    def written(self) -> list[Tensor]:
+        """The leaves beside the features. The trunk's backward pass calls the hooks of its own."""
+        return self._others.reached()
+
+    def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
+        self.check_weights(weights)
+        directions: list[Tensor | None] = [None] * len(self.parameters)
+        for columns, grads in self._parts:
+            combined = ops.combine(grads, weights.to(grads.device))
+            for t, direction in zip(range(len(combined)) if columns is None else columns, combined, strict=True):
+                directions[t] = direction
+        self.put(directions, loss_weights)
+
+    def put(self, direction: Sequence[Tensor | None], loss_weights: Tensor | None = None) -> None:
+        with torch.no_grad():
+            pending = self._plain(loss_weights)
+        arrived = [(f, g) for f, g in zip(self.parameters, direction, strict=True) if g is not None]
+        features, gradients = [f for f, _ in arrived], [g for _, g in arrived]
+        _grad.backward_pass(self._below, features, gradients, self._retain_graph)
+        _grad.commit(pending)
