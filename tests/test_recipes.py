@@ -20,6 +20,8 @@ LOOPS = [
     "accumulation",
     "scaler",
     "loaders",
+    "sparse",
+    "storage",
     "learned",
     "update",
 ]  # the other snippets have tests of their own
