@@ -28,19 +28,20 @@ class Columns(NamedTuple):
     parameters: list[Tensor]
 
 
-def check_methods(aggregator: Aggregator, weighting: LossWeighting | None) -> None:
+def check_methods(aggregator: Aggregator, weighting: LossWeighting | None, caller: str = "backward") -> None:
     """Raises unless both are instances of their base classes."""
     wanted = "mtlfast.aggregation.Aggregator"
     if not isinstance(aggregator, Aggregator):
-        raise TypeError(f"backward: aggregator {_is_no_instance(aggregator, Aggregator, wanted)}")
+        raise TypeError(f"{caller}: aggregator {is_no_instance(aggregator, Aggregator, wanted)}")
     wanted = "mtlfast.weighting.LossWeighting"
     if weighting is not None and not isinstance(weighting, LossWeighting):
-        raise TypeError(f"backward: weighting {_is_no_instance(weighting, LossWeighting, wanted)}")
+        raise TypeError(f"{caller}: weighting {is_no_instance(weighting, LossWeighting, wanted)}")
 
 
-def _is_no_instance(value: object, base: type, expected: str) -> str:
+def is_no_instance(value: object, base: type, expected: str, arguments: str = "") -> str:
+    """The rest of an error about a value that is no instance of `base`. `arguments` is what its constructor takes."""
     if inspect.isclass(value) and issubclass(value, base):
-        return f"is the class {value.__name__}, expected an instance, as {value.__name__}() makes one"
+        return f"is the class {value.__name__}, expected an instance, as {value.__name__}({arguments}) makes one"
     return f"is a {type(value).__name__}, expected a {expected}"
 
 

@@ -197,10 +197,11 @@ def test_it_is_an_optimizer(device):
         face.no_such_thing()
 
 
-def test_with_a_grad_scaler(device):
+@pytest.mark.parametrize("fused", [False, True])  # a fused optimizer unscales the gradients itself
+def test_with_a_grad_scaler(fused, device):
     network, other, x = two(3, 4, torch.float32, device)
     scaler = torch.amp.GradScaler(device, init_scale=1024.0)
-    faces = [PCGrad(torch.optim.SGD(n.parameters(), lr=0.1)) for n in (network, other)]
+    faces = [PCGrad(torch.optim.SGD(n.parameters(), lr=0.1, fused=fused)) for n in (network, other)]
     for face, n, scaled in zip(faces, (network, other), (True, False), strict=True):
         random.seed(0)
         losses = [scaler.scale(loss) for loss in n(x)] if scaled else n(x)

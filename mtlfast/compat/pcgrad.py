@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from mtlfast._losses import Losses, present_losses
 from mtlfast._sharded import refuse_sharded
 from mtlfast.aggregation import Part, RowsJacobian
 from mtlfast.aggregation._jacobian import parts_of, refuse_sparse
+from mtlfast.training._wrapped_optimizer import WrappedOptimizer
 
 
-class PCGrad(Optimizer):
+class PCGrad(WrappedOptimizer):
     """Wraps an optimizer. Its `pc_backward(losses)` takes the place of `sum(losses).backward()`.
 
     It does what Pytorch-PCGrad does. `random.shuffle` draws the orders: one list of the tasks is shuffled again and
@@ -51,6 +52,10 @@ class PCGrad(Optimizer):
     reads them K^2 times.
     """
 
+    _reduction: str
+    _strict: bool
+    _allow_local: bool
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -59,28 +64,9 @@ class PCGrad(Optimizer):
         strict: bool = True,
         allow_local: bool = False,
     ) -> None:
-        # Optimizer.__init__ is not called, because groups and state are those of the wrapped optimizer.
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"PCGrad: optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"PCGrad: reduction is {reduction!r}, expected 'mean' or 'sum'")
-        self._optim = optimizer
-        self._reduction = reduction
-        self._strict = strict
-        self._allow_local = allow_local
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The wrapped optimizer."""
-        return self._optim
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Calls `zero_grad` of the wrapped optimizer."""
-        self._optim.zero_grad(set_to_none=set_to_none)
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Calls `step` of the wrapped optimizer."""
-        return self._optim.step(closure)
+        super().__init__(optimizer, _reduction=reduction, _strict=strict, _allow_local=allow_local)
 
     def pc_backward(self, objectives: Losses) -> None:
         """Projects and reduces the gradients, and puts the results in `.grad` of the optimizer's parameters.
@@ -153,47 +139,6 @@ class PCGrad(Optimizer):
             random.shuffle(tasks)
             orders.append(list(tasks))
         return orders
-
-    # What follows forwards to the wrapped optimizer.
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The parameter groups of the wrapped optimizer."""
-        return self._optim.param_groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        """The state of the wrapped optimizer."""
-        return self._optim.state
-
-    @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        """The defaults of the wrapped optimizer."""
-        return self._optim.defaults
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state dict of the wrapped optimizer, so that one saved without this wrapper can be loaded with it."""
-        return self._optim.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state dict of the wrapped optimizer."""
-        self._optim.load_state_dict(state_dict)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a parameter group to the wrapped optimizer."""
-        self._optim.add_param_group(param_group)
-
-    def __getattr__(self, name: str) -> Any:
-        """Hooks and all other attributes are those of the wrapped optimizer."""
-        if name.startswith("__") or "_optim" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self._optim, name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("_optim", "_reduction", "_strict", "_allow_local")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
     def __repr__(self) -> str:
         return f"PCGrad(reduction={self._reduction!r}, strict={self._strict}, optimizer={self._optim!r})"
