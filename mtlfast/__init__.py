@@ -8,6 +8,7 @@ from mtlfast._by_name import methods, weightings
 from mtlfast._step_result import StepResult
 from mtlfast.jacobian import TaskGradientAccumulator
 from mtlfast.task_gradients import TaskGradients
+from mtlfast.training._surgery_optimizer import SurgeryOptimizer
 
 try:
     __version__ = version("mtlfast")
@@ -16,6 +17,7 @@ except PackageNotFoundError:  # a checkout on sys.path that was never installed
 
 __all__ = [
     "StepResult",
+    "SurgeryOptimizer",
     "TaskGradientAccumulator",
     "TaskGradients",
     "aggregation",
