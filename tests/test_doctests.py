@@ -15,6 +15,7 @@ SHOWN = (
     "FAMO",
     "PCGrad",
     "StepResult",
+    "SurgeryOptimizer",
     "TaskGradients",
     "UPGrad",
     "UW",

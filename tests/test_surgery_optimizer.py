@@ -393,6 +393,9 @@ def test_arguments_and_results_of_step_and_other_attributes_are_passed_on():
         del optimizer.no_such_thing
     optimizer._cuda_graph_capture_health_check = None  # of Optimizer, which the wrapped optimizer's step asks
     assert bare._cuda_graph_capture_health_check is None
+    optimizer.__class__ = type("Renamed", (mtlfast.SurgeryOptimizer,), {})
+    assert type(bare) is Unusual
+    assert type(optimizer).__name__ == "Renamed"
 
 
 def test_a_replaced_step_stays_with_the_wrapper():

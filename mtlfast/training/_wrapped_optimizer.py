@@ -30,7 +30,7 @@ class WrappedOptimizer(Optimizer):
         TypeError: `optimizer` is not a torch Optimizer.
     """
 
-    _optim: Optimizer  # not `_optimizer`, which Lightning's wrappers of an optimizer use
+    _optim: Optimizer
 
     def __init__(self, optimizer: Optimizer, **fields: object) -> None:
         if not isinstance(optimizer, Optimizer):
