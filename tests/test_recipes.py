@@ -17,6 +17,8 @@ if RECIPES not in pages():
     pytest.skip("needs the checkout", allow_module_level=True)
 LOOPS = [
     "loop",
+    "surgery_optimizer",
+    "lbfgs",
     "accumulation",
     "scaler",
     "loaders",
@@ -59,6 +61,25 @@ def test_clipping_freezing_and_schedules_work_on_what_backward_leaves():
     assert max(norms) <= 1 + 1e-4
     assert rates == tuple(sorted(rates, reverse=True))
     assert rates[0] > rates[-1]
+
+
+def test_an_optimizer_that_does_surgery_changes_no_step():
+    recipe, hand = recipe_of("surgery_optimizer").run(), recipe_of("surgery_optimizer")
+    optimizer = torch.optim.AdamW([*hand.trunk.parameters(), *hand.heads.parameters()], lr=0.01)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=20)
+    for _ in range(20):
+        optimizer.zero_grad()
+        mtlfast.backward(hand.losses_of(hand.data), PCGrad(), shared=hand.trunk)
+        torch.nn.utils.clip_grad_norm_(hand.trunk.parameters(), max_norm=1.0)
+        optimizer.step()
+        scheduler.step()
+    assert torch.equal(recipe.parameters(), hand.parameters())
+    assert recipe.result.weights.shape == (2,)
+
+
+def test_a_closure_returns_the_loss_before_the_step():
+    change = ("range(5)", "range(1)")
+    assert recipe_of("lbfgs", change).run().names["loss"] == pytest.approx(recipe_of("lbfgs").loss())
 
 
 def test_accumulated_gradients_are_those_of_one_large_batch():
