@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler, swa_utils
 
 import mtlfast
+from mtlfast.aggregation import PCGrad
 from mtlfast.weighting import UW
 
 
@@ -218,3 +219,19 @@ def test_a_refused_step_leaves_gradients_and_state():
         run.optimizer.backward(run.model(run.data[0]), no_such_option=1)
     assert_equal(run.aggregator.state_dict(), state)
     assert_equal([p.grad for p in run.model.parameters()], gradients)
+
+
+def test_what_says_itself_what_is_shared_takes_the_place_of_shared():
+    trunk, heads = torch.nn.Linear(3, 4), [torch.nn.Linear(4, 1) for _ in range(2)]
+    optimizer = mtlfast.SurgeryOptimizer(torch.optim.SGD(trunk.parameters(), lr=0.1), PCGrad(), shared=trunk)
+    accumulator = mtlfast.TaskGradientAccumulator(trunk)
+
+    def losses():
+        features = trunk(torch.ones(2, 3))
+        return features, [head(features).mean() for head in heads]
+
+    accumulator.add(losses()[1])
+    assert optimizer.backward(accumulator).plan == "accumulated"
+    features, of_tasks = losses()
+    assert optimizer.backward(of_tasks, at=features).plan == "features"
+    assert optimizer.backward(losses()[1]).plan == "stored"

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from mtlfast._arguments import Losses, Shared, check_methods
+from mtlfast._arguments import Shared, check_methods
 from mtlfast._backward import backward
+from mtlfast._losses import Losses
 from mtlfast._step_result import StepResult
 from mtlfast.aggregation import Aggregator
+from mtlfast.jacobian import TaskGradientAccumulator
 from mtlfast.training._wrapped_optimizer import WrappedOptimizer
 from mtlfast.weighting import LossWeighting
 
@@ -69,12 +71,13 @@ class SurgeryOptimizer(WrappedOptimizer):
         kept = list(shared) if isinstance(shared, Iterator) else shared
         super().__init__(optimizer, aggregator=aggregator, shared=kept, weighting=weighting)
 
-    def backward(self, losses: Losses, **options: Any) -> StepResult:
+    def backward(self, losses: Losses | TaskGradientAccumulator, **options: Any) -> StepResult:
         """Calls `mtlfast.backward` with this optimizer's aggregator, shared parameters and weighting.
 
         Args:
             losses: the task losses, in any form that `mtlfast.backward` takes.
-            options: its other arguments, such as `loss_scale`, `retain_graph` or `diagnostics`.
+            options: its other arguments, such as `loss_scale`, `retain_graph` or `at`. An accumulator, `features` and
+                `at` say themselves what is shared, and take the place of `shared`.
 
         Returns:
             What `mtlfast.backward` returns. A closure for `step` can return `result.losses.sum()`.
@@ -82,7 +85,9 @@ class SurgeryOptimizer(WrappedOptimizer):
         Raises:
             ValueError, TypeError, RuntimeError: as `mtlfast.backward`.
         """
-        return backward(losses, self.aggregator, shared=self.shared, weighting=self.weighting, **options)
+        says = isinstance(losses, TaskGradientAccumulator) or options.keys() & {"features", "at"}
+        shared = None if says else self.shared
+        return backward(losses, self.aggregator, shared=shared, weighting=self.weighting, **options)
 
     def __repr__(self) -> str:
         return (
