@@ -50,8 +50,12 @@ def backward(
 
     An error leaves every `.grad` and the state of the aggregator and the weighting as they were, but for what the
     backward pass below `at=` updates by itself. An aggregator refuses what it cannot work with before the first
-    backward pass. Tensor hooks of a parameter see each task's gradient. Hooks of
-    `register_post_accumulate_grad_hook` see the final one, once, after everything else.
+    backward pass.
+
+    Tensor hooks (`register_hook`) see each task's gradient: those of a parameter, or with `at=` those of the features,
+    below which a parameter's hooks see the one gradient that arrives. What they return counts. Hooks of
+    `register_post_accumulate_grad_hook` see the final gradient, once, after everything else: they may step an optimizer
+    and set `.grad` to None. An error in one of them comes after the step, which stays; below `at=` it undoes the step.
 
     A task whose loss is None is absent from the step. A task is left out of the shared update if the weighting gives
     its loss a weight of exactly 0, or if it reaches none of the shared parameters. Its weight is then 0, and the other

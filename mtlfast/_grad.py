@@ -99,8 +99,12 @@ def commit(pending: Pending) -> None:
         write_one()
 
 
+@torch.no_grad()
 def call_hooks(parameters: Iterable[Tensor]) -> None:
-    """Calls the hooks of `register_post_accumulate_grad_hook`, which `torch.autograd.grad` does not call."""
+    """Calls the hooks of `register_post_accumulate_grad_hook`, which `torch.autograd.grad` does not call.
+
+    They run without grad mode, as in `.backward()`, so that a hook may write to its parameter.
+    """
     for parameter in parameters:
         for hook in list((parameter._post_accumulate_grad_hooks or {}).values()):
             hook(parameter)

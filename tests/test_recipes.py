@@ -24,6 +24,8 @@ LOOPS = [
     "loaders",
     "sparse",
     "storage",
+    "hooks",
+    "at",
     "learned",
     "update",
 ]  # the other snippets have tests of their own

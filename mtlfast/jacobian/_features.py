@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -107,5 +108,26 @@ class FeaturesJacobian(StoredJacobian):
             pending = self._plain(loss_weights)
         arrived = [(f, g) for f, g in zip(self.parameters, direction, strict=True) if g is not None]
         features, gradients = [f for f, _ in arrived], [g for _, g in arrived]
-        _grad.backward_pass(self._below, features, gradients, self._retain_graph)
+        with _no_tensor_hooks(features):
+            _grad.backward_pass(self._below, features, gradients, self._retain_graph)
         _grad.commit(pending)
+
+
+@contextmanager
+def _no_tensor_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Leaves out what the tensors themselves do with a gradient, because they have done it with each task's.
+
+    A backward pass that starts at a tensor calls its hooks (`register_hook`): one that scales would scale a second
+    time. It also adds to the `.grad` that `retain_grad` asks for.
+    """
+    hooks = [(tensor._backward_hooks, dict(tensor._backward_hooks)) for tensor in tensors if tensor._backward_hooks]
+    retained = [tensor for tensor in tensors if tensor.retains_grad]
+    for registered, _ in hooks:
+        registered.clear()
+    before = _grad.forget(retained)
+    try:
+        yield
+    finally:
+        for registered, kept in hooks:
+            registered.update(kept)
+        _grad.bring_back(retained, before)
