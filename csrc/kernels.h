@@ -17,7 +17,7 @@ inline int64_t item_size(DType dtype) {
   }
 }
 
-// Storage of the 16-bit formats. Kernels convert them to float and compute with that.
+// Storage of the 16-bit formats. Kernels convert them to float or double and compute with that.
 struct BFloat16 {
   uint16_t bits;
 };

@@ -1,4 +1,4 @@
-"""combine against float64: it sums in float and rounds once to the output."""
+"""combine against float64: it sums in double and rounds once to the output."""
 
 import pytest
 import torch
@@ -8,13 +8,13 @@ from mtlfast import TaskGradients, ops, reference
 
 
 def assert_close(grads: TaskGradients, result, weights, scale=1.0, plus=None, dtype=None) -> None:
-    """Checks that `result` is scale * weights J (+ plus) in `dtype`, up to float sums and one rounding."""
+    """Checks that `result` is scale * weights J (+ plus) in `dtype`, up to double sums and one rounding."""
     dtype = dtype or grads.dtype
     weights = weights.cpu()
     exact = reference.combine(wide(grads), weights, scale=scale)
     size = reference.combine(TaskGradients.from_rows(_abs(grads)), weights.abs(), scale=abs(scale))
     one_rounding, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
-    sums = grads.num_tasks * torch.finfo(sums_of(grads.dtype, dtype)).eps
+    sums = grads.num_tasks * torch.finfo(torch.float64).eps
     assert len(result) == len(grads.shapes)
     for t, (x, want, most) in enumerate(zip(result, exact, size, strict=True)):
         assert (x is None) == (grads.shapes[t] is None)
@@ -26,11 +26,6 @@ def assert_close(grads: TaskGradients, result, weights, scale=1.0, plus=None, dt
             before = plus[t].cpu().double()
             want, most = want + before, most + before.abs()
         assert ((x.cpu().double() - want).abs() <= want.abs() * one_rounding + most * sums + tiny).all()
-
-
-def sums_of(*dtypes: torch.dtype) -> torch.dtype:
-    """The dtype in which the op computes, from one dtype to another."""
-    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def weights_of(grads: TaskGradients, num_out: int | None = None) -> torch.Tensor:
@@ -169,6 +164,17 @@ def test_many_tasks_round_once(to, dtype, device):
     assert (x.cpu() == torch.tensor(4002.0, dtype=to)).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("to", DTYPES, ids=str)
+@pytest.mark.parametrize("num_out", [None, 4])
+def test_what_gradients_that_cancel_leave_is_kept(num_out, to, dtype, device):
+    gradient = torch.randn(9001, device=device).to(dtype)
+    grads = TaskGradients.from_rows([[gradient], [gradient], [gradient]])
+    weights = torch.tensor([1, 1, 1e-7 - 2], dtype=torch.float64, device=device)
+    weights = weights if num_out is None else weights.expand(num_out, -1)
+    assert_close(grads, ops.combine(grads, weights, scale=4096, dtype=to), weights, scale=4096, dtype=to)
+
+
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_what_is_not_finite_comes_out_even_with_weight_zero(value, device):
     grads, weights = draw(2, [(100,)], device=device), torch.tensor([1.0, 0.0], device=device)
@@ -189,7 +195,7 @@ def test_extremes_round_as_torch_rounds(to, dtype, device):
     values = torch.tensor([info.max, -info.max, info.smallest_normal, tiny, -tiny, 0.0, 1.0, 1 + info.eps], dtype=dtype)
     grads = TaskGradients.from_rows([[values.repeat(20).to(device)]])
     for factor in (1.0, 2.0, 0.5, 0.75, 1.0 + 2**-12):
-        wanted = (values.double() * factor).to(sums_of(dtype, to)).to(to)
+        wanted = (values.double() * factor).to(to)
         (x,) = ops.combine(grads, torch.tensor([factor], dtype=torch.float64, device=device), dtype=to)
         assert torch.equal(x.cpu(), wanted.repeat(20))
 

@@ -36,15 +36,26 @@ MTLFAST_INLINE HalfF32 low_half(F32 v) { return load_unaligned<HalfF32>(&v); }
 MTLFAST_INLINE HalfF32 high_half(F32 v) {
   return load_unaligned<HalfF32>(reinterpret_cast<const char*>(&v) + sizeof(HalfF32));
 }
+MTLFAST_INLINE F32 join(HalfF32 low, HalfF32 high) {
+  const HalfF32 halves[2] = {low, high};
+  return load_unaligned<F32>(halves);
+}
 #elif MTLFAST_VECTOR_BYTES == 16
 MTLFAST_INLINE HalfF32 low_half(F32 v) { return __builtin_shufflevector(v, v, 0, 1); }
 MTLFAST_INLINE HalfF32 high_half(F32 v) { return __builtin_shufflevector(v, v, 2, 3); }
+MTLFAST_INLINE F32 join(HalfF32 low, HalfF32 high) { return __builtin_shufflevector(low, high, 0, 1, 2, 3); }
 #elif MTLFAST_VECTOR_BYTES == 32
 MTLFAST_INLINE HalfF32 low_half(F32 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3); }
 MTLFAST_INLINE HalfF32 high_half(F32 v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7); }
+MTLFAST_INLINE F32 join(HalfF32 low, HalfF32 high) {
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+}
 #else
 MTLFAST_INLINE HalfF32 low_half(F32 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
 MTLFAST_INLINE HalfF32 high_half(F32 v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15); }
+MTLFAST_INLINE F32 join(HalfF32 low, HalfF32 high) {
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
 #endif
 MTLFAST_INLINE F64 to_double(HalfF32 v) {  // gcc makes several instructions of the generic conversion
 #if MTLFAST_VECTOR_BYTES == 64
@@ -53,6 +64,15 @@ MTLFAST_INLINE F64 to_double(HalfF32 v) {  // gcc makes several instructions of 
   return (F64)_mm256_cvtps_pd((__m128)v);
 #else
   return __builtin_convertvector(v, F64);
+#endif
+}
+MTLFAST_INLINE HalfF32 to_float(F64 v) {
+#if MTLFAST_VECTOR_BYTES == 64
+  return (HalfF32)_mm512_maskz_cvtpd_ps(0xff, (__m512d)v);
+#elif defined(__F16C__)
+  return (HalfF32)_mm256_cvtpd_ps((__m256d)v);
+#else
+  return __builtin_convertvector(v, HalfF32);
 #endif
 }
 
@@ -169,7 +189,7 @@ struct Simd<Float16> {  // part 0: even elements; part 1: odd ones
 };
 #endif
 
-// Loads like Simd<T>, and converts to double, which takes twice as many parts.
+// Loads and stores like Simd<T>, and converts to and from double, which takes twice as many parts.
 template <class T>
 struct Widened {
   using Element = T;
@@ -179,6 +199,12 @@ struct Widened {
     const F32 v = Simd<T>::load(p, part / 2);
     return to_double(part % 2 == 0 ? low_half(v) : high_half(v));
   }
+  static MTLFAST_INLINE void store(T* p, const Vec* v) {
+    F32 rounded[Simd<T>::kParts];
+    for (int part = 0; part < Simd<T>::kParts; ++part)
+      rounded[part] = join(to_float(v[2 * part]), to_float(v[2 * part + 1]));
+    Simd<T>::store(p, rounded);
+  }
 };
 template <>
 struct Widened<float> {
@@ -186,6 +212,7 @@ struct Widened<float> {
   using Vec = F64;
   static constexpr int kParts = 1, kStep = kLanes / 2;
   static MTLFAST_INLINE Vec load(const float* p, int) { return to_double(load_unaligned<HalfF32>(p)); }
+  static MTLFAST_INLINE void store(float* p, const Vec* v) { store_unaligned(p, to_float(v[0])); }
 };
 template <>
 struct Widened<double> : Simd<double> {};

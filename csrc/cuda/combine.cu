@@ -12,7 +12,7 @@ template <class T, class Out>
 const char* launch_combine(const Table& table, const Outputs& outputs, void* stream) {
   if (table.num_chunks == 0) return nullptr;
   const int blocks = blocks_to_fill(table.num_chunks);
-  const int shared_bytes = outputs.num_out * outputs.num_tasks * static_cast<int>(sizeof(Wider<T, Out>));
+  const int shared_bytes = outputs.num_out * outputs.num_tasks * static_cast<int>(sizeof(double));
   if (outputs.num_out % kOutsAtOnce == 0)
     return launch<combine_kernel<T, Out, kOutsAtOnce>>(dim3(blocks), kThreads, shared_bytes, stream, table, outputs);
   return launch<combine_kernel<T, Out, 1>>(dim3(blocks), kThreads, shared_bytes, stream, table, outputs);

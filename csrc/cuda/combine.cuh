@@ -5,8 +5,9 @@
 // outputs at once. For more outputs it reads the group's rows again, from the first-level cache. A thread reads all
 // rows of an element before it writes the element, so that with R = 1 out may be one of the rows.
 //
-// Bytes moved: (K * itemsize + R * itemsize of out) * P; with accumulate R reads more. Deterministic: an element's sum
-// runs over the tasks in ascending order, in float (double if rows or out are fp64), and rounds once.
+// Bytes moved: (K * itemsize + R * itemsize of out) * P; with accumulate R reads more. Weights, products and sums are
+// double for every dtype, because the update can be far shorter than the gradients that cancel in it. Deterministic: an
+// element's sum runs over the tasks in ascending order and rounds once.
 #pragma once
 #include "elements.cuh"
 #include "table.h"
@@ -15,9 +16,6 @@ namespace mtlfast::cuda {
 
 constexpr int kRowsAtOnce = 4;
 constexpr int kMostWeights = 4096;  // R * K of one launch: 32 KiB of shared memory
-
-template <class A, class B>
-using Wider = decltype(Wide<A>{} + Wide<B>{});
 
 // The outputs of one launch: num_out of the op's, from first_out on.
 struct Outputs {
@@ -29,12 +27,12 @@ struct Outputs {
 };
 
 // The least number of blocks that share a processor, for the compiler, which would otherwise spill to have more.
-template <class T, class Out, int Outs>
-constexpr int kSumBytes = Outs * kGroup<T> * sizeof(Wider<T, Out>);  // of one thread
-template <class T, class Out, int Outs>
-constexpr int kResident = kSumBytes<T, Out, Outs> <= 64    ? 4
-                          : kSumBytes<T, Out, Outs> <= 128 ? 2
-                                                           : 1;
+template <class T, int Outs>
+constexpr int kSumBytes = Outs * kGroup<T> * sizeof(double);  // of one thread
+template <class T, int Outs>
+constexpr int kResident = kSumBytes<T, Outs> <= 64    ? 4
+                          : kSumBytes<T, Outs> <= 128 ? 2
+                                                      : 1;
 
 // With accumulate an output is read before the rows, to be in flight with them, where that takes four registers or
 // fewer. Elsewhere it is read after them, into their registers, one output after the other.
@@ -43,17 +41,15 @@ constexpr bool kReadFirst = Outs == 1 && sizeof(Group<Out, kGroup<T>>) <= 16;
 
 // An entry's rows are the K gradients and then the tensor [R, numel] that is written, unless that is one of them. Its
 // tag is the widest access to the gradients plus 256 times the widest to the output. Grid: any; block: kThreads;
-// dynamic shared memory: num_out * K wide elements.
+// dynamic shared memory: num_out * K doubles.
 template <class T, class Out, int Outs>
-__global__ void __launch_bounds__(kThreads, kResident<T, Out, Outs>)
+__global__ void __launch_bounds__(kThreads, kResident<T, Outs>)
     combine_kernel(const Table __grid_constant__ table, const Outputs outputs) {
-  using W = Wider<T, Out>;
   constexpr int width = kGroup<T>;
-  W* weights = static_cast<W*>(dynamic_shared());  // [num_out, K]
+  double* weights = static_cast<double*>(dynamic_shared());  // [num_out, K]
   const int K = outputs.num_tasks;
   for (int i = thread(); i < outputs.num_out * K; i += kThreads)
-    weights[i] =
-        static_cast<W>(outputs.coefficients[static_cast<long long>(outputs.first_out) * K + i] * outputs.scale);
+    weights[i] = outputs.coefficients[static_cast<long long>(outputs.first_out) * K + i] * outputs.scale;
   __syncthreads();
 
   for (long long chunk = blockIdx.x; chunk < table.num_chunks; chunk += gridDim.x) {
@@ -64,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T, Out, Outs>)
       const long long at = piece.begin + column;
       const int left = piece.n - column;
       for (int r = 0; r < outputs.num_out; r += Outs) {
-        W sums[Outs][width] = {};
+        double sums[Outs][width] = {};
         const auto place = [&](int o) {
           return table.row<Out>(piece.entry, outputs.out_row) + (outputs.first_out + r + o) * numel + at;
         };
@@ -88,9 +84,9 @@ __global__ void __launch_bounds__(kThreads, kResident<T, Out, Outs>)
             if (!from[i]) continue;
 #pragma unroll
             for (int o = 0; o < Outs; ++o) {
-              const W weight = weights[(r + o) * K + k + i];
+              const double weight = weights[(r + o) * K + k + i];
 #pragma unroll
-              for (int e = 0; e < width; ++e) sums[o][e] += weight * static_cast<W>(widen(rows[i].element[e]));
+              for (int e = 0; e < width; ++e) sums[o][e] += weight * widen_to<double>(rows[i].element[e]);
             }
           }
         }
@@ -100,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T, Out, Outs>)
           Group<Out, width> result;
 #pragma unroll
           for (int e = 0; e < width; ++e) {
-            if (outputs.accumulate) sums[o][e] += static_cast<W>(widen(before[0].element[e]));
+            if (outputs.accumulate) sums[o][e] += widen_to<double>(before[0].element[e]);
             narrow(sums[o][e], result.element[e]);
           }
           store_group(result, place(o), left, store_bytes);

@@ -44,9 +44,9 @@ def combine(
         ValueError, TypeError: an argument does not fit, or there are more than 4077 tasks on a GPU. Nothing has been
             written then.
 
-    Cost: one read of K * P and one write of R * P; with `accumulate` also one read of R * P. Sums run over the tasks in
-    ascending order, in float32, or in float64 if the gradients or the result are float64. They are rounded once, like
-    torch rounds: from float64 to 16 bits by way of float32. Deterministic.
+    Cost: one read of K * P and one write of R * P; with `accumulate` also one read of R * P. Weights, products and sums
+    are float64 for every dtype, so that what is left of gradients that cancel is right too. Sums run over the tasks in
+    ascending order and are rounded once, like torch rounds: to 16 bits by way of float32. Deterministic.
 
     Example:
         >>> import torch, mtlfast
