@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from methods import METHODS, losses, numbers_of_tasks
-from stability import KINDS, SEVERAL, Tally, judge_every_method, problems
+from stability import KINDS, SEVERAL, Engine, Tally, judge_every_method, problems
 from torch import Tensor
 
 import mtlfast
@@ -20,7 +20,8 @@ from mtlfast.aggregation._reads import Reads
 
 # dtype -> problems of a kind that a sample takes, and the most tasks and columns
 SAMPLES = {torch.float32: (6, (16, 1_000_000)), torch.bfloat16: (2, (16, 10_000)), torch.float16: (2, (16, 10_000))}
-SUMS = {"native": partial(ops.gram, precision="exact"), "reference": partial(reference.gram, precision="exact")}
+NATIVE = Engine(partial(ops.gram, precision="exact"), ops.combine)
+REFERENCE = Engine(partial(reference.gram, precision="exact"), reference.combine)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -28,7 +29,7 @@ def test_it_is_as_right_as_in_float64(kind, record_property):
     for dtype, (sample, most) in SAMPLES.items():
         tally = Tally()
         for problem in problems(kind, dtype, sample, most):
-            judge_every_method(tally, problem, SUMS)
+            judge_every_method(tally, problem, {"native": NATIVE, "reference": REFERENCE})
         record_property(f"stable in {str(dtype)[6:]}", str(tally))
         tally.check()
 
@@ -38,7 +39,7 @@ def test_with_the_references_solvers(kind, monkeypatch):
     monkeypatch.setattr(_native, "serves", lambda device: False)
     tally = Tally()
     for problem in problems(kind, torch.float32, 2, (8, 1000)):
-        judge_every_method(tally, problem, {"reference": SUMS["reference"]})
+        judge_every_method(tally, problem, {"reference": REFERENCE})
     tally.check()
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels' exact sums and solvers, compiled for the CPU: their float32 update is as right as float64's.
+"""The CUDA kernels, compiled for the CPU: their float32 update is as right as float64's.
 
 As tests/test_float32.py, which says more.
 """
@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from emulate import Emulator
-from stability import KINDS, Tally, judge_every_method, problems
+from stability import KINDS, Engine, Tally, judge_every_method, problems
 
 from mtlfast import ops
 
@@ -18,8 +18,8 @@ SAMPLES = {torch.float32: 2, torch.bfloat16: 1}  # problems of a kind
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_as_right_as_in_float64(emulator: Emulator, kind, monkeypatch):
     monkeypatch.setattr(ops, "solve", emulator.solve)
-    tally = Tally()
+    tally, engine = Tally(), Engine(partial(emulator.gram, name="gram_exact"), emulator.combine)
     for dtype, sample in SAMPLES.items():
         for problem in problems(kind, dtype, sample, (16, 4096)):
-            judge_every_method(tally, problem, {"emulated": partial(emulator.gram, name="gram_exact")})
+            judge_every_method(tally, problem, {"emulated": engine})
     tally.check()
