@@ -63,24 +63,26 @@ def is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def rounded(gram: Tensor, rtol: float, dtype: torch.dtype) -> Tensor:
-    """A float64 Gram matrix in the dtype in which hooks see it; solvers get back what was rounded, by `unrounded`.
+def rounded(exact: Tensor, dtype: torch.dtype, rtol: float | None = None) -> Tensor:
+    """A float64 Gram matrix or weights in the dtype in which hooks see them.
+
+    Solvers and weighted sums get back what was rounded, by `unrounded`.
 
     Args:
-        gram: [m, m] float64.
-        rtol: m times the relative precision of a product of two gradients.
+        exact: [m, m] or [m] float64.
         dtype: the Jacobian's.
+        rtol: of a Gram matrix m times the relative precision of a product of two gradients.
     """
-    given = gram.to(dtype)
-    if given is not gram and not given.is_inference():
-        given.__dict__["_rounded_from"] = gram, rtol, given._version
+    given = exact.to(dtype)
+    if given is not exact and not given.is_inference():
+        given.__dict__["_rounded_from"] = exact, rtol, given._version
     return given
 
 
-def unrounded(given: Tensor) -> tuple[Tensor, float] | None:
-    """What `rounded` was called with for this tensor; None: it is another one, or was written to since."""
-    gram, rtol, version = given.__dict__.get("_rounded_from", (None, 0.0, None))
-    return None if gram is None or given._version != version else (gram, rtol)
+def unrounded(given: Tensor) -> tuple[Tensor, float | None]:
+    """What `rounded` was called with; for another tensor, or one that was written to since, itself in float64."""
+    exact, rtol, version = given.__dict__.get("_rounded_from", (None, None, None))
+    return (given.double(), None) if exact is None or given._version != version else (exact, rtol)
 
 
 class Weighting(nn.Module):
@@ -109,8 +111,8 @@ class Weighting(nn.Module):
         """The weights [m] in the Gramian's dtype. `rtol` is that of `GramAggregator.weights`."""
         if gramian.dim() < 2 or gramian.shape[-1] != gramian.shape[-2]:
             raise ValueError(f"{type(self).__name__}: gramian has shape {list(gramian.shape)}, expected [m, m]")
-        gram, known = unrounded(gramian) or (gramian.double(), None)
-        return self.aggregator.weights(gram, rtol=rtol if known is None else known).to(gramian.dtype)
+        gram, known = unrounded(gramian)
+        return rounded(self.aggregator.weights(gram, rtol=rtol if known is None else known), gramian.dtype)
 
     def reset(self) -> None:
         self.aggregator.reset()
@@ -178,9 +180,9 @@ class OfMatrix(nn.Module):
         precision = self.weighting.aggregator.reads.precision
         gram, rtol = jacobian.gram(precision), jacobian.num_tasks * jacobian.product_rtol(precision)
         if is_hooked(self.weighting):
-            gram = rounded(gram, rtol, matrix.dtype)
+            gram = rounded(gram, matrix.dtype, rtol)
         weights: Tensor = self.weighting(gram, rtol=rtol)
-        return weights.to(matrix.dtype)
+        return weights if weights.dtype == matrix.dtype else rounded(weights, matrix.dtype)
 
 
 class Weighted(GramAggregator):
@@ -222,7 +224,7 @@ class Weighted(GramAggregator):
 
     @staticmethod
     def _combine(matrix: Tensor, weights: Tensor) -> Tensor:
-        (vector,) = ops.combine(TaskGradients.from_matrix(matrix), weights.detach().double())
+        (vector,) = ops.combine(TaskGradients.from_matrix(matrix), unrounded(weights)[0].detach())
         assert vector is not None
         return vector
 

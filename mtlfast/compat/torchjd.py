@@ -41,8 +41,9 @@ class accelerate:
     float64 that are finite and positive semi-definite. All others and the zero matrix are left to TorchJD, so that
     errors and NaN stay the same. On a GPU this check waits for the Gramian once a call.
 
-    Differences from TorchJD: solvers read the Gram matrix in float64, while hooks see it in the Jacobian's dtype.
-    CAGrad and FairGrad are solved to the optimum, and FairGrad has MGDA's weights if its equations have no solution.
+    Differences from TorchJD: solvers read the Gram matrix in float64, and the weighted sum takes their weights in
+    float64, while hooks see both in the Jacobian's dtype. CAGrad and FairGrad are solved to the optimum, and FairGrad
+    has MGDA's weights if its equations have no solution.
     IMTLG and ConFIG decide about the rank with unit gradients.
 
     Several ranks: TorchJD's functions work on each rank's own gradients, with and without `accelerate()`. The replicas
@@ -134,10 +135,10 @@ def _ours(*tensors: Tensor) -> bool:
 def _on_solver(weights_of: jd_weights.WeightsOf, original: Any) -> Any:
     def forward(self: Any, gramian: Tensor, /) -> Tensor:
         if gramian.dim() == 2 and _ours(gramian) and jd_weights.is_gramian(gramian):
-            gram, rtol = unrounded(gramian) or (gramian.double(), jd_weights.rtol_of(gramian))
-            weights = weights_of(self, gram, gramian, rtol)
+            gram, rtol = unrounded(gramian)
+            weights = weights_of(self, gram, gramian, jd_weights.rtol_of(gramian) if rtol is None else rtol)
             if weights is not None:
-                return weights.to(gramian.dtype)
+                return rounded(weights, gramian.dtype)
         result: Tensor = original(self, gramian)
         return result
 
@@ -153,7 +154,7 @@ def _gram_for(weighting: Any, grads: TaskGradients) -> Tensor:
     precision = weighting.aggregator.reads.precision if face else getattr(type(weighting).forward, "precision", "fast")
     if precision == "exact" and grads.dtype == torch.float32:
         rtol = grads.num_tasks * product_rtol(grads, precision)
-        gram = rounded(ops.gram(grads, precision=precision), rtol, grads.dtype)
+        gram = rounded(ops.gram(grads, precision=precision), grads.dtype, rtol)
         if face or bool(gram.isfinite().all()):  # host: the solver asks next, of the same matrix
             return gram
     return ops.gram(grads, precision="fast").to(grads.dtype)
@@ -193,7 +194,7 @@ def _config(aggregator: Any, jacobians: Any) -> list[Tensor] | None:
 def _combine_rows(original: Any) -> Any:
     def combine(matrix: Tensor, weights: Tensor) -> Tensor:
         if matrix.dim() == 2 and _ours(matrix, weights) and weights.shape == matrix.shape[:1]:
-            (vector,) = ops.combine(TaskGradients.from_matrix(matrix), weights.double())
+            (vector,) = ops.combine(TaskGradients.from_matrix(matrix), unrounded(weights)[0])
             assert vector is not None
             return vector
         result: Tensor = original(matrix, weights)
@@ -227,7 +228,7 @@ def _without_a_matrix(module: Any) -> Any:
                 vector = aggregator._combine(module._unite_jacobians(jacobians), weights)
                 return module._disunite_gradient(vector, tensors), weights
         jacobians.clear()  # the caller's list: the Jacobians are freed before gradients are added to .grad
-        return _as_parameters(_combined(grads, weights), tensors), weights
+        return _as_parameters(_combined(grads, unrounded(weights)[0]), tensors), weights
 
     return jacobian_based
 
@@ -243,7 +244,7 @@ def _in_two_reads(original: Any) -> Any:
         if not _fits(weights, grads):
             return [torch.tensordot(weights.to(dtype=j.dtype), j, dims=1) for j in jacobians], weights
         jacobians.clear()
-        return _combined(grads, weights), weights
+        return _combined(grads, unrounded(weights)[0]), weights
 
     return gramian_based
 
@@ -288,7 +289,7 @@ def _fits(weights: Tensor, grads: TaskGradients) -> bool:
 
 def _combined(grads: TaskGradients, weights: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        directions = ops.combine(grads, weights.double())
+        directions = ops.combine(grads, weights)
     return [direction for direction in directions if direction is not None]
 
 
