@@ -71,26 +71,30 @@ class Launch:
     block_bytes: float  # that a block has in flight
 
 
+def converted(elements: int, chip: Chip) -> float:
+    """So many multiply-adds of floats take the time of converting elements to or from double, 16 a cycle."""
+    return elements * chip.lanes / 16
+
+
 def gram(work: Workload, bytes_moved: float, chip: Chip, kernels: dict[str, Any]) -> Launch:
     """The Gram kernel for K tasks: all sums in registers, or rows staged in shared memory.
 
-    The sums of few tasks are exact: a multiply-add of doubles takes twice the time of one of floats, and a processor
-    converts 16 elements to double in a cycle.
+    The sums of few tasks are exact: a multiply-add of doubles takes twice the time of one of floats.
     """
-    K, dtype, converted = work.num_tasks, CXX_NAMES[work.dtype], work.dtype != "float32"
+    K, dtype, of_16_bits = work.num_tasks, CXX_NAMES[work.dtype], work.dtype != "float32"
     if K <= 16:
         exact = K <= EXACT_TASKS
         name = f"gram_kernel<{dtype}, {{}}, {'double' if exact else 'float'}>"
         rows = next(rows for rows in range(K, 17) if name.format(rows) in kernels)
-        multiply_adds = rows * (rows + 1) / 2 * (2 if exact else 1) + (rows if converted else 0)
-        multiply_adds += rows * chip.lanes / 16 if exact else 0
+        multiply_adds = rows * (rows + 1) / 2 * (2 if exact else 1) + (rows if of_16_bits else 0)
+        multiply_adds += converted(rows, chip) if exact else 0
         return Launch(name.format(rows), bytes_moved, multiply_adds, THREAD_BYTES * K)
     capacity, classes = (32 if K <= 32 else 64), -(-K // 4)
     tiles = classes * (classes + 1) / 2
     # A tile takes 16 multiply-adds a column and, for each group of 16 bytes, 8 loads from shared memory, which take a
     # warp 4 cycles each at worst; 16-bit elements are converted besides.
     loads = 8 * 4 * chip.lanes / 32 / (16 / DTYPES[work.dtype])
-    slots = max(16 + (8 if converted else 0), loads)
+    slots = max(16 + (8 if of_16_bits else 0), loads)
     return Launch(f"gram_staged_kernel<{dtype}, {capacity}, float>", bytes_moved, tiles * slots, 16384 / capacity * K)
 
 
@@ -104,7 +108,8 @@ def launches(op: str, work: Workload, chip: Chip, kernels: dict[str, Any]) -> li
     if op == "gram":
         return [gram(work, bytes_moved, chip, kernels)]
     if op.startswith("combine"):
-        return [Launch(f"combine_kernel<{dtype}, {dtype}, 1>", bytes_moved, 2.0 * K, THREAD_BYTES * min(K, 4))]
+        multiply_adds = 2 * K + converted(K + 1, chip) + (K if work.dtype != "float32" else 0)
+        return [Launch(f"combine_kernel<{dtype}, {dtype}, 1>", bytes_moved, multiply_adds, THREAD_BYTES * min(K, 4))]
     kernel = {"norms": "norms_kernel<{0}>", "flatten": "flatten_kernel<{0}, {0}>", "scale_": "scale_kernel<{0}>"}[op]
     return [Launch(kernel.format(dtype), bytes_moved, K, THREAD_BYTES)]
 
