@@ -1,5 +1,6 @@
 // The pybind11 module mtlfast._C: the marshalled table and, on it, the ops that eager calls use.
 #include <c10/core/DeviceGuard.h>
+#include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -83,15 +84,18 @@ std::vector<bool> exclusive(const py::handle& rows) {
   return alone;
 }
 
-// The result of mtlfast::reached_by as four lists.
-py::tuple reached_by(const std::vector<at::Tensor>& losses, const std::vector<at::Tensor>& stop_at, bool behind) {
-  const mtlfast::Reached found = mtlfast::reached_by(losses, stop_at, behind);
-  py::list leaves, by_several, met, functions;
+// The result of mtlfast::reached_by, with the types of the nodes that Python code made: a type holds no graph.
+py::tuple reached_by(const std::vector<at::Tensor>& tensors, const std::vector<at::Tensor>& stop_at, bool behind) {
+  const mtlfast::Reached found = mtlfast::reached_by(tensors, stop_at, behind);
+  py::list leaves;
   for (const at::Tensor& leaf : found.leaves) leaves.append(py::reinterpret_steal<py::object>(THPVariable_Wrap(leaf)));
-  for (const bool several : found.by_several) by_several.append(several);
-  for (const bool one : found.met) met.append(one);
-  for (const std::string& name : found.functions) functions.append(name);
-  return py::make_tuple(leaves, by_several, met, functions);
+  py::dict functions;
+  for (const auto& [node, number] : found.functions) {
+    const auto object = py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node->getptr()));
+    const py::type type = py::type::of(object);
+    if (!functions.contains(type)) functions[type] = number;
+  }
+  return py::make_tuple(leaves, found.by_several, found.met_by, functions);
 }
 
 py::dict cuda_facts() {

@@ -1,110 +1,87 @@
 #include "graph.h"
 
-#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/autograd/variable.h>
 
-#include <algorithm>
+#include <map>
 #include <string_view>
-#include <tuple>
 #include <typeinfo>
 #include <unordered_map>
-#include <unordered_set>
 
 namespace mtlfast {
 
 namespace {
 
 using torch::autograd::AccumulateGrad;
+using torch::autograd::Edge;
 using torch::autograd::Node;
+using torch::autograd::impl::gradient_edge;
+
+// The mark of a place that more than one tensor reaches. Another mark is the number of the one tensor that does.
+constexpr int64_t kSeveral = -1;
 
 // torch does not export the type of the nodes that Python code makes, so they are recognised by their type's name. To
 // ask each node for its own name would take longer than the rest of the walk.
 bool made_by_python(const Node& node) { return std::string_view(typeid(node).name()) == "N5torch8autograd6PyNodeE"; }
 
-constexpr int64_t kSeveral = -1;
+// The leaf whose gradient the node accumulates; nullptr for any other node.
+const at::Tensor* leaf_of(const Node* node) {
+  return typeid(*node) == typeid(AccumulateGrad) ? &static_cast<const AccumulateGrad*>(node)->variable : nullptr;
+}
 
-// Which loss has reached each node or leaf.
-class Owners {
- public:
-  // Whether the walk must go on behind it: this is the first loss that reaches it, or the second.
-  bool reach(const void* what, int64_t loss) {
-    const auto [it, first] = owner_.emplace(what, loss);
-    if (first) return true;
-    if (it->second == loss || it->second == kSeveral) return false;
-    it->second = kSeveral;
-    return true;
-  }
-  bool several(const void* what) const { return owner_.at(what) == kSeveral; }
-
- private:
-  std::unordered_map<const void*, int64_t> owner_;
-};
-
-// The places where the walk stops: a node may have several outputs, of which only some are such places.
-class Stops {
- public:
-  explicit Stops(at::TensorList tensors) : met(tensors.size()) {
-    for (size_t i = 0; i < tensors.size(); ++i)
-      places_.emplace_back(tensors[i].grad_fn() ? static_cast<const void*>(tensors[i].grad_fn().get())
-                                                : tensors[i].unsafeGetTensorImpl(),
-                           tensors[i].grad_fn() ? tensors[i].output_nr() : 0, i);
-    std::sort(places_.begin(), places_.end());
-  }
-  bool at(const void* what, uint32_t output) {
-    auto it = std::lower_bound(places_.begin(), places_.end(), Place{what, output, 0});
-    bool found = false;
-    for (; it != places_.end() && std::get<0>(*it) == what && std::get<1>(*it) == output; ++it)
-      found = met[std::get<2>(*it)] = true;
-    return found;
-  }
-  std::vector<bool> met;
-
- private:
-  using Place = std::tuple<const void*, uint32_t, size_t>;  // node or leaf, which of its outputs, which tensor
-  std::vector<Place> places_;
-};
+// What a node is recognised by: itself, or its leaf, because several nodes may accumulate the gradient of one leaf.
+const void* place_of(const Node* node) {
+  const at::Tensor* leaf = leaf_of(node);
+  return leaf ? static_cast<const void*>(leaf->unsafeGetTensorImpl()) : node;
+}
 
 }  // namespace
 
-Reached reached_by(at::TensorList losses, at::TensorList stop_at, bool behind) {
+Reached reached_by(at::TensorList tensors, at::TensorList stop_at, bool behind) {
   Reached found;
-  Owners owners;
-  Stops stops(stop_at);
-  std::unordered_set<const void*> taken;
-  std::vector<Node*> waiting;
-  for (size_t i = 0; i < losses.size(); ++i) {
-    const auto loss = static_cast<int64_t>(i);
-    const auto take_leaf = [&](const at::Tensor& leaf, bool may_stop) {
-      const void* key = leaf.unsafeGetTensorImpl();
-      if (!leaf.requires_grad() || (may_stop && stops.at(key, 0))) return;
-      owners.reach(key, loss);
-      if (taken.insert(key).second) found.leaves.push_back(leaf);
-    };
-    const auto go_to = [&](Node* node, uint32_t output) {
-      if (node == nullptr) return;
-      if (typeid(*node) == typeid(AccumulateGrad))
-        take_leaf(static_cast<AccumulateGrad*>(node)->variable, true);
-      else if (!stops.at(node, output) && owners.reach(node, loss))
-        waiting.push_back(node);
-    };
-    const auto go_behind = [&](const Node& node) {
-      for (const auto& edge : node.next_edges()) go_to(edge.function.get(), edge.input_nr);
-    };
-    if (!losses[i].grad_fn())
-      take_leaf(losses[i], !behind);
-    else if (behind)
-      go_behind(*losses[i].grad_fn());
-    else
-      go_to(losses[i].grad_fn().get(), losses[i].output_nr());
+  found.met_by.resize(stop_at.size());
+  using Key = std::pair<const void*, uint32_t>;  // an edge: a place, and which of the node's outputs
+  std::map<Key, std::vector<size_t>> stops;
+  for (size_t i = 0; i < stop_at.size(); ++i)
+    if (const Edge edge = gradient_edge(stop_at[i]); edge.function)
+      stops[{place_of(edge.function.get()), edge.input_nr}].push_back(i);
+
+  std::unordered_map<const void*, int64_t> marks;
+  std::vector<std::pair<Node*, uint32_t>> waiting;
+  const auto wait_for = [&](const Edge& edge) {
+    if (edge.function) waiting.emplace_back(edge.function.get(), edge.input_nr);
+  };
+  for (size_t k = 0; k < tensors.size(); ++k) {
+    const int64_t number = static_cast<int64_t>(k);
+    const Edge start = gradient_edge(tensors[k]);  // keeps the node of a leaf alive
+    if (!behind)
+      wait_for(start);
+    else if (start.function)
+      for (const Edge& edge : start.function->next_edges()) wait_for(edge);
     while (!waiting.empty()) {
-      const Node* node = waiting.back();
+      const auto [node, output] = waiting.back();
       waiting.pop_back();
-      if (made_by_python(*node)) found.functions.insert(node->name());
-      go_behind(*node);
+      const void* place = place_of(node);
+      if (const auto stop = stops.find({place, output}); stop != stops.end()) {
+        for (const size_t i : stop->second)
+          if (!found.met_by[i]) found.met_by[i] = number;
+        continue;
+      }
+      const auto [mark, fresh] = marks.try_emplace(place, number);
+      if (!fresh) {
+        if (mark->second == number || mark->second == kSeveral) continue;
+        mark->second = kSeveral;
+      }
+      if (const at::Tensor* leaf = leaf_of(node)) {
+        if (fresh && leaf->requires_grad()) found.leaves.push_back(*leaf);
+        continue;
+      }
+      if (fresh && made_by_python(*node)) found.functions.emplace_back(node, number);
+      for (const Edge& edge : node->next_edges()) wait_for(edge);
     }
   }
-  for (const at::Tensor& leaf : found.leaves) found.by_several.push_back(owners.several(leaf.unsafeGetTensorImpl()));
-  found.met = stops.met;
+  for (const at::Tensor& leaf : found.leaves)
+    found.by_several.push_back(marks.at(leaf.unsafeGetTensorImpl()) == kSeveral);
   return found;
 }
 

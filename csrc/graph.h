@@ -1,23 +1,25 @@
-// Walks the autograd graph to find the leaves that losses depend on.
+// Walks the autograd graph to find what losses depend on.
 #pragma once
 #include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/function.h>
 
-#include <set>
-#include <string>
+#include <optional>
+#include <utility>
 #include <vector>
 
 namespace mtlfast {
 
+// The fields of mtlfast.jacobian._graph.Reached, with the nodes that Python code made instead of their types.
 struct Reached {
-  std::vector<at::Tensor> leaves;   // those that a loss depends on and that require grad, each once
-  std::vector<bool> by_several;     // for each leaf: whether more than one loss depends on it
-  std::vector<bool> met;            // for each tensor of stop_at: whether a loss depends on it
-  std::set<std::string> functions;  // the names of the nodes that Python code made
+  std::vector<at::Tensor> leaves;              // those that a tensor depends on and that require grad, each once
+  std::vector<bool> by_several;                // for each leaf, whether more than one of the tensors reaches it
+  std::vector<std::optional<int64_t>> met_by;  // for each of stop_at, the first tensor that reaches it
+  std::vector<std::pair<torch::autograd::Node*, int64_t>> functions;  // each with the first tensor that reaches it
 };
 
-// Walks the graph from each loss in turn. A node is visited once for the first loss that reaches it and once more for
-// the second, however many there are. `behind`: start behind the node of each loss instead of at it. The walk does not
-// go through the tensors of stop_at. All tensors must require grad, and nothing may free the nodes meanwhile.
-Reached reached_by(at::TensorList losses, at::TensorList stop_at, bool behind);
+// Walks from each tensor in turn, or from behind it, and does not look behind the tensors of stop_at. It visits each
+// node at most twice. The tensors must require grad. Nothing may free the nodes meanwhile, or before the nodes in the
+// result have been used.
+Reached reached_by(at::TensorList tensors, at::TensorList stop_at, bool behind);
 
 }  // namespace mtlfast

@@ -41,7 +41,7 @@ class Collected:
         A closure's graph is freed before the next closure runs, unless `retain_graph` is set.
         """
         values = []
-        leaves = self._leaves_of(present.losses, retain_graph or len(present.losses) > 1) if present.losses else []
+        leaves = self._leaves_of(present.losses, retain_graph) if present.losses else []
         for k, task in enumerate(present.tasks):
             keep = retain_graph
             if present.closures:
@@ -60,13 +60,13 @@ class Collected:
                         self._add(task, leaf, gradient)
         return values
 
-    def _leaves_of(self, losses: Sequence[Tensor], several_passes: bool) -> list[Tensor]:
+    def _leaves_of(self, losses: Sequence[Tensor], retain_graph: bool) -> list[Tensor]:
         """The leaves that the losses reach. Raises if autograd makes no gradient for some."""
         reached = reached_by(losses)
         shared = Columns([], []) if self._shared is None else self._shared
         others = [leaf for leaf in reached.leaves if id(leaf) not in self._own]
         refuse_sharded(self._caller, shared.names, shared.parameters, others)
-        reached.check(self._caller, several_passes)
+        reached.check(self._caller, retain_graph)
         return reached.leaves
 
     def _add(self, task: int, leaf: Tensor, gradient: Tensor) -> None:

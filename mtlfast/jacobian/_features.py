@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtlfast import _grad, ops
 from mtlfast._arguments import Columns
 from mtlfast._losses import Present
-from mtlfast.jacobian._graph import reached_by
+from mtlfast.jacobian._graph import dependent, reached_by
 from mtlfast.jacobian._stored import StoredJacobian
 
 Features = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -40,10 +40,10 @@ def named_features(features: Features, argument: str) -> Columns:
             raise TypeError(f"backward: {name} is a {got}, expected a Tensor that the trunk computed")
         if not feature.requires_grad:
             raise ValueError(f"backward: {name} does not require grad, expected one that depends on parameters")
-    first: dict[object, str] = {}
+    seen: dict[tuple[object, int], str] = {}
     for name, feature in named.items():
-        node, output, *_ = torch.autograd.graph.get_gradient_edge(feature)
-        if (other := first.setdefault((node, output), name)) != name:
+        edge = (id(feature) if feature.grad_fn is None else feature.grad_fn, feature.output_nr)
+        if (other := seen.setdefault(edge, name)) != name:
             raise ValueError(f"backward: {name} is the same tensor as {other}, expected each once")
     return Columns(list(named), list(named.values()))
 
@@ -75,10 +75,12 @@ class FeaturesJacobian(StoredJacobian):
             raise ValueError(
                 f"backward: the losses reach none of the {len(beside.met)} features of at=, expected at least one"
             )
-        below = reached_by(features.parameters, features.parameters, behind=True)
-        if any(below.met):
-            inner = features.names[below.met.index(True)]
-            raise ValueError(f"backward: another feature is computed from {inner}, expected one or the other in at=")
+        if (pair := dependent(features.parameters)) is not None:
+            one, other = (features.names[i] for i in pair)
+            raise ValueError(f"backward: {one} is computed from {other}, expected one or the other in at=")
+        below = reached_by(features.parameters)
+        if retain_graph and (why := below.once(retain_graph)) is not None:
+            raise ValueError(f"backward: {why}")
         behind = {id(leaf) for leaf in below.leaves}
         for leaf in beside.leaves:
             if id(leaf) in behind:

@@ -44,7 +44,7 @@ class StoredJacobian(StoredRows):
         storage_dtype: torch.dtype | None = None,
     ) -> None:
         reached = reached_by(present.losses) if walked is None else walked
-        reached.check("backward", several_passes=retain_graph or len(present.losses) > 1)
+        reached.check("backward", retain_graph)
         if shared is None:
             several = [leaf for leaf, many in zip(reached.leaves, reached.by_several, strict=True) if many]
             shared = found_parameters(several)
