@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 import torchjd
 from torch import Tensor, nn
-from torchjd import autojac
 
 import mtlfast
 from mtlfast.aggregation import PCGrad
+from mtlfast.bench.peers import torchjd_backward
 from mtlfast.bench.timing import Timing, take_turns
 
 README = Path(__file__).parents[1] / "README.md"
@@ -69,8 +69,7 @@ def ways_to_step(
 
     def step_of_torchjd(at_once: int | None) -> None:
         features, losses = forward()
-        autojac.mtl_backward(losses, features=features, parallel_chunk_size=at_once)
-        autojac.jac_to_grad(trunk.parameters(), theirs, optimize_gramian_computation=True)
+        torchjd_backward(losses, features, trunk.parameters(), theirs, optimize=True, at_once=at_once)
         optimizer.step()
 
     def step_by_hand() -> None:
@@ -102,6 +101,12 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def commit() -> str:
+    """The commit that is checked out."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=README.parent, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
 def table(times: dict[int, dict[str, Timing]], rounds: int) -> str:
     """The table in Markdown, and below it what was measured where."""
     ways = [way for way in next(iter(times.values())) if way != BATCHED]
@@ -110,12 +115,11 @@ def table(times: dict[int, dict[str, Timing]], rounds: int) -> str:
         seconds = {way: of_ways[way].median for way in ways}
         seconds["TorchJD"] = min(seconds["TorchJD"], of_ways[BATCHED].median)
         lines.append(f"| {num_tasks} |" + "".join(f" {seconds[way] * 1e3:.0f} |" for way in ways))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=README.parent, capture_output=True, text=True)
     lines += [
         "",
         f"Medians of {rounds} steps, taken in turn in one run: {processor()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, TorchJD {version('torchjd')} with its fastest settings, "
-        f"commit {commit.stdout.strip() or 'unknown'}.",
+        f"commit {commit()}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -57,7 +57,7 @@ def test_bench_cuts_no_word_of_its_tables(sections, capsys, monkeypatch, columns
     tables = pytest.importorskip("mtlfast.bench.tables", exc_type=ModuleNotFoundError)
     monkeypatch.setenv("COLUMNS", str(columns))
     for section in sections:
-        tables.show(run._facts(7), [section])
+        tables.show(run.facts_of_run(7), [section])
         printed = capsys.readouterr().out
         assert max(map(len, printed.splitlines())) <= columns
         words = printed.split()

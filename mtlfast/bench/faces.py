@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,6 @@ from mtlfast.compat.torchjd import accelerate
 
 TASKS = (4, 8)
 CALLS = 20  # of a small model in one timing
-Rows = Sequence[Sequence[Tensor]]
 
 
 def measure(elements: int, rounds: int) -> Section:
@@ -67,10 +66,22 @@ def _large(num_tasks: int, elements: int, rounds: int) -> list[dict[str, Any]]:
     return found
 
 
-def plain_surgery(rows: Rows, parameters: Sequence[nn.Parameter]) -> None:
+def plain_rows(losses: Iterable[Tensor], parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[Tensor | None]]:
+    """Pytorch-PCGrad's backward passes, one for each row, which is not kept here."""
+    for loss in losses:
+        yield torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+
+
+def plain_surgery(rows: Iterable[Sequence[Tensor | None]], parameters: Sequence[nn.Parameter]) -> None:
     """Pytorch-PCGrad's way on the same gradients: flat copies of each, K shuffles, K^2 walks."""
-    flat = [torch.cat([gradient.clone().flatten() for gradient in row]) for row in rows]
-    reached = [torch.cat([torch.ones_like(gradient).flatten() for gradient in row]) for row in rows]
+    flat, reached = [], []
+    for row in rows:
+        pairs = list(zip(row, parameters, strict=True))
+        flat.append(torch.cat([(torch.zeros_like(p) if g is None else g.clone()).flatten() for g, p in pairs]))
+        reached.append(
+            torch.cat([(torch.zeros_like(p) if g is None else torch.ones_like(p)).flatten() for g, p in pairs])
+        )
+        del row, pairs  # the original has one task's gradients beside its flat copies
     shared = torch.stack(reached).prod(0).bool()
     projected, met = copy.deepcopy(flat), list(flat)
     for gradient in projected:
@@ -97,29 +108,24 @@ def _small(num_tasks: int, rounds: int) -> list[dict[str, Any]]:
         return [(head(features) - k).square().mean() for k, head in enumerate(heads)]
 
     def original() -> None:
-        rows = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses()]
-        zeros = [torch.zeros_like(parameter) for parameter in parameters]
-        plain_surgery([[z if g is None else g for g, z in zip(row, zeros, strict=True)] for row in rows], parameters)
+        plain_surgery(plain_rows(losses(), parameters), parameters)
 
     face = PCGrad(torch.optim.SGD(parameters, lr=0.1))
     turns = {"before": _repeated(original), "after": _repeated(lambda: face.pc_backward(losses()))}
     times = take_turns(turns, rounds)
     found = [_row("Pytorch-PCGrad, small", num_tasks, times, CALLS)]
     if peers.installed():
-        from torchjd import autojac
         from torchjd.aggregation import UPGrad
 
         aggregator = UPGrad()
-        for mode, settings in (("Gramian", {"optimize_gramian_computation": True}), ("default", {})):
+        for mode, optimize in (("Gramian", True), ("default", False)):
 
-            def step(settings: dict[str, bool] = settings) -> None:
+            def step(optimize: bool = optimize) -> None:
                 for parameter in parameters:
                     parameter.grad = None
                 features = trunk(x)
-                autojac.mtl_backward(
-                    [(head(features) - k).square().mean() for k, head in enumerate(heads)], features=features
-                )
-                autojac.jac_to_grad(trunk.parameters(), aggregator, **settings)
+                found = [(head(features) - k).square().mean() for k, head in enumerate(heads)]
+                peers.torchjd_backward(found, features, trunk.parameters(), aggregator, optimize)
 
             times = take_turns({"before": _repeated(step), "after": _accelerated(_repeated(step))}, rounds)
             found.append(_row(f"TorchJD, {mode}, small", num_tasks, times, CALLS))

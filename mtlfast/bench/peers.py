@@ -1,7 +1,7 @@
 """Whole surgery steps beside an installed TorchJD: from the task gradients to `.grad` of the parameters."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,30 @@ def torchjd_surgery(
         autojac.jac_to_grad(parameters, aggregator, optimize_gramian_computation=optimize)
 
     return run
+
+
+def torchjd_backward(
+    losses: Sequence[Tensor],
+    features: Tensor,
+    parameters: Iterable[Tensor],
+    aggregator: Any,
+    optimize: bool,
+    at_once: int | None = None,
+) -> None:
+    """TorchJD's step from the losses of one forward pass to `.grad`.
+
+    Args:
+        losses: K scalars.
+        features: what the heads share.
+        parameters: those behind the features.
+        aggregator: one of TorchJD's.
+        optimize: its `optimize_gramian_computation`.
+        at_once: how many backward passes through the trunk run at once; None: all K.
+    """
+    from torchjd import autojac
+
+    autojac.mtl_backward(losses, features=features, parallel_chunk_size=at_once)
+    autojac.jac_to_grad(parameters, aggregator, optimize_gramian_computation=optimize)
 
 
 def measure(elements: int, rounds: int, quick: bool) -> Section:

@@ -21,7 +21,7 @@ def run_bench(elements: int, rounds: int, quick: bool, as_json: bool) -> None:
         quick: the ops and the peers alone, in fewer rows.
         as_json: print JSON.
     """
-    facts = _facts(rounds)
+    facts = facts_of_run(rounds)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="torchjd")  # what its solvers say of themselves, amid the tables
         if as_json:
@@ -34,7 +34,8 @@ def run_bench(elements: int, rounds: int, quick: bool, as_json: bool) -> None:
             tables.show(facts, _sections(elements, rounds, quick, tables.progress))
 
 
-def _facts(rounds: int) -> dict[str, Any]:
+def facts_of_run(rounds: int) -> dict[str, Any]:
+    """What holds for all tables of one run."""
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

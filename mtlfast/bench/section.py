@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass
 class Section:
-    """A table; a cell that is a list of three numbers is (quartile, median, quartile).
+    """A table; a cell of three numbers is [low, median, high], by quartiles or by a confidence interval.
 
     Attributes:
         name: its key in the JSON object.

@@ -20,15 +20,21 @@ def progress(cases: Sequence[Any]) -> Iterable[Any]:
     return track(cases, "each op", transient=True, disable=not Console().is_terminal)
 
 
-def show(facts: dict[str, Any], sections: Iterable[Section]) -> None:
-    """Prints what holds for all tables, and then each as soon as it is measured."""
+def show(facts: dict[str, Any], sections: Iterable[Section], spread_of: str = "quartiles") -> None:
+    """Prints what holds for all tables, and then each as soon as it is measured.
+
+    Args:
+        facts: what `run.facts_of_run` returns.
+        sections: the tables.
+        spread_of: what the outer two numbers of a cell of three are.
+    """
     console = Console(highlight=False)
     spread = console.width >= WIDE
     console.print(f"torch {facts['torch']}, {facts['threads']} threads, {facts['kernels']} kernels.")
     console.print(
         "K is the number of tasks, P the number of elements of one task's gradient. Times are medians of "
         f"{facts['rounds']} rounds, in each of which everything that a row compares runs once. "
-        + ("Quartiles are in brackets." if spread else f"In {WIDE} columns quartiles are shown too.")
+        + (f"In brackets are {spread_of}." if spread else f"In {WIDE} columns {spread_of} are shown too.")
     )
     for section in sections:
         if section.rows:

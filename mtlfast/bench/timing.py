@@ -15,6 +15,21 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     return sorted(values)[quarter], sorted(values)[-1 - quarter]
 
 
+def median_interval(values: Sequence[float], level: float = 0.95, draws: int = 10_000) -> list[float]:
+    """[low, median, high]: the median with its bootstrap confidence interval.
+
+    Args:
+        values: one for each round.
+        level: how often such an interval holds the true median.
+        draws: how often the values are drawn again, with replacement and from a fixed seed.
+    """
+    x = torch.tensor(values, dtype=torch.float64)
+    drawn = torch.randint(len(x), (draws, len(x)), generator=torch.Generator().manual_seed(0))
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = x[drawn].quantile(0.5, dim=1).quantile(ends).tolist()
+    return [low, statistics.median(values), high]
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of one contestant over the rounds."""
@@ -39,7 +54,11 @@ class Timing:
 
 
 def take_turns(
-    contestants: Mapping[str, Callable[[], object]], rounds: int, warmups: int = 1, device: str = "cpu"
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmups: int = 1,
+    device: str = "cpu",
+    rotate: bool = False,
 ) -> dict[str, Timing]:
     """Times each contestant once a round, in turn, after `warmups` rounds that do not count.
 
@@ -49,10 +68,14 @@ def take_turns(
         warmups: rounds before the first that counts.
         device: "cuda" takes the GPU's own time, between events before and after the run, all of it queued before
             the first event is reached: a training step queues its work as far ahead.
+        rotate: begin each round one contestant later than the round before, so that none keeps its place.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
     for turn in range(warmups + rounds):
-        for name, run in contestants.items():
+        first = turn % len(names) if rotate else 0
+        for name in names[first:] + names[:first]:
+            run = contestants[name]
             took = _on_gpu(run) if device == "cuda" else _on_cpu(run)
             if turn >= warmups:
                 seconds[name].append(took)
