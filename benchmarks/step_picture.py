@@ -12,7 +12,7 @@ from mtlfast.bench.timing import median_interval
 WAYS = (PLAIN, FEATURES, LOSSES, CLOSURES, TORCHJD, PYTORCH_PCGRAD)  # from top to bottom
 COLOURS = {"forward": "#56b4e9", "backward": "#0072b2", "surgery": "#d55e00"}
 INK = "#808080"  # on white and on black
-PIXELS = (800, 270)
+PIXELS = (800, 290)
 
 
 def draw(tasks: dict[int, Measured], path: Path) -> None:
@@ -27,11 +27,12 @@ def draw(tasks: dict[int, Measured], path: Path) -> None:
         "svg.hashsalt": "mtlfast",  # the same file for the same numbers
         "font.family": "sans-serif",
         "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
-        "font.size": 9,
+        "font.size": 12,
         **dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], INK),
     }
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(PIXELS[0] / 72, PIXELS[1] / 72), layout="constrained")  # an SVG has 72 a inch
+        figure = Figure(figsize=(PIXELS[0] / 72, PIXELS[1] / 72), layout="constrained")  # SVG: 72 an inch
+        figure.get_layout_engine().set(h_pad=0.08)
         panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
         for panel, (K, ways) in zip(panels, tasks.items(), strict=True):
             ways = with_faster_torchjd(ways)
@@ -42,7 +43,7 @@ def draw(tasks: dict[int, Measured], path: Path) -> None:
                 ends = [end + width for end, width in zip(ends, widths, strict=True)]
             for row, end in enumerate(ends):
                 panel.text(end, row, f" {end:.0f}", va="center")
-            panel.set_title(f"{K} tasks, ms", fontsize=10)
+            panel.set_title(f"{K} tasks, ms", fontsize=13)
             panel.set_xlim(0, 1.25 * max(ends))
             panel.set_xticks([])
             panel.spines[["top", "right", "bottom"]].set_visible(False)
