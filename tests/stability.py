@@ -174,12 +174,12 @@ class Tally:
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:
-    """The length of found - wanted; of found elements of 16 bits, what exceeds the rounding to these."""
-    error = (found.double() - wanted).abs()
-    if found.dtype.itemsize == 2:
-        info = torch.finfo(found.dtype)
-        error = (error - (wanted.abs() + info.smallest_normal) * info.eps / 2).clamp(min=0)
-    return float(error.norm())
+    """The length of found - wanted; of found elements of 16 bits, what exceeds their rounding and their range."""
+    if found.dtype.itemsize > 2:
+        return float((found.double() - wanted).norm())
+    info = torch.finfo(found.dtype)
+    error = (found.double().clamp(-info.max, info.max) - wanted.clamp(-info.max, info.max)).abs()
+    return float((error - (wanted.abs() + info.smallest_normal) * info.eps / 2).clamp(min=0).norm())
 
 
 def judge_every_method(tally: Tally, problem: Problem, engines: Mapping[str, Engine]) -> None:
