@@ -59,29 +59,47 @@ def refuse_ranks(caller: str, allow_local: bool) -> None:
 
 def shared_parameters(shared: Shared, caller: str = "backward") -> Columns:
     """The shared parameters that require grad, from any form that `shared` may have."""
+    return trained(given_parameters(shared, caller), caller)
+
+
+def given_parameters(shared: Shared, caller: str = "backward") -> Columns:
+    """All parameters of `shared`, also those that do not require grad.
+
+    Raises:
+        ValueError, TypeError: one is not a leaf tensor, or comes twice.
+    """
     if isinstance(shared, Tensor):
-        raise TypeError("backward: shared is a Tensor, expected a list of parameters")
-    everything = list(_named(shared))
+        raise TypeError(f"{caller}: shared is a Tensor, expected a list of parameters")
+    everything = list(_named(shared, caller))
     seen: dict[int, str] = {}
     for name, parameter in everything:
         if not isinstance(parameter, Tensor):
-            raise TypeError(f"backward: {name} is a {type(parameter).__name__}, expected a parameter")
+            raise TypeError(f"{caller}: {name} is a {type(parameter).__name__}, expected a parameter")
         if not parameter.is_leaf:
-            raise ValueError(f"backward: {name} is the result of an operation, expected a parameter (a leaf tensor)")
+            raise ValueError(f"{caller}: {name} is the result of an operation, expected a parameter (a leaf tensor)")
         if id(parameter) in seen:
-            raise ValueError(f"backward: {name} is the same parameter as {seen[id(parameter)]}, expected each once")
+            raise ValueError(f"{caller}: {name} is the same parameter as {seen[id(parameter)]}, expected each once")
         seen[id(parameter)] = name
-    wanted = [(name, parameter) for name, parameter in everything if parameter.requires_grad]
+    return Columns([name for name, _ in everything], [parameter for _, parameter in everything])
+
+
+def trained(given: Columns, caller: str = "backward") -> Columns:
+    """Those of the given parameters that require grad.
+
+    Raises:
+        ValueError, TypeError: there are none, or their gradients cannot be held.
+    """
+    wanted = [(name, parameter) for name, parameter in zip(*given, strict=True) if parameter.requires_grad]
     if not wanted:
-        if not everything:
+        if not given.parameters:
             raise ValueError(
-                "backward: shared has no parameters, expected at least one (a generator is empty after its first use)"
+                f"{caller}: shared has no parameters, expected at least one (a generator is empty after its first use)"
             )
         raise ValueError(
-            f"backward: none of the {len(everything)} shared parameters requires grad, expected at least one (heads "
-            "alone are trained by sum(losses).backward())"
+            f"{caller}: none of the {len(given.parameters)} shared parameters requires grad, expected at least one "
+            "(heads alone are trained by sum(losses).backward())"
         )
-    return _checked(Columns([name for name, _ in wanted], [parameter for _, parameter in wanted]))
+    return _checked(Columns([name for name, _ in wanted], [parameter for _, parameter in wanted]), caller)
 
 
 def found_parameters(leaves: Sequence[Tensor], caller: str = "backward") -> Columns:
@@ -95,7 +113,8 @@ def found_parameters(leaves: Sequence[Tensor], caller: str = "backward") -> Colu
             f"{caller}: no parameter is reached by more than one of the losses, expected shared= to say which "
             "parameters the tasks share"
         )
-    return _checked(Columns([f"a shared parameter of shape {list(leaf.shape)}" for leaf in leaves], list(leaves)))
+    names = [f"a shared parameter of shape {list(leaf.shape)}" for leaf in leaves]
+    return _checked(Columns(names, list(leaves)), caller)
 
 
 def refuse_both(what: str, given: Mapping[str, object], excluded: Iterable[str]) -> None:
@@ -111,19 +130,19 @@ def refuse_both(what: str, given: Mapping[str, object], excluded: Iterable[str])
             raise ValueError(f"backward: got {name}= beside {what}, expected one of them")
 
 
-def _checked(columns: Columns) -> Columns:
+def _checked(columns: Columns, caller: str) -> Columns:
     """Raises unless task gradients of these parameters can be held."""
     (first, *_), (example, *_) = columns
     for name, parameter in zip(*columns, strict=True):
         if parameter.dtype not in DTYPES:
             expected = "float32, float64, bfloat16 or float16"
-            raise TypeError(f"backward: {name} has dtype {parameter.dtype}, expected {expected}")
+            raise TypeError(f"{caller}: {name} has dtype {parameter.dtype}, expected {expected}")
         if parameter.is_meta != example.is_meta:  # gradients on meta have no values
-            raise ValueError(f"backward: {name} is on {parameter.device}, expected {example.device} as {first}")
+            raise ValueError(f"{caller}: {name} is on {parameter.device}, expected {example.device} as {first}")
     return columns
 
 
-def _named(shared: Shared) -> Iterable[tuple[str, Tensor]]:
+def _named(shared: Shared, caller: str) -> Iterable[tuple[str, Tensor]]:
     """Each entry with its name: a module's name for its parameter, otherwise its place in the list."""
     if isinstance(shared, nn.Module):
         yield from shared.named_parameters()
@@ -135,7 +154,7 @@ def _named(shared: Shared) -> Iterable[tuple[str, Tensor]]:
         entries: Sequence[object] = list(shared)
     except TypeError:
         raise TypeError(
-            f"backward: shared is a {type(shared).__name__}, expected a list of parameters or a module"
+            f"{caller}: shared is a {type(shared).__name__}, expected a list of parameters or a module"
         ) from None
     owners: dict[int, str] = {}
     for i, entry in enumerate(entries):

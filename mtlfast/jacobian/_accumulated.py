@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mtlfast._arguments import Shared, shared_parameters
+from mtlfast._arguments import Shared, given_parameters, trained
 from mtlfast._losses import Losses, Present, present_losses
 from mtlfast.jacobian._collected import Collected
 from mtlfast.jacobian._rows import StoredRows
@@ -28,12 +28,15 @@ class TaskGradientAccumulator:
     gradients stay. If it fails later, they are lost.
 
     Args:
-        shared: the parameters that the tasks share, as in `mtlfast.backward`. None: the parameters that more than one
-            task has reached in the micro-batches of a step.
+        shared: the parameters that the tasks share, as in `mtlfast.backward`. They may be frozen and unfrozen between
+            steps: a step takes those that require grad. None: the parameters that more than one task has reached in the
+            micro-batches of a step.
         reduction: "mean" divides a task's gradients and loss by the number of micro-batches that it was in. "sum" does
             not, for losses that are divided already or summed over samples.
         storage_dtype: the dtype in which the gradients of shared parameters are kept and added up, as in
             `mtlfast.backward`. None: their own.
+
+    A deep copy belongs to copied parameters, as that of an optimizer does: copy the model in the same call.
 
     Memory: the K gradients of the shared parameters, and one task's gradients while they are added. Cost: K backward
     passes for each micro-batch.
@@ -61,7 +64,9 @@ class TaskGradientAccumulator:
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ValueError(f'{CLASS}: reduction is {reduction!r}, expected "mean" or "sum"')
-        self._shared = None if shared is None else shared_parameters(shared, CLASS)
+        self._shared = None if shared is None else given_parameters(shared, CLASS)
+        if self._shared is not None:
+            trained(self._shared, CLASS)
         if storage_dtype is not None:
             check_dtype(CLASS, storage_dtype, "storage_dtype is")
         self._reduction, self._storage_dtype = reduction, storage_dtype
@@ -98,9 +103,12 @@ class TaskGradientAccumulator:
         present = present_losses(losses, caller, may_be_closures=True)
         if self._micro_batches and present.number != self._number:
             raise ValueError(f"{caller}: got {present.number} losses, expected {self._number} as in the first call")
-        self._in_part = True
-        values = self._collected.run(present, retain_graph)
-        self._in_part = False
+        passes = self._collected.passes
+        try:
+            values = self._collected.run(present, retain_graph)
+        except BaseException:
+            self._in_part = self._collected.passes > passes
+            raise
         self._number, self._micro_batches = present.number, self._micro_batches + 1
         for k, task in enumerate(present.tasks):
             self._counts[task] = self._counts.get(task, 0) + 1
@@ -135,8 +143,17 @@ class TaskGradientAccumulator:
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
         """The accumulated gradients, for a checkpoint between two micro-batches.
 
+        Save it beside the state of the model. A step that goes on from it is bitwise that of an uninterrupted run.
+
         Args:
             model: a module with all parameters that the losses reach, whose names say where a gradient belongs.
+
+        Returns:
+            A dict of tensors, numbers and strings, which `torch.load(weights_only=True)` reads.
+
+        Raises:
+            ValueError: the losses reach a parameter that is not one of the model's.
+            RuntimeError: a call of `add` failed in the middle.
         """
         self._refuse_part(f"{CLASS}.state_dict")
         return {
@@ -154,9 +171,17 @@ class TaskGradientAccumulator:
         Args:
             state: what `state_dict` returned.
             model: a module with the same parameters by name.
+
+        Raises:
+            ValueError: the state does not fit the model, or is none. The accumulated gradients stay then.
         """
+        caller = f"{CLASS}.load_state_dict"
+        keys = ("gradients", "micro_batches", "number", "names", "counts", "losses")
+        for key in keys:
+            if not isinstance(state, Mapping) or key not in state:
+                raise ValueError(f"{caller}: the state has no {key}, expected what state_dict() returned")
         collected = Collected(f"{CLASS}.add", self._shared, self._storage_dtype)
-        collected.load(f"{CLASS}.load_state_dict", state["gradients"], dict(model.named_parameters()))
+        collected.load(caller, state["gradients"], dict(model.named_parameters()))
         self.reset()
         self._collected = collected
         self._micro_batches, self._number = state["micro_batches"], state["number"]
