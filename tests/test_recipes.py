@@ -29,7 +29,7 @@ LOOPS = [
     "learned",
     "update",
 ]  # the other snippets have tests of their own
-OTHERS = ["checkpoint", "tensorboard", "ranks", "lightning", "accelerate", "sweep"]
+OTHERS = ["checkpoint", "resume", "tensorboard", "ranks", "lightning", "accelerate", "sweep"]
 
 
 def recipe_of(name: str, change: tuple[str, str] | None = None) -> Snippet:
@@ -156,6 +156,25 @@ def test_a_checkpoint_goes_on_where_it_was(tmp_path):
         ours, theirs = again.names[name].state_dict(), recipe.names[name].state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_an_epoch_goes_on_in_the_middle_of_an_accumulation(tmp_path):
+    recipe = recipe_of("resume").run()
+    before = recipe.loss()
+    list(recipe.epoch())
+    for at in recipe.epoch():
+        if at == 6:
+            recipe.save(tmp_path / "checkpoint")
+    assert list(recipe.epoch()) == list(range(1, 17))
+    assert recipe.loss() < before
+
+    again = recipe_of("resume").run()
+    torch.manual_seed(1)
+    rest = again.load(tmp_path / "checkpoint")
+    assert len(again.accumulator) == 2
+    assert list(rest) == list(range(7, 17))
+    list(again.epoch())
+    assert torch.equal(again.parameters(), recipe.parameters())
 
 
 def test_tensorboard_has_every_step():
