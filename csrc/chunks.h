@@ -10,6 +10,7 @@
 #include <new>
 
 #include "cpu/kernels.h"
+#include "threads.h"
 
 namespace mtlfast {
 
@@ -29,7 +30,7 @@ struct Chunks {
   template <class Work>
   void run(int64_t scratch_bytes, const Work& work) const {
     if (count == 0) return;
-    const int64_t threads = std::min<int64_t>(at::get_num_threads(), count);
+    const int64_t threads = std::min<int64_t>(num_threads(), count);
     std::atomic<int64_t> next{0};
     at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
       const auto release = [](void* memory) { ::operator delete(memory, kAlignment); };

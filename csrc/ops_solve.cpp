@@ -9,6 +9,7 @@
 #include "ops.h"
 #include "solve/group.h"
 #include "solve/solvers.h"
+#include "threads.h"
 
 namespace mtlfast {
 
@@ -70,7 +71,7 @@ void solve_on_cpu(const Call& call) {
   const int64_t K = call.K, each = Method::square ? K * K : K;
   std::vector<int> sizes(kInputs);
   for (int i = 0; i < kInputs; ++i) sizes[i] = Method::input_size(i, static_cast<int>(K));
-  at::parallel_for(0, call.groups, 1, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, call.groups, num_threads() > 1 ? 1 : call.groups, [&](int64_t first, int64_t last) {
     std::vector<double> workspace(solvers::workspace_size<Method>(K, call.mask));
     std::vector<const double*> inputs(kInputs);
     for (int64_t group = first; group < last; ++group) {
