@@ -22,11 +22,13 @@ def same_layout(tensor: Tensor, strides: Sequence[int]) -> bool:
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the tensor's elements fill a range of memory, each place once, in any order."""
+    waiting = [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
     expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride != expected:
+    while waiting:  # no sort: torch.compile cannot trace one of symbolic strides
+        fitting = [i for i, (stride, _) in enumerate(waiting) if stride == expected]
+        if not fitting:
             return False
-        expected *= size
+        expected *= waiting.pop(fitting[0])[1]
     return True
 
 

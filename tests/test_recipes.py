@@ -26,6 +26,8 @@ LOOPS = [
     "storage",
     "hooks",
     "at",
+    "compiled",
+    "step",
     "learned",
     "update",
 ]  # the other snippets have tests of their own

@@ -63,6 +63,8 @@ def solve(
         raise ValueError(f"solve: method is '{method}', expected one of {', '.join(sorted(reference.SOLVERS))}")
     values = _in_order(method, "params", params, solver.params)
     slots = _in_order(method, "inputs", inputs, solver.inputs) if inputs else ()
+    if state is None and torch.compiler.is_compiling():
+        state = gram.new_empty(0)  # the same to the op; inductor fails at an op whose only mutable argument is None
     refusal: Exception | None = None
     if shape[-1] <= MOST_TASKS.get(gram.device.type, 0) and _native.serves(gram.device):
         # The op refuses what it cannot read safely. Only then does `_check` look for the argument that does not fit,
