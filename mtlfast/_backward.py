@@ -112,7 +112,7 @@ def backward(
 
     Raises:
         ValueError, TypeError: an argument does not fit, a parameter is sharded over processes or hidden by a reentrant
-            checkpoint, or a method refuses the step.
+            checkpoint that is not below `at=`, or a method refuses the step.
         RuntimeError: a process group of several ranks is initialised and `allow_local` is False.
 
     Memory: the K gradients of the shared parameters. Where `.grad` is None and autograd's own tensors can become

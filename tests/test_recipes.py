@@ -28,10 +28,11 @@ LOOPS = [
     "at",
     "compiled",
     "step",
+    "activations",
     "learned",
     "update",
 ]  # the other snippets have tests of their own
-OTHERS = ["checkpoint", "resume", "tensorboard", "ranks", "lightning", "accelerate", "sweep"]
+OTHERS = ["lora", "checkpoint", "resume", "tensorboard", "ranks", "lightning", "accelerate", "sweep"]
 
 
 def recipe_of(name: str, change: tuple[str, str] | None = None) -> Snippet:
@@ -249,6 +250,19 @@ def test_accelerate_accumulates_as_by_hand(tmp_path):
     assert torch.equal(recipe.parameters(), hand.parameters())
     recipe.accelerator.save_state(str(tmp_path))
     assert len(list(tmp_path.glob("custom_checkpoint*"))) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_adapters_train_and_what_they_adapt_does_not():
+    pytest.importorskip("peft")
+    recipe = recipe_of("lora")
+    before, frozen = recipe.loss(), recipe.trunk[0].weight.detach().clone()
+    assert recipe.run().loss() < 0.9 * before
+    assert torch.equal(recipe.trunk[0].base_layer.weight, frozen)
+    assert {name.split(".")[-3] for name, p in recipe.adapted.named_parameters() if p.grad is not None} == {
+        "lora_A",
+        "lora_B",
+    }
 
 
 def test_every_method_is_tried_from_the_same_start():

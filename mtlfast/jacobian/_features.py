@@ -64,6 +64,9 @@ class FeaturesJacobian(StoredJacobian):
         ValueError: the losses do not reach the features, one feature is computed from another, or a parameter is
             reached both through the features and beside them.
 
+    A reentrant checkpoint below the features works. The parameters that it hides are not in the graph, so that an error
+    in the last pass leaves in their `.grad` what had arrived.
+
     Memory: the K gradients of the features. Cost: K backward passes through the heads, one through the trunk.
     """
 
