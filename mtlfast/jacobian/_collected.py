@@ -11,7 +11,8 @@ from mtlfast import _grad
 from mtlfast._arguments import Columns, found_parameters, trained
 from mtlfast._losses import Present, scalar
 from mtlfast._sharded import refuse_sharded
-from mtlfast.jacobian._graph import reached_by
+from mtlfast.jacobian._graph import Reached, reached_by
+from mtlfast.jacobian._overwriting import Overwriting
 from mtlfast.jacobian._sparse import stored
 from mtlfast.task_gradients import Rows
 
@@ -44,18 +45,24 @@ class Collected:
         A closure's graph is freed before the next closure runs, unless `retain_graph` is set.
         """
         values = []
-        leaves = self._leaves_of(present.losses, retain_graph) if present.losses else []
+        leaves: list[Tensor] = []
+        overwriting = None
+        if present.losses:
+            reached = self._reached_by(present.losses, retain_graph)
+            leaves, overwriting = reached.leaves, Overwriting(reached, present.losses)
         for k, task in enumerate(present.tasks):
             keep = retain_graph
             if present.closures:
                 with torch.enable_grad():
                     loss = scalar(present.closures[k](), self._caller, present.labels[k])
-                leaves = self._leaves_of([loss], retain_graph)
+                leaves = self._reached_by([loss], retain_graph).leaves
             else:
                 loss = present.losses[k]
                 keep = retain_graph or k + 1 < len(present.losses)
             gradients = torch.autograd.grad(loss, leaves, retain_graph=keep, allow_unused=True)
             self.passes += 1
+            if overwriting is not None:
+                overwriting.check(self._caller, last=k + 1 == len(present.losses))
             values.append(loss.detach())
             del loss  # with its graph
             with torch.no_grad():
@@ -64,14 +71,14 @@ class Collected:
                         self._add(task, leaf, gradient)
         return values
 
-    def _leaves_of(self, losses: Sequence[Tensor], retain_graph: bool) -> list[Tensor]:
+    def _reached_by(self, losses: Sequence[Tensor], retain_graph: bool) -> Reached:
         """The leaves that the losses reach. Raises if autograd makes no gradient for some."""
         reached = reached_by(losses)
         shared = Columns([], []) if self._shared is None else self._shared
         others = [leaf for leaf in reached.leaves if leaf not in self._own]
         refuse_sharded(self._caller, shared.names, shared.parameters, others)
         reached.check(self._caller, retain_graph)
-        return reached.leaves
+        return reached
 
     def _add(self, task: int, leaf: Tensor, gradient: Tensor) -> None:
         """Adds a task's gradient of a leaf, in the storage dtype as soon as the leaf is known to be shared."""

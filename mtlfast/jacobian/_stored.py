@@ -12,6 +12,7 @@ from mtlfast._arguments import Columns, found_parameters
 from mtlfast._losses import Present
 from mtlfast._sharded import refuse_sharded
 from mtlfast.jacobian._graph import Reached, reached_by
+from mtlfast.jacobian._overwriting import Overwriting
 from mtlfast.jacobian._rows import StoredRows
 
 
@@ -57,7 +58,7 @@ class StoredJacobian(StoredRows):
         refuse_sharded("backward", shared.names, shared.parameters, others)
         super().__init__(present, shared, storage_dtype)
         self.losses = torch.stack([loss.detach().to(self.device) for loss in present.losses])
-        self._retain_graph = retain_graph
+        self._reached, self._retain_graph = reached, retain_graph
         self._others = _grad.PlainGradients(others, loss_weights_later)
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
@@ -71,6 +72,7 @@ class StoredJacobian(StoredRows):
         inputs, T = [*self.parameters, *self._others.leaves], len(self.parameters)
         wanted = range(self.num_tasks) if loss_weights is None else self._tasks_with_weight(loss_weights)
         rows: list[tuple[Tensor | None, ...]] = [(None,) * T] * self.num_tasks
+        overwriting = Overwriting(self._reached, [self.present.losses[k] for k in wanted])
         for k in wanted:
             loss = self.present.losses[k]
             weight = None if loss_weights is None else loss_weights[k].to(loss.dtype)
@@ -78,6 +80,7 @@ class StoredJacobian(StoredRows):
             gradients = torch.autograd.grad(loss, inputs, weight, retain_graph=keep, allow_unused=True)
             rows[k] = self.keep(gradients[:T])
             self._others.collect(k, gradients[T:])
+            overwriting.check("backward", last=k == wanted[-1])
             del gradients  # a second reference would keep these from becoming `.grad`
         held = tuple(rows)
         del rows
