@@ -67,8 +67,8 @@ class Reached:
         """Says why one backward pass for each loss, from the first to the last, would fail, as part of an error.
 
         All passes but the last retain the graph, which a compiled function that donates its buffers to its backward
-        pass cannot do. Whether it donates them is decided when its backward pass is compiled. With static shapes that is
-        when it first runs, and it does not donate if that run retains the graph. torch has no public way to ask: the
+        pass cannot do. Whether it donates them is decided when its backward pass is compiled. With static shapes that
+        is when it first runs, and it does not donate if that run retains the graph. torch has no public way to ask: the
         answer comes from private attributes, as torch 2.13 has them, and is None where they are missing.
 
         Args:
@@ -201,10 +201,11 @@ def _key(place: Any, output: int) -> tuple[Any, int]:
 def _donates(function: type) -> bool:
     """Whether a node of this type is the backward pass of a compiled function that cannot retain the graph.
 
-    It asks what was compiled, not how `donated_buffer` is set now: with False torch does not check, and a second pass
-    would read what the first has overwritten.
+    It asks what was compiled, even if `donated_buffer` is False now: torch does not check then, and a second pass would
+    read what the first has overwritten. Where nothing was donated because the setting was off, torch raises as soon as
+    it is on.
     """
     compiled = getattr(function, "_forward_cls", None)
     metadata, backward = getattr(compiled, "metadata", None), getattr(compiled, "compiled_bw", None)
     donated = getattr(metadata, "bw_donated_idxs", [])
-    return backward is not None and donated != []
+    return backward is not None and donated != [] and (bool(donated) or bool(torch._functorch.config.donated_buffer))

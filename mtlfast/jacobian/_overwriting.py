@@ -32,7 +32,9 @@ class Overwriting:
 
     def __init__(self, reached: Reached, losses: Sequence[Tensor]) -> None:
         self._saved: list[tuple[Any, list[Tensor], list[Tensor]]] = []
-        functions = {kind: getattr(kind, "_forward_cls", None) for kind in reached.functions if kind.__name__ == COMPILED}
+        functions = {
+            kind: getattr(kind, "_forward_cls", None) for kind in reached.functions if kind.__name__ == COMPILED
+        }
         new = {kind: function for kind, function in functions.items() if function is not None and function not in _seen}
         if not new or len(losses) < 2:
             return
