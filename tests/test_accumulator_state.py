@@ -222,8 +222,9 @@ def test_parameters_are_frozen_and_unfrozen_between_steps(shared):
             assert p.grad is None or torch.equal(p.grad, q.grad)
 
 
-def test_parameters_that_were_frozen_in_the_middle_get_nothing():
-    run = part_way(2)
+@pytest.mark.parametrize("shared", ["given", None])
+def test_parameters_that_were_frozen_in_the_middle_get_nothing(shared):
+    run = part_way(2, **({} if shared else {"shared": None}))
     run.net.last.requires_grad_(False)
     run.net.heads[0].requires_grad_(False)
     mtlfast.backward(run.accumulator, UPGrad())
