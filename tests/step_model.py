@@ -90,7 +90,7 @@ class Model:
         tasks = sorted(sums.rows)
         losses = torch.stack([sums.losses[task] / sums.counts[task] for task in tasks])
         moves = None if self.weighting is None else self.weighting.step_weights(losses, tasks=tasks)
-        loss_weights = torch.ones(len(tasks)) if moves is None else moves.loss_weights.detach()
+        loss_weights = torch.ones(len(tasks), dtype=torch.float64) if moves is None else moves.loss_weights.detach()
         there = [task for k, task in enumerate(tasks) if loss_weights[k] != 0 or not losses[k].isfinite()]
         nobody, there = not there, there or tasks
         trained = {name for name, p in net.named_parameters() if p.requires_grad}
