@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,6 +57,11 @@ def refuse_ranks(caller: str, allow_local: bool) -> None:
         )
 
 
+def reusable(shared: Shared) -> Shared:
+    """`shared` in a form that can be read more than once, as a generator cannot."""
+    return list(shared) if isinstance(shared, Iterator) else shared
+
+
 def shared_parameters(shared: Shared, caller: str = "backward") -> Columns:
     """The shared parameters that require grad, from any form that `shared` may have."""
     return trained(given_parameters(shared, caller), caller)
@@ -99,7 +104,7 @@ def trained(given: Columns, caller: str = "backward") -> Columns:
             f"{caller}: none of the {len(given.parameters)} shared parameters requires grad, expected at least one "
             "(heads alone are trained by sum(losses).backward())"
         )
-    return _checked(Columns([name for name, _ in wanted], [parameter for _, parameter in wanted]), caller)
+    return check_columns(Columns([name for name, _ in wanted], [parameter for _, parameter in wanted]), caller)
 
 
 def found_parameters(leaves: Sequence[Tensor], caller: str = "backward") -> Columns:
@@ -114,7 +119,7 @@ def found_parameters(leaves: Sequence[Tensor], caller: str = "backward") -> Colu
             "parameters the tasks share"
         )
     names = [f"a shared parameter of shape {list(leaf.shape)}" for leaf in leaves]
-    return _checked(Columns(names, list(leaves)), caller)
+    return check_columns(Columns(names, list(leaves)), caller)
 
 
 def refuse_both(what: str, given: Mapping[str, object], excluded: Iterable[str]) -> None:
@@ -130,8 +135,8 @@ def refuse_both(what: str, given: Mapping[str, object], excluded: Iterable[str])
             raise ValueError(f"backward: got {name}= beside {what}, expected one of them")
 
 
-def _checked(columns: Columns, caller: str) -> Columns:
-    """Raises unless task gradients of these parameters can be held."""
+def check_columns(columns: Columns, caller: str = "backward") -> Columns:
+    """Raises unless task gradients of these tensors can be held."""
     (first, *_), (example, *_) = columns
     for name, parameter in zip(*columns, strict=True):
         if parameter.dtype not in DTYPES:
@@ -151,11 +156,12 @@ def _named(shared: Shared, caller: str) -> Iterable[tuple[str, Tensor]]:
         yield from ((str(name), parameter) for name, parameter in shared.items())
         return
     try:
-        entries: Sequence[object] = list(shared)
+        iterator = iter(shared)
     except TypeError:
         raise TypeError(
             f"{caller}: shared is a {type(shared).__name__}, expected a list of parameters or a module"
         ) from None
+    entries: list[object] = list(iterator)  # an error inside a generator is the user's
     owners: dict[int, str] = {}
     for i, entry in enumerate(entries):
         if isinstance(entry, Tensor):

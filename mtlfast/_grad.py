@@ -6,7 +6,8 @@ whatever can fail, such as an allocation, fails in the preparation, so that an e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -31,8 +32,8 @@ def exclusive(rows: Sequence[Sequence[Tensor | None]]) -> list[bool]:
 
 
 def dtype_of(parameter: Tensor) -> torch.dtype:
-    """The dtype of the parameter's gradients, which `grad_dtype` may change."""
-    dtype: torch.dtype | None = getattr(parameter, "grad_dtype", None)
+    """The dtype of the tensor's gradients, which `grad_dtype` may change for a leaf."""
+    dtype: torch.dtype | None = getattr(parameter, "grad_dtype", None) if parameter.is_leaf else None
     return parameter.dtype if dtype is None else dtype
 
 
@@ -54,13 +55,19 @@ def prepared(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], o
         elif parameter.grad.is_sparse:
             pending.append(partial(_set, parameter, plus(parameter.grad, gradient)))
         else:
-            if overlaps_itself(parameter.grad):
-                raise RuntimeError(
-                    f"backward: the .grad of a parameter of shape {list(parameter.shape)} is an expanded tensor, which "
-                    "cannot be added to; expected one with memory for each element, or None"
-                )
+            refuse_expanded(parameter)
             pending.append(partial(parameter.grad.add_, gradient))
     return pending
+
+
+def refuse_expanded(parameter: Tensor) -> None:
+    """Raises if the `.grad` of a parameter cannot be added to, because several of its elements share their memory."""
+    gradient = parameter.grad
+    if gradient is not None and gradient.layout == torch.strided and overlaps_itself(gradient):
+        raise RuntimeError(
+            f"backward: the .grad of a parameter of shape {list(parameter.shape)} is an expanded tensor, which "
+            "cannot be added to; expected one with memory for each element, or None"
+        )
 
 
 def prepared_pairs(pairs: Sequence[tuple[Tensor, Tensor]]) -> Pending:
@@ -117,20 +124,42 @@ def backward_pass(
 
     Args:
         leaves: the leaves that the outputs depend on.
-        outputs: where the pass starts.
-        gradients: those of the outputs.
+        outputs: where the pass starts. Their own tensor hooks do not run.
+        gradients: those of the outputs, which went through these hooks already.
         retain_graph: keep the graph.
+
+    Raises:
+        RuntimeError: a `.grad` cannot be added to.
     """
-    before = [(leaf, leaf.grad, None if leaf.grad is None else leaf.grad.clone()) for leaf in leaves]
+    for leaf in leaves:
+        refuse_expanded(leaf)
+    with torch.no_grad():
+        before = [(leaf, leaf.grad, None if leaf.grad is None else leaf.grad.clone()) for leaf in leaves]
     try:
-        torch.autograd.backward(outputs, gradients, retain_graph=retain_graph)
+        with _without_hooks(outputs):
+            torch.autograd.backward(outputs, gradients, retain_graph=retain_graph)
     except BaseException:
-        for leaf, gradient, values in before:
-            if gradient is not None and values is not None and not gradient.is_sparse:
-                leaf.grad = gradient.copy_(values)
-            else:
-                leaf.grad = values
+        with torch.no_grad():
+            for leaf, gradient, values in before:
+                leaf.grad = None if gradient is None or values is None else gradient.copy_(values)
         raise
+
+
+@contextmanager
+def _without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Within it the hooks of `register_hook` on these tensors do not run, and `retain_grad` adds to no `.grad`."""
+    retained = [(tensor, tensor.grad) for tensor in tensors if tensor.retains_grad]
+    hooks = [tensor._backward_hooks for tensor in tensors if tensor._backward_hooks]
+    kept = [dict(of_tensor) for of_tensor in hooks]
+    for of_tensor in hooks:
+        of_tensor.clear()
+    try:
+        yield
+    finally:
+        for of_tensor, back in zip(hooks, kept, strict=True):
+            of_tensor.update(back)
+        for tensor, gradient in retained:
+            tensor.grad = gradient
 
 
 def weighted(

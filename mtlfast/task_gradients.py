@@ -35,8 +35,9 @@ class TaskGradients:
         rows: the K x T tensors, `rows[k][t]`.
         parameters: the T parameters that the tensors are gradients of; None if they are not known. From
             `mtlfast.backward` they are all shared parameters that require grad. A parameter that no task reaches in a
-            step keeps its place and has None in every row. They are None if a gradient is sparse: then its
-            tensors hold the places that a task touches, not the whole parameter.
+            step keeps its place and has None in every row. They are None if a gradient is sparse, because its tensors
+            then hold the places that a task touches and not the whole parameter, and for gradients of features, which
+            are new tensors at every step.
         shapes: the T shapes; None for a tensor that no task reaches.
         dtype: the dtype of all gradients.
         device: the device of all gradients.

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from mtlfast import _grad, ops
-from mtlfast._arguments import Columns
+from mtlfast._arguments import Columns, check_columns
 from mtlfast._losses import Present
 from mtlfast.jacobian._graph import dependent, reached_by
 from mtlfast.jacobian._stored import StoredJacobian
+from mtlfast.task_gradients import TaskGradients
 
 Features = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -53,7 +54,7 @@ class FeaturesJacobian(StoredJacobian):
 
     The weights follow from the gradients of the features alone. `write` then sends the weighted sum of these gradients
     through the trunk in one ordinary backward pass, in which hooks, optimizers in backward and embedding tables that
-    update themselves work as in `.backward()`.
+    update themselves work as in `.backward()`. Tensor hooks of a feature see each task's gradient, and not the sum.
 
     Args:
         present: the K present tasks with their losses.
@@ -61,18 +62,21 @@ class FeaturesJacobian(StoredJacobian):
         retain_graph: keep the graph. Otherwise it is freed.
 
     Raises:
-        ValueError: the losses do not reach the features, one feature is computed from another, or a parameter is
-            reached both through the features and beside them.
+        ValueError, TypeError: the losses do not reach the features, one feature is computed from another, a parameter
+            is reached both through the features and beside them, or a feature is of a dtype without kernels.
 
     A reentrant checkpoint below the features works. The parameters that it hides are not in the graph, so that an error
     in the last pass leaves in their `.grad` what had arrived.
 
-    Memory: the K gradients of the features. Cost: K backward passes through the heads, one through the trunk.
+    Memory: the K gradients of the features, and a copy of each `.grad` that a parameter below them already has. Cost: K
+    backward passes through the heads, one through the trunk.
     """
 
     plan = "features"
+    columns_are = "the features"
 
     def __init__(self, present: Present, features: Columns, retain_graph: bool = False) -> None:
+        check_columns(features)
         beside = reached_by(present.losses, features.parameters)
         if not any(beside.met):
             raise ValueError(
@@ -93,6 +97,14 @@ class FeaturesJacobian(StoredJacobian):
                 )
         super().__init__(present, features, retain_graph, walked=beside)
         self._below = below.leaves
+
+    def keep(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """One task's gradients of the features, dense as the backward pass below them takes them."""
+        return tuple(g.to_dense() if g is not None and g.is_sparse else g for g in gradients)
+
+    def rows(self) -> TaskGradients:
+        """The task gradients. Their `parameters` are None, because features are new tensors at every step."""
+        return TaskGradients.from_rows(super().rows().rows)
 
     @property
     def written(self) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class StoredRows(RowsJacobian, Jacobian):
         TypeError: `storage_dtype` is not float32, float64, bfloat16 or float16.
     """
 
+    columns_are: ClassVar[str] = "the shared parameters"  # what errors call the columns of J
     _others: _grad.PlainGradients
 
     def __init__(self, present: Present, shared: Columns | None, storage_dtype: torch.dtype | None = None) -> None:
@@ -69,10 +71,10 @@ class StoredRows(RowsJacobian, Jacobian):
         """Says so if the parameters have several dtypes or devices, because `TaskGradients` have one of each."""
         dtypes = {str(self.storage_dtype or _grad.dtype_of(parameter)) for parameter in self.parameters}
         if len(dtypes) > 1:
-            return f"the shared parameters are of {' and '.join(sorted(dtypes))}, expected one dtype"
+            return f"{self.columns_are} are of {' and '.join(sorted(dtypes))}, expected one dtype"
         devices = {str(parameter.device) for parameter in self.parameters}
         if len(devices) > 1:
-            return f"the shared parameters are on {' and '.join(sorted(devices))}, expected one device"
+            return f"{self.columns_are} are on {' and '.join(sorted(devices))}, expected one device"
         return None
 
     @property

@@ -1,0 +1,361 @@
+"""`at=features`: weights from the features' gradients, one backward pass of the trunk, plain gradients of the heads."""
+
+import pytest
+import torch
+from elementwise import METHODS as ELEMENTWISE
+from methods import METHODS, numbers_of_tasks
+from passes import Breaks, Counted
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import mtlfast
+from mtlfast.aggregation import MGDA, Aggregator, PCGrad, Sum, UPGrad
+from mtlfast.weighting import Constant
+
+ALL = {name: method.make for name, method in METHODS.items() if not method.cross and method.any_tasks}
+
+
+class Net(nn.Module):
+    """A trunk whose features K heads read."""
+
+    def __init__(self, num_tasks: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.trunk = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5))
+        self.heads = nn.ModuleList(nn.Linear(5, 1) for _ in range(num_tasks))
+        self.x = torch.randn(8, 4, dtype=torch.float64)
+        self.double()
+
+    def losses(self, features: Tensor) -> list[Tensor]:
+        return [(head(features) - k).square().mean() for k, head in enumerate(self.heads)]
+
+    def step(self, aggregator: Aggregator, **more) -> mtlfast.StepResult:
+        features = self.trunk(self.x)
+        return mtlfast.backward(self.losses(features), aggregator, at=features, **more)
+
+    def grads(self) -> list[Tensor | None]:
+        return [p.grad for p in self.parameters()]
+
+
+def by_hand(net: Net, weights) -> tuple[Tensor, list[Tensor]]:
+    """G at the features [K, K], and the gradients of `net` for weights(G), computed by autograd alone."""
+    features = net.trunk(net.x)
+    losses = net.losses(features)
+    rows = torch.stack([torch.autograd.grad(loss, features, retain_graph=True)[0] for loss in losses])
+    gram = rows.flatten(1) @ rows.flatten(1).mT
+    direction = torch.einsum("k,k...->...", weights(gram), rows)
+    heads = torch.autograd.grad(sum(losses), list(net.heads.parameters()), retain_graph=True)
+    return gram, [*torch.autograd.grad(features, list(net.trunk.parameters()), direction), *heads]
+
+
+def shortest(gram: Tensor) -> Tensor:
+    """The weights of the shortest convex combination of two gradients, in closed form."""
+    (aa, ab), (_, bb) = gram.tolist()
+    first = min(max((bb - ab) / (aa + bb - 2 * ab), 0.0), 1.0)
+    return torch.tensor([first, 1 - first], dtype=torch.float64)
+
+
+def assert_close(grads, wanted) -> None:
+    for a, b in zip(grads, wanted, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_mgda_ub_by_hand():
+    net = Net(2)
+    gram, wanted = by_hand(net, shortest)
+    result = net.step(MGDA(), diagnostics=True)
+    assert torch.allclose(result.gram, gram, rtol=1e-12)
+    assert torch.allclose(result.weights, shortest(gram), rtol=1e-9)
+    assert_close(net.grads(), wanted)
+    assert result.plan == "features"
+
+
+def test_it_approximates_what_the_parameters_gradients_give():
+    net, other = Net(), Net()
+    net.step(UPGrad())
+    mtlfast.backward(other.losses(other.trunk(other.x)), UPGrad(), shared=other.trunk)
+    assert not torch.allclose(net.trunk[0].weight.grad, other.trunk[0].weight.grad)
+
+
+@pytest.mark.parametrize("name", ["UPGrad", "PCGrad, mean, fixed", "CAGrad", "NashMTL", "Krum", "IMTLG"])
+def test_every_method_takes_its_weights_from_the_features(name):
+    net, twin = Net(4), Net(4)
+    _, wanted = by_hand(twin, lambda gram: ALL[name]().weights(gram, rtol=1e-12))
+    net.step(ALL[name]())
+    assert_close(net.grads(), wanted)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_is_exact_if_the_trunk_is_an_orthogonal_map(name):
+    torch.manual_seed(3)
+    turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0]
+    targets = torch.randn(max(numbers_of_tasks(METHODS[name], 4)), 6, dtype=torch.float64)
+    grads = []
+    for given in ("at", "shared"):
+        torch.manual_seed(4)
+        w = nn.Parameter(torch.ones(6, dtype=torch.float64))
+        features = turn @ w
+        losses = [(features - target).square().sum() for target in targets]
+        mtlfast.backward(losses, ALL[name](), **{given: [features if given == "at" else w]})
+        grads.append(w.grad)
+    assert torch.allclose(*grads, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["Median", "Agreeing"])
+def test_element_wise_methods_work_on_the_features(name):
+    net, twin = Net(), Net()
+    features = twin.trunk(twin.x)
+    losses = twin.losses(features)
+    rows = [torch.autograd.grad(loss, [features], retain_graph=True) for loss in losses]
+    (direction,) = ELEMENTWISE[name].make()(mtlfast.TaskGradients.from_rows(rows))
+    heads = torch.autograd.grad(sum(losses), list(twin.heads.parameters()), retain_graph=True)
+    net.step(ELEMENTWISE[name].make())
+    assert_close(net.grads(), [*torch.autograd.grad(features, list(twin.trunk.parameters()), direction), *heads])
+
+
+def test_element_wise_methods_are_not_told_parameters_which_last_one_step():
+    class Looks(Aggregator):
+        def aggregate(self, grads, step, out):
+            self.seen = grads.parameters
+            return list(grads.rows[0])
+
+    looks = Looks()
+    Net().step(looks)
+    assert looks.seen is None
+
+
+def test_one_backward_pass_of_the_trunk_and_one_of_each_head():
+    class Heads(Counted):
+        passes = 0
+
+        @staticmethod
+        def backward(ctx, g):
+            Heads.passes += 1
+            return g
+
+    net, calls = Net(5), []
+    net.trunk[0].weight.register_hook(lambda g: calls.append("trunk"))
+    net.heads[0].weight.register_hook(lambda g: calls.append("head"))
+    for aggregator in (UPGrad(), ELEMENTWISE["Median"].make()):
+        Counted.passes = Heads.passes = 0
+        calls.clear()
+        features = Counted.apply(net.trunk(net.x))
+        losses = net.losses(features)
+        mtlfast.backward([Heads.apply(loss) for loss in losses], aggregator, at=features)
+        assert (Counted.passes, Heads.passes) == (1, 5)
+        assert sorted(calls) == ["head", "trunk"]
+
+
+def test_several_features_of_several_dtypes():
+    net, wide = Net(2), nn.Linear(4, 5)
+    low = wide(net.x.float())
+    high = net.trunk(net.x)
+    losses = [(net.heads[0](high) + low.double().sum()).square().mean(), net.heads[1](high * low).square().mean()]
+    rows = [torch.autograd.grad(loss, [high, low], retain_graph=True) for loss in losses]
+    J = torch.stack([torch.cat([g.double().flatten() for g in row]) for row in rows])
+    result = mtlfast.backward(losses, MGDA(), at={"high": high, "low": low}, diagnostics=True)
+    assert torch.allclose(result.gram, J @ J.T, rtol=1e-6)
+    assert torch.allclose(result.weights, shortest(J @ J.T), rtol=1e-5)
+    assert wide.weight.grad.dtype == torch.float32
+    low, high = wide(net.x.float()), net.trunk(net.x)
+    expected = r"but the features are of torch\.float32 and torch\.float64, expected one dtype"
+    with pytest.raises(TypeError, match=expected):
+        mtlfast.backward([(high * low).sum(), low.sum()], ELEMENTWISE["Median"].make(), at=[low, high])
+
+
+@pytest.mark.parametrize("leaf", [False, True])
+def test_tensor_hooks_of_features_see_each_task_and_not_the_sum(leaf):
+    net, twin, calls = Net(), Net(), []
+    grads = []
+    for model, run in (
+        (net, lambda ls, f: mtlfast.backward(ls, Sum(), at=f)),
+        (twin, lambda ls, f: sum(ls).backward()),
+    ):
+        features = model.trunk(model.x)
+        features = features.detach().requires_grad_() if leaf else features
+        handle = features.register_hook(lambda g: calls.append(g) or g / 2)
+        run(model.losses(features), features)
+        grads.append([features.grad] if leaf else model.grads())
+        assert len(features._backward_hooks) == 1
+        handle.remove()
+        assert len(features._backward_hooks) == 0
+    assert len(calls) == 3 + 1
+    assert_close(*grads)
+
+
+def test_a_grad_that_features_retain_is_the_plain_sum():
+    net, twin = Net(), Net()
+    features, others = net.trunk(net.x), twin.trunk(twin.x)
+    features.retain_grad()
+    others.retain_grad()
+    mtlfast.backward(net.losses(features), UPGrad(), at=features)
+    sum(twin.losses(others)).backward()
+    assert torch.allclose(features.grad, others.grad)
+
+
+def test_existing_gradients_are_added_to():
+    net, twin = Net(), Net()
+    for _ in range(2):
+        net.step(UPGrad())
+    twin.step(UPGrad())
+    assert_close(net.grads(), [2 * g for g in twin.grads()])
+
+
+def test_a_kept_graph_serves_another_step():
+    net, twin = Net(), Net()
+    features = net.trunk(net.x)
+    losses = net.losses(features)
+    mtlfast.backward(losses, UPGrad(), at=features, retain_graph=True)
+    mtlfast.backward(losses, UPGrad(), at=features)
+    twin.step(UPGrad())
+    assert_close(net.grads(), [2 * g for g in twin.grads()])
+    with pytest.raises(RuntimeError, match="a second time"):
+        mtlfast.backward(losses, UPGrad(), at=features)
+    assert_close(net.grads(), [2 * g for g in twin.grads()])
+
+
+def test_a_table_without_grad_updates_itself_in_the_backward_pass():
+    table, calls = torch.zeros(9, 5, dtype=torch.float64), []
+
+    class Lookup(torch.autograd.Function):
+        """A table that is no parameter, whose rows move in the backward pass."""
+
+        @staticmethod
+        def forward(ctx, ids, anchor):
+            ctx.ids = ids
+            return table[ids] + 0 * anchor
+
+        @staticmethod
+        def backward(ctx, g):
+            calls.append(1)
+            table.index_add_(0, ctx.ids, g, alpha=-1.0)
+            return None, None
+
+    net, ids = Net(), torch.tensor([1, 1, 4])
+    anchor = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    features = Lookup.apply(ids, anchor)
+    losses = net.losses(features)
+    wanted = torch.autograd.grad(losses[0] + losses[1] + losses[2], features, retain_graph=True)[0]
+    mtlfast.backward(losses, Sum(), at=features)
+    assert calls == [1]
+    assert torch.allclose(table, torch.zeros_like(table).index_add_(0, ids, -wanted))
+
+
+def test_an_optimizer_in_backward_frees_each_grad():
+    net, twin, freed = Net(), Net(), []
+
+    def update(p):
+        p.add_(p.grad, alpha=-0.1)
+        p.grad = None
+        freed.append(p)
+
+    for p in net.parameters():
+        p.register_post_accumulate_grad_hook(update)
+    net.step(UPGrad())
+    twin.step(UPGrad())
+    assert len(freed) == len(set(freed)) == len(list(net.parameters()))
+    assert all(p.grad is None for p in net.parameters())
+    assert_close(net.parameters(), [p - 0.1 * p.grad for p in twin.parameters()])
+
+
+@pytest.mark.parametrize("method", ["UPGrad", "Median"])
+@pytest.mark.parametrize("before", ["none", "dense", "sparse"])
+def test_a_failing_trunk_leaves_every_grad(before, method):
+    torch.manual_seed(0)
+    table, layer = nn.Embedding(9, 4, sparse=True), nn.Linear(4, 5)
+    heads = nn.ModuleList(nn.Linear(5, 1) for _ in range(3))
+    parameters = [*table.parameters(), *layer.parameters(), *heads.parameters()]
+    if before != "none":
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+    if before == "sparse":
+        table.weight.grad = torch.sparse_coo_tensor([[2, 3]], torch.ones(2, 4), (9, 4), check_invariants=True)
+    kept = [(p.grad, None if p.grad is None else p.grad.clone()) for p in parameters]
+    features = layer(table(torch.tensor([1, 1, 5])))
+    aggregator = {"UPGrad": UPGrad, "Median": ELEMENTWISE["Median"].make}[method]()
+    broken = Breaks.apply(torch.ones((), requires_grad=True))  # beside the rest, so that some of the trunk went through
+    features = features * broken
+    with pytest.raises(RuntimeError, match="planted"):
+        mtlfast.backward([head(features).square().mean() for head in heads], aggregator, at=features)
+    for p, (grad, values) in zip(parameters, kept, strict=True):
+        assert p.grad is grad
+        assert grad is None or torch.equal(grad.to_dense(), values.to_dense())
+
+
+def test_a_failing_trunk_leaves_the_state_of_the_method():
+    net = Net()
+    aggregator = mtlfast.aggregation.CRMOGM(UPGrad())
+    net.step(aggregator)
+    state = {name: value.clone() for name, value in aggregator.state_dict().items()}
+    features = Breaks.apply(net.trunk(net.x))
+    with pytest.raises(RuntimeError, match="planted"):
+        mtlfast.backward(net.losses(features), aggregator, at=features)
+    assert all(torch.equal(value, state[name]) for name, value in aggregator.state_dict().items())
+
+
+def test_a_grad_that_cannot_be_added_to_is_refused_before_the_last_pass():
+    net = Net()
+    net.trunk[2].bias.grad = torch.ones(1, dtype=torch.float64).expand(5)
+    Counted.passes = 0
+    features = Counted.apply(net.trunk(net.x))
+    with pytest.raises(RuntimeError, match=r"the \.grad of a parameter of shape \[5\] is an expanded tensor"):
+        mtlfast.backward(net.losses(features), UPGrad(), at=features)
+    assert Counted.passes == 0
+    assert sum(p.grad is not None for p in net.parameters()) == 1
+
+
+def test_sparse_gradients_of_features():
+    # The table's rows are looked up behind an operation, so that the features' gradients are sparse.
+    grads = []
+    for run in (lambda ls, f: mtlfast.backward(ls, Sum(), at=f), lambda ls, f: sum(ls).backward()):
+        w = nn.Parameter(torch.ones(9, 4))
+        table = 2 * w
+        lookups = [nn.functional.embedding(torch.tensor(ids), table, sparse=True) for ids in ([1, 1, 3], [1, 2])]
+        run([lookup.square().sum() for lookup in lookups], table)
+        grads.append(w.grad.to_dense())
+    assert torch.equal(*grads)
+
+
+def test_complex_features_are_refused_before_any_pass():
+    net = Net(2)
+    net.heads[0].weight.register_hook(lambda g: pytest.fail("a backward pass ran"))
+    spectrum = torch.fft.fft(net.trunk(net.x))
+    with pytest.raises(TypeError, match=r"backward: at has dtype torch\.complex128, expected float32"):
+        mtlfast.backward(net.losses(spectrum.abs()), UPGrad(), at=spectrum)
+
+
+def test_tasks_that_do_not_reach_the_features_or_have_no_weight():
+    net = Net(3)
+    features = net.trunk(net.x)
+    beside = net.heads[1](torch.ones(2, 5, dtype=torch.float64)).square().mean()
+    first, _, third = net.losses(features)
+    result = mtlfast.backward([first, beside, third], PCGrad(), at=features, weighting=Constant([1.0, 1.0, 0.0]))
+    assert result.weights.tolist() == [1, 0, 0]
+    assert net.heads[1].weight.grad is not None
+    net.zero_grad()
+    features = net.trunk(net.x)
+    losses = [net.losses(features)[0], net.heads[1](torch.ones(2, 5, dtype=torch.float64)).square().mean()]
+    result = mtlfast.backward(losses, PCGrad(), at=features, weighting=Constant([0.0, 1.0]))
+    assert result.weights.tolist() == [0, 0]
+    assert all(p.grad is None for p in net.trunk.parameters())
+
+
+def test_memory_is_that_of_the_features_and_of_one_gradient():
+    trunk = nn.Sequential(*[nn.Linear(256, 256) for _ in range(8)])
+    heads = [nn.Linear(256, 1) for _ in range(8)]
+    size = sum(p.numel() * p.element_size() for p in trunk.parameters())
+    peaks = []
+    for given in ("at", "shared"):
+        trunk.zero_grad()
+        features = trunk(torch.randn(4, 256))
+        losses = [head(features).square().mean() for head in heads]
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
+            mtlfast.backward(losses, UPGrad(), **{given: features if given == "at" else trunk})
+        now = most = 0
+        for event in seen.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                most = max(most, now)
+        peaks.append(most / size)
+    assert peaks[0] < 1.2
+    assert peaks[1] > 7
