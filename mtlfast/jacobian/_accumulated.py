@@ -15,6 +15,7 @@ from mtlfast.jacobian._rows import StoredRows
 from mtlfast.ops._check import check_dtype
 
 CLASS = "TaskGradientAccumulator"
+STATE = ("gradients", "micro_batches", "number", "names", "counts", "losses")  # the entries of its `state_dict()`
 
 
 class TaskGradientAccumulator:
@@ -25,7 +26,7 @@ class TaskGradientAccumulator:
     micro-batch instead.) A task that is absent from some micro-batches counts by those that it was in.
 
     After `mtlfast.backward` the accumulator is empty, ready for the next step. If that call refuses an argument, the
-    gradients stay. If it fails later, they are lost.
+    gradients stay. If it fails later, they are lost. Parameters that are frozen by then are left alone.
 
     Args:
         shared: the parameters that the tasks share, as in `mtlfast.backward`. They may be frozen and unfrozen between
@@ -74,13 +75,12 @@ class TaskGradientAccumulator:
 
     def reset(self) -> None:
         """Forgets the gradients of all micro-batches."""
-        self._collected = Collected(f"{CLASS}.add", self._shared, self._storage_dtype)
+        self._collected = Collected(f"{CLASS}.add", None, self._storage_dtype)  # `add` sets the shared parameters
         self._micro_batches = 0
         self._number = 0  # of all tasks, present or not
         self._names: dict[int, str] = {}
         self._counts: dict[int, int] = {}  # in how many micro-batches each task was
         self._losses: dict[int, Tensor] = {}  # the sum over these
-        self._in_part = False  # whether a call of `add` failed in the middle
 
     def __len__(self) -> int:
         """The number of micro-batches that were added since the last step."""
@@ -103,18 +103,24 @@ class TaskGradientAccumulator:
         present = present_losses(losses, caller, may_be_closures=True)
         if self._micro_batches and present.number != self._number:
             raise ValueError(f"{caller}: got {present.number} losses, expected {self._number} as in the first call")
-        passes = self._collected.passes
-        try:
-            values = self._collected.run(present, retain_graph)
-        except BaseException:
-            self._in_part = self._collected.passes > passes
-            raise
+        self._check_names(caller, present)
+        values = self._collected.run(present, retain_graph)
         self._number, self._micro_batches = present.number, self._micro_batches + 1
         for k, task in enumerate(present.tasks):
             self._counts[task] = self._counts.get(task, 0) + 1
             self._losses[task] = self._losses[task] + values[k] if task in self._losses else values[k]
             if present.names is not None:
                 self._names[task] = present.names[k]
+
+    def _check_names(self, caller: str, present: Present) -> None:
+        """Raises if a name stands for another task than in the calls before."""
+        places = {name: task for task, name in self._names.items()}
+        for task, name in zip(present.tasks, present.names or (), strict=False):
+            if self._names.get(task, name) != name or places.get(name, task) != task:
+                raise ValueError(
+                    f"{caller}: entry {task} is {name}, expected the entries in one order in all calls of a step: "
+                    f"{', '.join(f'{k} is {known}' for k, known in sorted(self._names.items()))}"
+                )
 
     def jacobian(self) -> AccumulatedJacobian:
         """The Jacobian of the accumulated losses, for `mtlfast.backward`.
@@ -134,7 +140,7 @@ class TaskGradientAccumulator:
         return AccumulatedJacobian(self, present, self._collected, losses, counts)
 
     def _refuse_part(self, caller: str) -> None:
-        if self._in_part:
+        if self._collected.in_part:
             raise RuntimeError(
                 f"{caller}: an earlier call of {CLASS}.add failed in the middle, so that a part of its micro-batch is "
                 "in the sums; expected reset() first"
@@ -176,8 +182,7 @@ class TaskGradientAccumulator:
             ValueError: the state does not fit the model, or is none. The accumulated gradients stay then.
         """
         caller = f"{CLASS}.load_state_dict"
-        keys = ("gradients", "micro_batches", "number", "names", "counts", "losses")
-        for key in keys:
+        for key in STATE:
             if not isinstance(state, Mapping) or key not in state:
                 raise ValueError(f"{caller}: the state has no {key}, expected what state_dict() returned")
         collected = Collected(f"{CLASS}.add", self._shared, self._storage_dtype)

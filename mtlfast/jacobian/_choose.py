@@ -30,7 +30,7 @@ def jacobian_of(
     """
     given = {"shared": shared, "features": features, "at": at, "storage_dtype": storage_dtype}
     if isinstance(losses, TaskGradientAccumulator):
-        refuse_both("an accumulator", given, ("shared", "features", "at", "storage_dtype"))
+        refuse_both("an accumulator", {**given, "retain_graph": retain_graph or None}, (*given, "retain_graph"))
         return losses.jacobian()
     present = present_losses(losses, may_be_closures=True)
     if at is not None:

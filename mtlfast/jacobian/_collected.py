@@ -26,13 +26,16 @@ class Collected:
             that more than one task has reached in the end.
         storage_dtype: the dtype in which the gradients of shared parameters are kept; None: their own.
 
+    Attributes:
+        in_part: whether a call of `run` failed after it had added some of its tasks' gradients.
+
     Memory: one gradient for each leaf and each task that reaches it, and one task's gradients while they are added.
     """
 
     def __init__(self, caller: str, shared: Columns | None, storage_dtype: torch.dtype | None = None) -> None:
         self.storage_dtype = storage_dtype
         self._caller, self._shared = caller, shared
-        self.passes = 0  # how many backward passes have ended
+        self.in_part = False
         # By the leaf itself, so that a deep copy belongs to the copied leaves: its gradients by task, and the tasks
         # whose gradient is a sum, in memory of its own.
         self._own = set() if shared is None else set(shared.parameters)
@@ -53,22 +56,23 @@ class Collected:
         for k, task in enumerate(present.tasks):
             keep = retain_graph
             if present.closures:
-                with torch.enable_grad():
+                with torch.inference_mode(False), torch.enable_grad():
                     loss = scalar(present.closures[k](), self._caller, present.labels[k])
                 leaves = self._reached_by([loss], retain_graph).leaves
             else:
                 loss = present.losses[k]
                 keep = retain_graph or k + 1 < len(present.losses)
             gradients = torch.autograd.grad(loss, leaves, retain_graph=keep, allow_unused=True)
-            self.passes += 1
             if overwriting is not None:
                 overwriting.check(self._caller, last=k + 1 == len(present.losses))
             values.append(loss.detach())
             del loss  # with its graph
-            with torch.no_grad():
+            self.in_part = True
+            with torch.inference_mode(False), torch.no_grad():
                 for leaf, gradient in zip(leaves, gradients, strict=True):
                     if gradient is not None:
                         self._add(task, leaf, gradient)
+        self.in_part = False
         return values
 
     def _reached_by(self, losses: Sequence[Tensor], retain_graph: bool) -> Reached:
