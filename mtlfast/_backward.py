@@ -69,16 +69,17 @@ def backward(
 
     Args:
         losses: K scalar losses of one forward pass, as a list, a tuple, a generator, a dict by name or a tensor [K]; or
-            K closures in such a form, functions without arguments that return a scalar loss; or a
-            `TaskGradientAccumulator`. An entry of None stands for an absent task. The names of a dict appear in errors
-            and in `StepResult.names`.
+            K closures in such a form, functions without arguments that return a scalar loss, which are called with
+            gradients on; or a `TaskGradientAccumulator`. An entry of None stands for an absent task. The names of a
+            dict appear in errors and in `StepResult.names`.
         aggregator: the method that makes one gradient of the shared parameters' K gradients.
         shared: the parameters that the tasks share: a module, its parameters, or a list of both. They must be leaf
             tensors and may be of several dtypes and on several devices: G is then the sum over all, on the device of
             the first. Those that do not require grad are skipped. The gradients of an embedding with `sparse=True` stay
             sparse. They are held by the indices that at least one task touches, and so is `.grad`. On a GPU the host
-            waits for the device, which alone knows how many these are. None: the parameters that more than one loss of
-            this step reaches, which one walk of the graph finds.
+            waits for the device, which alone knows how many these are. None: the leaf tensors that more than one loss
+            of this step reaches, which one walk of the graph finds. Those are the parameters that the tasks share, and
+            an input that requires grad. One task alone shares none.
         features: the tensors that the trunk computed for the heads, as a tensor, a list or a dict, in place of
             `shared`. All parameters behind them are shared.
         at: such features, at which surgery takes place. The weights follow from the K gradients of the features, and
@@ -86,7 +87,7 @@ def backward(
             the trunk in place of K, and works where its parameters have no `.grad`, such as embedding tables that
             update themselves in the backward pass. It approximates: the Gram matrix of the features' gradients stands
             in for that of the parameters' gradients, as in MGDA-UB. The two agree on conflicts only as far as the
-            trunk's Jacobian keeps angles and lengths.
+            trunk's Jacobian keeps angles and lengths. Element-wise methods work on the features' gradients.
         weighting: a loss weighting, which makes one weighted loss of the K losses. Each task's gradients are multiplied
             by the derivative of the weighted loss with respect to its loss. So the aggregator and the heads see
             weighted losses. Parameters that the weighting learns get the gradient of the weighted loss.
@@ -94,6 +95,7 @@ def backward(
             gradients of N micro-batches are aggregated one by one and added in `.grad`, or the product of both. Methods
             whose weights depend on the size of the gradients need it. The weighting sees the losses without it.
         retain_graph: keep the graph for another backward pass. By default the last task's backward pass frees it.
+            Closures that share a part of their graphs need it.
         diagnostics: compute the Gram matrix for the result even if the aggregator does not need it.
         precision: how the Gram matrix of float32, bfloat16 and float16 gradients is summed: "exact" or "fast", as in
             `mtlfast.ops.gram`. None chooses "exact" if the method decides about ranks, convex hulls or
@@ -118,6 +120,7 @@ def backward(
     Memory: the K gradients of the shared parameters. Where `.grad` is None and autograd's own tensors can become
     `.grad`, nothing else of that size is allocated. With a `storage_dtype`: the K stored gradients, and one task's
     gradients, then the result, in the parameters' dtype. Sparse gradients: K times the places that any task touches.
+    With `at`: the K gradients of the features, and a copy of each `.grad` that exists below them.
 
     Cost: K backward passes and the aggregator's cost. The weights of up to 8192 tasks on the CPU and 512 on a GPU are
     computed natively. With more tasks the plain-PyTorch reference computes them, on a GPU with a warning.
@@ -153,6 +156,7 @@ def backward(
     assert jacobian.losses is not None
     if not losses_known:
         step = step._replace(losses=jacobian.losses)
+        aggregator.check(step, jacobian)  # the shared parameters may have been found only now
         if (weighed := _weigh(weighting, step)) is not None:
             jacobian.weigh(weighed.loss_weights)
     learned = [] if weighed is None else weighed.learned

@@ -51,7 +51,7 @@ def prepared(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], o
         if gradient is None:
             continue
         if parameter.grad is None:
-            pending.append(partial(_set, parameter, _as_grad(gradient, parameter, own)))
+            pending.append(partial(_set_or_add, parameter, _as_grad(gradient, parameter, own)))
         elif parameter.grad.is_sparse:
             pending.append(partial(_set, parameter, plus(parameter.grad, gradient)))
         else:
@@ -86,6 +86,11 @@ def _as_grad(gradient: Tensor, parameter: Tensor, own: bool) -> Tensor:
 
 def _set(parameter: Tensor, gradient: Tensor) -> None:
     parameter.grad = gradient.data if gradient._is_view() else gradient  # `.data` of a view is free of its base
+
+
+def _set_or_add(parameter: Tensor, gradient: Tensor) -> None:
+    """Sets a `.grad` that was None. By now there is one if the losses reach a parameter that a weighting learns."""
+    _set(parameter, gradient if parameter.grad is None else plus(parameter.grad, gradient))
 
 
 def plus(a: Tensor, b: Tensor) -> Tensor:

@@ -63,7 +63,8 @@ def present_losses(
         else:
             values.append(scalar(loss, caller, label, or_none))
         if values and closures:
-            raise TypeError(f"{caller}: {labels[0]} and {label} are a tensor and a function, expected one kind for all")
+            kinds = "a function and a tensor" if callable(kept[next(iter(kept))][1]) else "a tensor and a function"
+            raise TypeError(f"{caller}: {labels[0]} and {label} are {kinds}, expected one kind for all")
     if not kept and not may_be_absent:
         raise ValueError(f"{caller}: got no {plural}, expected at least one")
     if not kept:
@@ -102,7 +103,10 @@ def _named(losses: Losses, caller: str, plural: str) -> dict[Hashable, object]:
         raise ValueError(
             f"{caller}: {plural} is a tensor of shape {list(losses.shape)}, expected [K] or a list of scalars"
         )
+    if isinstance(losses, Mapping):
+        return dict(losses.items())
     try:
-        return dict(losses.items() if isinstance(losses, Mapping) else enumerate(losses))
+        entries = iter(losses)
     except TypeError:
         raise TypeError(f"{caller}: {plural} is a {type(losses).__name__}, expected a list of scalars") from None
+    return dict(enumerate(entries))  # an error inside a generator is the user's

@@ -91,11 +91,11 @@ class TaskGradientAccumulator:
 
         Args:
             losses: K scalar losses or closures, as `mtlfast.backward` takes them. Every micro-batch of a step has the
-                same K entries; None stands for a task that is absent from this one.
+                same K entries in the same order; None stands for a task that is absent from this one.
             retain_graph: keep the graph for another backward pass.
 
         Raises:
-            ValueError, TypeError: a loss or a parameter does not fit.
+            ValueError, TypeError: a loss or a parameter does not fit, or a name stands for another task than before.
             RuntimeError: an earlier call failed in the middle, so that a part of a micro-batch is in the sums.
         """
         caller = f"{CLASS}.add"

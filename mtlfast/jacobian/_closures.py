@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtlfast._arguments import Columns
+from mtlfast._arguments import Columns, found_parameters
 from mtlfast._losses import Present
 from mtlfast.jacobian._collected import Collected
 from mtlfast.jacobian._rows import StoredRows
@@ -24,6 +24,9 @@ class ClosuresJacobian(StoredRows):
         weighed: whether `weigh` will be called.
         storage_dtype: the dtype in which the gradients of the shared parameters are stored. None: their own.
 
+    Raises:
+        ValueError: `shared` is None and there is one task alone.
+
     Memory: the largest graph of one task, and the K gradients of the shared parameters. Cost: K forward and K backward
     passes.
     """
@@ -38,6 +41,8 @@ class ClosuresJacobian(StoredRows):
         weighed: bool = False,
         storage_dtype: torch.dtype | None = None,
     ) -> None:
+        if shared is None and len(present.tasks) == 1:
+            found_parameters([])  # before the closure runs
         super().__init__(present, shared, storage_dtype)
         self._collected = Collected("backward", shared, storage_dtype)
         self._retain_graph, self._weighed = retain_graph, weighed
