@@ -52,10 +52,10 @@ def backward(
     backward pass below `at=` updates by itself. An aggregator refuses what it cannot work with before the first
     backward pass.
 
-    Tensor hooks (`register_hook`) see each task's gradient: those of a parameter, or with `at=` those of the features,
-    below which a parameter's hooks see the one gradient that arrives. What they return counts. Hooks of
+    Tensor hooks (`register_hook`) of a parameter see each task's gradient, and what they return counts. Hooks of
     `register_post_accumulate_grad_hook` see the final gradient, once, after everything else: they may step an optimizer
-    and set `.grad` to None. An error in one of them comes after the step, which stays; below `at=` it undoes the step.
+    and set `.grad` to None. An error in one of them comes after the step, which stays. At and below `at=` all hooks run
+    in the one backward pass, and an error there undoes the step.
 
     A task whose loss is None is absent from the step. A task is left out of the shared update if the weighting gives
     its loss a weight of exactly 0, or if it reaches none of the shared parameters. Its weight is then 0, and the other

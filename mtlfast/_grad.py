@@ -129,8 +129,8 @@ def backward_pass(
 
     Args:
         leaves: the leaves that the outputs depend on.
-        outputs: where the pass starts. Their own tensor hooks do not run.
-        gradients: those of the outputs, which went through these hooks already.
+        outputs: where the pass starts.
+        gradients: those of the outputs.
         retain_graph: keep the graph.
 
     Raises:
@@ -141,8 +141,7 @@ def backward_pass(
     with torch.no_grad():
         before = [(leaf, leaf.grad, None if leaf.grad is None else leaf.grad.clone()) for leaf in leaves]
     try:
-        with _without_hooks(outputs):
-            torch.autograd.backward(outputs, gradients, retain_graph=retain_graph)
+        torch.autograd.backward(outputs, gradients, retain_graph=retain_graph)
     except BaseException:
         with torch.no_grad():
             for leaf, gradient, values in before:
@@ -151,7 +150,7 @@ def backward_pass(
 
 
 @contextmanager
-def _without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
+def without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
     """Within it the hooks of `register_hook` on these tensors do not run, and `retain_grad` adds to no `.grad`."""
     retained = [(tensor, tensor.grad) for tensor in tensors if tensor.retains_grad]
     hooks = [tensor._backward_hooks for tensor in tensors if tensor._backward_hooks]

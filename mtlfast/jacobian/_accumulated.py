@@ -75,7 +75,7 @@ class TaskGradientAccumulator:
 
     def reset(self) -> None:
         """Forgets the gradients of all micro-batches."""
-        self._collected = Collected(f"{CLASS}.add", None, self._storage_dtype)  # `add` sets the shared parameters
+        self._collected = Collected(f"{CLASS}.add", self._shared, self._storage_dtype)
         self._micro_batches = 0
         self._number = 0  # of all tasks, present or not
         self._names: dict[int, str] = {}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +53,8 @@ class FeaturesJacobian(StoredJacobian):
 
     The weights follow from the gradients of the features alone. `write` then sends the weighted sum of these gradients
     through the trunk in one ordinary backward pass, in which hooks, optimizers in backward and embedding tables that
-    update themselves work as in `.backward()`. Tensor hooks of a feature see each task's gradient, and not the sum.
+    update themselves work as in `.backward()`. Tensor hooks of the features run in that pass, and `retain_grad` keeps
+    what arrives there.
 
     Args:
         present: the K present tasks with their losses.
@@ -98,6 +98,11 @@ class FeaturesJacobian(StoredJacobian):
         super().__init__(present, features, retain_graph, walked=beside)
         self._below = below.leaves
 
+    def obtain(self, loss_weights: Tensor | None = None) -> None:
+        """Runs K backward passes through the heads, without the features' hooks."""
+        with _grad.without_hooks(self.parameters):
+            super().obtain(loss_weights)
+
     def keep(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """One task's gradients of the features, dense as the backward pass below them takes them."""
         return tuple(g.to_dense() if g is not None and g.is_sparse else g for g in gradients)
@@ -125,26 +130,5 @@ class FeaturesJacobian(StoredJacobian):
             pending = self._plain(loss_weights)
         arrived = [(f, g) for f, g in zip(self.parameters, direction, strict=True) if g is not None]
         features, gradients = [f for f, _ in arrived], [g for _, g in arrived]
-        with _no_tensor_hooks(features):
-            _grad.backward_pass(self._below, features, gradients, self._retain_graph)
+        _grad.backward_pass(self._below, features, gradients, self._retain_graph)
         _grad.commit(pending)
-
-
-@contextmanager
-def _no_tensor_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Leaves out what the tensors themselves do with a gradient, because they have done it with each task's.
-
-    A backward pass that starts at a tensor calls its hooks (`register_hook`): one that scales would scale a second
-    time. It also adds to the `.grad` that `retain_grad` asks for.
-    """
-    hooks = [(tensor._backward_hooks, dict(tensor._backward_hooks)) for tensor in tensors if tensor._backward_hooks]
-    retained = [tensor for tensor in tensors if tensor.retains_grad]
-    for registered, _ in hooks:
-        registered.clear()
-    before = _grad.forget(retained)
-    try:
-        yield
-    finally:
-        for registered, kept in hooks:
-            registered.update(kept)
-        _grad.bring_back(retained, before)
