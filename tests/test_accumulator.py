@@ -154,7 +154,7 @@ def test_a_checkpoint_of_another_storage_dtype(saved, kept):
         (
             lambda: TaskGradientAccumulator().load_state_dict({}, NET),
             ValueError,
-            "TaskGradientAccumulator.load_state_dict: state has no gradients, expected what state_dict() returned",
+            "TaskGradientAccumulator.load_state_dict: the state has no gradients, expected what state_dict() returned",
         ),
         (
             lambda: mtlfast.backward(TaskGradientAccumulator(), Sum()),

@@ -89,11 +89,11 @@ def without(run: Training, name: str) -> Net:
         (lambda run: Net(3), "none of the 7 shared parameters is in the model, expected all"),
         (
             lambda run: nn.ModuleList([run.net]),
-            r"heads.0.bias of the model is not there, expected shape \[1\] as in the state",
+            r"heads.0.weight of the model is not there, expected shape \[1, 8\] as in the state",
         ),
         (
             lambda run: without(run, "last"),
-            r"last.bias of the model is not there, expected shape \[8\] as",
+            r"last.weight of the model is not there, expected shape \[8, 8\] as",
         ),
     ],
 )
@@ -115,7 +115,7 @@ def test_another_shape_in_the_model():
 
 def test_a_model_without_a_parameter_that_has_a_gradient():
     run = part_way()
-    with pytest.raises(ValueError, match=r"the losses reach a parameter of shape \[1\], expected one of the model's"):
+    with pytest.raises(ValueError, match=r"the losses reach a parameter of shape \[1, 8\], expected one of the model's"):
         run.accumulator.state_dict(nn.ModuleList(run.net.shared))
 
 
