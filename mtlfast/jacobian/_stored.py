@@ -50,12 +50,12 @@ class StoredJacobian(StoredRows):
             several = [leaf for leaf, many in zip(reached.leaves, reached.by_several, strict=True) if many]
             shared = found_parameters(several)
         own = {id(p) for p in shared.parameters}
+        others = [leaf for leaf in reached.leaves if id(leaf) not in own]
+        refuse_sharded("backward", shared.names, shared.parameters, others)
         if walked is None and not any(id(leaf) in own for leaf in reached.leaves):
             raise ValueError(
                 f"backward: the losses reach none of the {len(own)} shared parameters, expected at least one"
             )
-        others = [leaf for leaf in reached.leaves if id(leaf) not in own]
-        refuse_sharded("backward", shared.names, shared.parameters, others)
         super().__init__(present, shared, storage_dtype)
         self.losses = torch.stack([loss.detach().to(self.device) for loss in present.losses])
         self._reached, self._retain_graph = reached, retain_graph
