@@ -8,7 +8,7 @@ from test_at_features import Net, assert_close
 from torch import nn
 
 import mtlfast
-from mtlfast.aggregation import PCGrad, Sum, UPGrad
+from mtlfast.aggregation import CRMOGM, PCGrad, Sum, UPGrad
 from mtlfast.weighting import Constant
 
 
@@ -82,13 +82,33 @@ def test_a_failing_trunk_leaves_every_grad(before, method):
 
 def test_a_failing_trunk_leaves_the_state_of_the_method():
     net = Net()
-    aggregator = mtlfast.aggregation.CRMOGM(UPGrad())
+    aggregator = CRMOGM(UPGrad())
     net.step(aggregator)
     state = {name: value.clone() for name, value in aggregator.state_dict().items()}
-    features = Breaks.apply(net.trunk(net.x))
+    features = Breaks.apply(net.trunk(3 * net.x))  # other gradients, so that the weights would move
     with pytest.raises(RuntimeError, match="planted"):
         mtlfast.backward(net.losses(features), aggregator, at=features)
     assert all(torch.equal(value, state[name]) for name, value in aggregator.state_dict().items())
+
+
+@pytest.mark.parametrize("where", ["trunk", "heads"])
+def test_a_failing_post_accumulate_hook(where):
+    # Below the features it stops the step, elsewhere it comes after it.
+    def fails(p):
+        raise RuntimeError("planted")
+
+    net, aggregator = Net(), CRMOGM(UPGrad())
+    net.step(aggregator)
+    before = [p.grad.clone() for p in net.parameters()]
+    state = {name: value.clone() for name, value in aggregator.state_dict().items()}
+    net.x = 3 * net.x  # other gradients, so that the weights would move
+    getattr(net, where)[0].weight.register_post_accumulate_grad_hook(fails)
+    with pytest.raises(RuntimeError, match="planted"):
+        net.step(aggregator)
+    moved = {not torch.equal(p.grad, values) for p, values in zip(net.parameters(), before, strict=True)}
+    assert moved == {where == "heads"}
+    if where == "trunk":
+        assert all(torch.equal(value, state[name]) for name, value in aggregator.state_dict().items())
 
 
 def test_a_grad_that_cannot_be_added_to_is_refused_before_the_last_pass():

@@ -1,12 +1,14 @@
 """With several ranks `backward` refuses, instead of letting replicas drift apart silently."""
 
+import copy
+
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import distributed, nn
 
 import mtlfast
-from mtlfast.aggregation import Sum
+from mtlfast.aggregation import Sum, UPGrad
 from mtlfast.compat.pcgrad import PCGrad
 
 
@@ -59,3 +61,25 @@ def sharded(rank: int, ranks: int, file: str) -> None:
 
 def test_sharded_parameters_are_refused(tmp_path):
     mp.spawn(sharded, args=(1, str(tmp_path / "rendezvous")), nprocs=1)
+
+
+def sharded_below(rank: int, ranks: int, file: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=ranks)
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    split = copy.deepcopy(whole)
+    fully_shard(split)  # its hooks on the features gather the parameters and reduce their gradients
+    heads = nn.ModuleList(nn.Linear(3, 1) for _ in range(3))
+    x = torch.randn(5, 4)
+    for trunk in (whole, split):
+        features = trunk(x)
+        mtlfast.backward([head(features).square().mean() for head in heads], UPGrad(), at=features)
+    for p, q in zip(whole.parameters(), split.parameters(), strict=True):
+        assert torch.allclose(p.grad, q.grad.full_tensor())
+    distributed.destroy_process_group()
+
+
+def test_a_sharded_trunk_trains_below_features(tmp_path):
+    mp.spawn(sharded_below, args=(1, str(tmp_path / "rendezvous")), nprocs=1)
