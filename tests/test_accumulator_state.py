@@ -115,7 +115,9 @@ def test_another_shape_in_the_model():
 
 def test_a_model_without_a_parameter_that_has_a_gradient():
     run = part_way()
-    with pytest.raises(ValueError, match=r"the losses reach a parameter of shape \[1, 8\], expected one of the model's"):
+    with pytest.raises(
+        ValueError, match=r"the losses reach a parameter of shape \[1, 8\], expected one of the model's"
+    ):
         run.accumulator.state_dict(nn.ModuleList(run.net.shared))
 
 

@@ -28,9 +28,10 @@ CASES = {
     "AlignedMTL": (r"aligned_?mtl(weighting)?", METHODS_PAGE, "aligned_mtl"),
     "GO4Align": (r"go4align", WEIGHTINGS_PAGE, "go4align"),
     "STCH": (r"stch", WEIGHTINGS_PAGE, "scalarizations"),
-    # "scale" alone is a word like any other: these are the op, its kernel, and its functions in C++.
+    # "scale" alone is a word like any other: these are the op, its kernel, and its functions in C++. Code that calls an
+    # op is not where the op is entered.
     "scale_": (
-        r"scale_(?!\w)|scale_kernel|scale\.cuh?|cuda::scale(?=\()|void scale(?=\()|char\* scale(?=\()|\(\*scale\)",
+        r"(?<!ops\.)scale_(?!\w)|scale_kernel|scale\.cuh?|cuda::scale(?=\()|void scale(?=\()|char\* scale(?=\()|\(\*scale\)",
         OPS_PAGE,
         "scale",
     ),
