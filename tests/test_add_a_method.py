@@ -31,7 +31,8 @@ CASES = {
     # "scale" alone is a word like any other: these are the op, its kernel, and its functions in C++. Code that calls an
     # op is not where the op is entered.
     "scale_": (
-        r"(?<!ops\.)scale_(?!\w)|scale_kernel|scale\.cuh?|cuda::scale(?=\()|void scale(?=\()|char\* scale(?=\()|\(\*scale\)",
+        r"(?<!ops\.)scale_(?!\w)|scale_kernel|scale\.cuh?|cuda::scale(?=\()|void scale(?=\()|char\* scale(?=\()"
+        r"|\(\*scale\)",
         OPS_PAGE,
         "scale",
     ),
