@@ -40,7 +40,8 @@ def backward(
     Parameters that are frozen or that no task reaches are left alone. Gradients are added to an existing `.grad`, as
     `.backward()` does. The call counts as a training step even if the aggregator or the weighting is in eval mode.
 
-    There are four ways to compute the task gradients. The first three give the same result:
+    There are four ways to compute the task gradients. The first three give the same
+    result, for the same losses, micro-batches of one size, and no BatchNorm or dropout:
 
     - losses of one forward pass: one backward pass for each task;
     - closures that return the losses: a forward and a backward pass for each task, whose graph is freed before the next

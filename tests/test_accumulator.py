@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from peaks import peak_bytes
 from torch.utils.checkpoint import checkpoint
 from ways_of_net import Net
 
@@ -172,3 +173,14 @@ def test_arguments_that_do_not_fit_an_accumulator(call, error, sentence):
     with pytest.raises(error) as raised:
         call()
     assert str(raised.value) == sentence
+
+
+@pytest.mark.native
+def test_no_gradients_of_a_pass_are_held_beside_the_sums():
+    trunk, x = torch.nn.Sequential(*[torch.nn.Linear(256, 256) for _ in range(8)]), torch.randn(4, 256)
+    accumulator = mtlfast.TaskGradientAccumulator(trunk)
+    closures = [lambda k=k: (trunk(x)[:, k] - k).square().mean() for k in range(3)]
+    for _ in range(2):  # from the second call on there are sums to add to
+        accumulator.add(closures)
+    size = sum(p.numel() * p.element_size() for p in trunk.parameters())
+    assert peak_bytes(lambda: accumulator.add(closures)) < 1.3 * size

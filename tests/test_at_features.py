@@ -1,12 +1,14 @@
 """`at=features`: weights from the features' gradients, one backward pass of the trunk, plain gradients of the heads."""
 
+from functools import partial
+
 import pytest
 import torch
 from elementwise import METHODS as ELEMENTWISE
 from methods import METHODS, numbers_of_tasks
 from passes import Counted
+from peaks import peak_bytes
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import mtlfast
 from mtlfast.aggregation import MGDA, Aggregator, Sum, UPGrad
@@ -221,13 +223,7 @@ def test_memory_is_that_of_the_features_and_of_one_gradient():
         trunk.zero_grad()
         features = trunk(torch.randn(4, 256))
         losses = [head(features).square().mean() for head in heads]
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
-            mtlfast.backward(losses, UPGrad(), **{given: features if given == "at" else trunk})
-        now = most = 0
-        for event in seen.profiler.kineto_results.events():
-            if event.name() == "[memory]":
-                now += event.nbytes()
-                most = max(most, now)
-        peaks.append(most / size)
+        source = {given: features if given == "at" else trunk}
+        peaks.append(peak_bytes(partial(mtlfast.backward, losses, UPGrad(), **source)) / size)
     assert peaks[0] < 1.2
     assert peaks[1] > 7

@@ -42,7 +42,11 @@ def test_closures_of_every_kind():
 NET = Net(2)
 WRONG = {
     "a number": ([NET.closures()[0], lambda: 1.0], TypeError, "backward: loss 1 is a float, expected a scalar Tensor"),
-    "None": ({"a": lambda: None}, TypeError, "backward: loss a is a NoneType, expected a scalar Tensor"),
+    "None": (
+        {"a": lambda: None},
+        TypeError,
+        "backward: the closure of loss a returned None, expected a scalar Tensor (is a return missing?)",
+    ),
     "no scalar": (
         [NET.closures()[0], NET.features],
         ValueError,

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from peaks import peak_bytes
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import mtlfast
 from mtlfast import _grad
@@ -18,13 +18,7 @@ def peak_over_parameters(trunk: nn.Module, x: Tensor, num_tasks: int) -> float:
     features = trunk(x)
     features = (features[0] if isinstance(features, tuple) else features)[..., :4]
     losses = [head(features).square().mean() for head in heads]
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
-        mtlfast.backward(losses, PCGrad(), shared=trunk.parameters())
-    now = most = 0
-    for event in seen.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
+    most = peak_bytes(lambda: mtlfast.backward(losses, PCGrad(), shared=trunk.parameters()))
     return most / sum(p.numel() * p.element_size() for p in trunk.parameters())
 
 

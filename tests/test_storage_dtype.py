@@ -3,8 +3,8 @@
 import pytest
 import torch
 from elementwise import METHODS as ELEMENT_WISE
+from peaks import peak_bytes
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from unusual import METHODS, dense_rows, matrix_of
 
 import mtlfast
@@ -132,13 +132,7 @@ def peak(trunk: nn.Module, num_tasks: int, storage_dtype: torch.dtype | None) ->
     heads = [nn.Linear(4, 1) for _ in range(num_tasks)]
     features = trunk(torch.randn(4, 512))[..., :4]
     losses = [head(features).square().mean() for head in heads]
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
-        mtlfast.backward(losses, PCGrad(), shared=trunk, storage_dtype=storage_dtype)
-    now = most = 0
-    for event in seen.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
+    most = peak_bytes(lambda: mtlfast.backward(losses, PCGrad(), shared=trunk, storage_dtype=storage_dtype))
     return most / sum(p.numel() * p.element_size() for p in trunk.parameters())
 
 

@@ -39,7 +39,8 @@ class TaskGradientAccumulator:
 
     A deep copy belongs to copied parameters, as that of an optimizer does: copy the model in the same call.
 
-    Memory: the K gradients of the shared parameters, and one task's gradients while they are added. Cost: K backward
+    Memory: a gradient of each parameter for each task that reaches it, also outside `shared`, because a weighting may
+    weigh them in the end; and one task's gradients while they are added. Cost: K backward
     passes for each micro-batch.
 
     Example:

@@ -49,7 +49,7 @@ class ClosuresJacobian(StoredRows):
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
         """Runs the closures and their backward passes. The losses are known afterwards."""
-        assert loss_weights is None  # these follow from the losses; `scale` takes them
+        assert loss_weights is None  # these follow from the losses; `weigh` takes them
         values = self._collected.run(self.present, self._retain_graph)
         self.take(self._collected, apart=self._weighed)
         self.losses = torch.stack([value.to(self.device) for value in values])

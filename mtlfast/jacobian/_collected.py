@@ -57,7 +57,14 @@ class Collected:
             keep = retain_graph
             if present.closures:
                 with torch.inference_mode(False), torch.enable_grad():
-                    loss = scalar(present.closures[k](), self._caller, present.labels[k])
+                    returned = present.closures[k]()
+                if returned is None:
+                    raise TypeError(
+                        f"{self._caller}: the closure of {present.labels[k]} returned None, expected a scalar Tensor "
+                        "(is a return missing?)"
+                    )
+                loss = scalar(returned, self._caller, present.labels[k])
+                del returned
                 leaves = self._reached_by([loss], retain_graph).leaves
             else:
                 loss = present.losses[k]
@@ -68,10 +75,8 @@ class Collected:
             values.append(loss.detach())
             del loss  # with its graph
             self.in_part = True
-            with torch.inference_mode(False), torch.no_grad():
-                for leaf, gradient in zip(leaves, gradients, strict=True):
-                    if gradient is not None:
-                        self._add(task, leaf, gradient)
+            self._add_all(task, leaves, gradients)
+            del gradients  # which are sums elsewhere, and would take memory in the next task's passes
         self.in_part = False
         return values
 
@@ -83,6 +88,13 @@ class Collected:
         refuse_sharded(self._caller, shared.names, shared.parameters, others)
         reached.check(self._caller, retain_graph)
         return reached
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _add_all(self, task: int, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            if gradient is not None:
+                self._add(task, leaf, gradient)
 
     def _add(self, task: int, leaf: Tensor, gradient: Tensor) -> None:
         """Adds a task's gradient of a leaf, in the storage dtype as soon as the leaf is known to be shared."""
