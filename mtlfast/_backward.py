@@ -171,7 +171,11 @@ def backward(
             else:
                 weights, gram = None, jacobian.gram(precision) if diagnostics else None
                 step = step._replace(rtol=jacobian.num_tasks * jacobian.product_rtol(precision), mask=jacobian.mask)
-                jacobian.put(aggregator.direction(jacobian.rows(), step))
+                rows = jacobian.rows()
+                direction = aggregator.targets(rows)
+                finish = aggregator.prepare(rows, step, direction)
+                del rows
+                jacobian.put(direction, finish=finish)
             _grad.commit(pending)
             if weighed is not None:
                 weighed.commit()

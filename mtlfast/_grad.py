@@ -44,14 +44,18 @@ def prepared(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], o
         parameters: T leaf tensors.
         gradients: T gradients, or None where there is nothing to add. Sparse ones stay sparse, as in `.backward()`.
         ours: for each gradient, whether nothing else holds its memory. If so, and if it has the strides of its
-            parameter, it becomes `.grad` itself where `.grad` is None. Otherwise it is copied.
+            parameter, it becomes `.grad` itself where `.grad` is None. Otherwise it is copied. Dense gradients are
+            read by the writes alone, so that their values may come after this call.
     """
     pending: Pending = []
     for parameter, gradient, own in zip(parameters, gradients, ours, strict=True):
         if gradient is None:
             continue
         if parameter.grad is None:
-            pending.append(partial(_set_or_add, parameter, _as_grad(gradient, parameter, own)))
+            becomes = _as_grad(gradient, parameter, own)
+            if becomes is not gradient and not gradient.is_sparse:
+                pending.append(partial(becomes.copy_, gradient))
+            pending.append(partial(_set_or_add, parameter, becomes))
         elif parameter.grad.is_sparse:
             pending.append(partial(_set, parameter, plus(parameter.grad, gradient)))
         else:
@@ -76,12 +80,15 @@ def prepared_pairs(pairs: Sequence[tuple[Tensor, Tensor]]) -> Pending:
 
 
 def _as_grad(gradient: Tensor, parameter: Tensor, own: bool) -> Tensor:
-    """The gradient itself if it may become `.grad`, otherwise a copy with the strides of its parameter."""
+    """The gradient itself if it may become `.grad`, otherwise memory with the strides of its parameter.
+
+    A sparse gradient that may not is copied at once.
+    """
     if gradient.is_sparse:
         return gradient if own else gradient.clone()
     if own and gradient.dtype == dtype_of(parameter) and same_layout(gradient, parameter.stride()):
         return gradient
-    return torch.empty_like(parameter, dtype=dtype_of(parameter), requires_grad=False).copy_(gradient)
+    return torch.empty_like(parameter, dtype=dtype_of(parameter), requires_grad=False)
 
 
 def _set(parameter: Tensor, gradient: Tensor) -> None:

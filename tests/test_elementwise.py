@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import draw_rows
-from elementwise import EQUIVARIANT, METHODS, SCALE_FREE, STATEFUL
+from elementwise import EQUIVARIANT, METHODS, SCALE_FREE, STATEFUL, stacked
 from torch import nn
 
 import mtlfast
@@ -171,3 +171,47 @@ def test_a_jacobian_without_rows_is_refused_before_it_computes_anything(name):
         jacobian.rows()
     with pytest.raises(TypeError, match="put: expected a direction made of task gradients, but a WithoutRows"):
         jacobian.put([None, None])
+
+
+class WritesLast(Aggregator):
+    """Twice the sum of the gradients; `prepare` leaves all writing to what it returns."""
+
+    moved = 0
+
+    def aggregate(self, grads, step, out):
+        raise AssertionError("prepare stands in its place")
+
+    def prepare(self, grads, step, out):
+        sums = [None if x is None else 2 * stacked(grads, t).sum(0) for t, x in enumerate(out)]
+
+        def finish():
+            self.moved += 1
+            for target, value in zip(out, sums, strict=True):
+                if target is not None:
+                    target.copy_(value)
+
+        return finish
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("storage_dtype", [None, torch.float64])
+def test_a_direction_may_be_written_when_all_memory_is_there(existing, storage_dtype):
+    net, plain, method = Net(), Net(), WritesLast()
+    plain.load_state_dict(net.state_dict())
+    if existing:
+        for parameter in [*net.parameters(), *plain.parameters()]:
+            parameter.grad = torch.ones_like(parameter)
+    mtlfast.backward(net.losses(), method, shared=[net.first, net.second], storage_dtype=storage_dtype)
+    for factor, parameters in ((2, [plain.first, plain.second]), (1, list(plain.heads))):
+        (factor * sum(plain.losses())).backward(inputs=parameters)
+    assert method.moved == 1
+    for mine, expected in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, expected.grad)
+
+
+def test_a_step_that_fails_before_the_writes_leaves_what_a_method_writes_last():
+    net, method = Net(), WritesLast()
+    net.first.grad = torch.ones(()).expand(net.first.shape)  # which cannot be added to
+    with pytest.raises(RuntimeError, match="expanded tensor"):
+        mtlfast.backward(net.losses(), method, shared=[net.first, net.second])
+    assert method.moved == 0

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from mtlfast import ops
 from mtlfast._by_task import put, take
 from mtlfast._exact_state import ExactState
-from mtlfast.aggregation._jacobian import AsksJacobian, RowsJacobian
+from mtlfast.aggregation._jacobian import AsksJacobian, RowsJacobian, do_nothing
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step, check_loss_scale, check_tasks, plain_number, task_indices
 from mtlfast.ops._precision import check_precision
@@ -135,13 +135,28 @@ class Aggregator(ExactState, ABC):
                 no task reaches.
         """
 
-    def direction(self, grads: TaskGradients, step: Step) -> list[Tensor | None]:
-        """The direction for arguments that `check` let pass: T new tensors, None for a tensor that no task reaches."""
-        out = [None if example is None else torch.empty_like(example) for example in grads.examples()]
+    def prepare(self, grads: TaskGradients, step: Step, out: list[Tensor | None]) -> Callable[[], None]:
+        """Does all that can fail, and returns a function that writes the direction into `out`, which cannot fail.
+
+        `mtlfast.backward` calls that function when all memory of the step is allocated. A method that keeps state for
+        each parameter overrides this one in place of `aggregate`, and changes that state in the function that it
+        returns. The default calls `aggregate` at once.
+        """
         returned = self.aggregate(grads, step=step, out=out)
         if returned is not None:
             self._copy(returned, out)
+        return do_nothing
+
+    def direction(self, grads: TaskGradients, step: Step) -> list[Tensor | None]:
+        """The direction for arguments that `check` let pass: T new tensors, None for a tensor that no task reaches."""
+        out = self.targets(grads)
+        self.prepare(grads, step, out)()
         return out
+
+    @staticmethod
+    def targets(grads: TaskGradients) -> list[Tensor | None]:
+        """T new tensors for a direction, with the layout of the gradients; None for a tensor that no task reaches."""
+        return [None if example is None else torch.empty_like(example) for example in grads.examples()]
 
     def _copy(self, returned: Sequence[Tensor | None], out: Sequence[Tensor | None]) -> None:
         """Copies what `aggregate` returned into `out`."""

@@ -25,6 +25,10 @@ class AsksJacobian(Protocol):
         """Why `rows()` is not available, as the end of a sentence; None if it is."""
 
     @property
+    def no_state(self) -> str | None:
+        """Why state for each parameter cannot be kept, as the end of a sentence; None if it can."""
+
+    @property
     def device(self) -> torch.device:
         """The device of the gradients."""
 
@@ -47,6 +51,10 @@ class AsksJacobian(Protocol):
 
     def rows(self) -> TaskGradients:
         """The task gradients."""
+
+
+def do_nothing() -> None:
+    """What finishes a direction that is written already."""
 
 
 class Part(NamedTuple):
@@ -130,6 +138,10 @@ class RowsJacobian:
 
     @property
     def no_rows(self) -> str | None:
+        return None
+
+    @property
+    def no_state(self) -> str | None:
         return None
 
     @property

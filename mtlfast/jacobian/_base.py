@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mtlfast._losses import Present
+from mtlfast.aggregation import do_nothing
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -58,6 +59,11 @@ class Jacobian(ABC):
     def no_rows(self) -> str | None:
         """Why `rows()` is not available, as the end of a sentence; None if it is."""
         return f"a {type(self).__name__} does not hold them"
+
+    @property
+    def no_state(self) -> str | None:
+        """Why methods cannot keep state for each parameter, as the end of a sentence; None if they can."""
+        return None
 
     @property
     @abstractmethod
@@ -120,13 +126,20 @@ class Jacobian(ABC):
             ValueError: `weights` is not [K].
         """
 
-    def put(self, direction: Sequence[Tensor | None], loss_weights: Tensor | None = None) -> None:
+    def put(
+        self,
+        direction: Sequence[Tensor | None],
+        loss_weights: Tensor | None = None,
+        finish: Callable[[], None] = do_nothing,
+    ) -> None:
         """Does what `write` does, for a direction that an element-wise method made of `rows()`.
 
         Args:
             direction: one tensor for each shared parameter, or None if no task reaches it. Nothing else may hold their
                 memory, because they may become `.grad`.
             loss_weights: as in `write`.
+            finish: what `Aggregator.prepare` returned. It is called when nothing can fail any more, and writes the
+                values of `direction`.
 
         Raises:
             TypeError: this way does not keep the task gradients.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mtlfast import _grad, ops
 from mtlfast._arguments import Columns, check_columns
 from mtlfast._losses import Present
+from mtlfast.aggregation import do_nothing
 from mtlfast.jacobian._graph import dependent, reached_by
 from mtlfast.jacobian._stored import StoredJacobian
 from mtlfast.task_gradients import TaskGradients
@@ -125,9 +126,19 @@ class FeaturesJacobian(StoredJacobian):
                 directions[t] = direction
         self.put(directions, loss_weights)
 
-    def put(self, direction: Sequence[Tensor | None], loss_weights: Tensor | None = None) -> None:
+    @property
+    def no_state(self) -> str | None:
+        return "the features of at= are new tensors at every step"
+
+    def put(
+        self,
+        direction: Sequence[Tensor | None],
+        loss_weights: Tensor | None = None,
+        finish: Callable[[], None] = do_nothing,
+    ) -> None:
         with torch.no_grad():
             pending = self._plain(loss_weights)
+            finish()
         arrived = [(f, g) for f, g in zip(self.parameters, direction, strict=True) if g is not None]
         features, gradients = [f for f, _ in arrived], [g for _, g in arrived]
         _grad.backward_pass(self._below, features, gradients, self._retain_graph)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from mtlfast import _grad, ops
 from mtlfast._arguments import Columns
 from mtlfast._losses import Present
-from mtlfast.aggregation import Part, RowsJacobian
+from mtlfast.aggregation import Part, RowsJacobian, do_nothing
 from mtlfast.aggregation._jacobian import parts_of, refuse_sparse
 from mtlfast.jacobian._base import Jacobian
 from mtlfast.jacobian._collected import Collected
@@ -205,14 +205,23 @@ class StoredRows(RowsJacobian, Jacobian):
                 pending += _grad.weighted(parameters, part.grads, weights, ours, dtype, finish)
             _grad.commit(pending)
 
-    def put(self, direction: Sequence[Tensor | None], loss_weights: Tensor | None = None) -> None:
+    def put(
+        self,
+        direction: Sequence[Tensor | None],
+        loss_weights: Tensor | None = None,
+        finish: Callable[[], None] = do_nothing,
+    ) -> None:
         with torch.no_grad():
             pending = self._plain(loss_weights)
+            if any(self._places):
+                finish()  # the values themselves are needed here
+                finish = do_nothing
             whole = [
                 x if x is None or places is None else places.tensor(x.to(_grad.dtype_of(parameter)))
                 for x, places, parameter in zip(direction, self._places, self.parameters, strict=True)
             ]
             pending += _grad.prepared(self.parameters, whole, [True] * len(self.parameters))
+            finish()
             _grad.commit(pending)
 
     def _plain(self, loss_weights: Tensor | None) -> _grad.Pending:
