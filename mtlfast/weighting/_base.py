@@ -36,12 +36,20 @@ class LossWeighting(ExactState, ABC):
         paper: where the method was published, or "".
         keeps: what the method remembers from step to step for n tasks, or "". It is kept in float64 buffers on the
             weighting's device.
+        reads_norms: whether a step needs the norms of the task gradients. `mtlfast.backward` then runs the tasks'
+            backward passes before it asks for the weights.
+        norm_order: the order of these norms, 2 or 1.
+        layers: the shared parameters of whose gradients the norms are taken. None: all shared parameters.
     """
 
     paper: ClassVar[str] = ""
     keeps: ClassVar[str] = ""
+    reads_norms: ClassVar[bool] = False
+    norm_order: int = 2
+    layers: tuple[Tensor, ...] | None = None
     num_tasks = Or(Whole(1), None)
     _held: list[Move] | None = None  # what a step will write to the state once it has succeeded
+    _norms: Tensor | None = None  # [K] float64, the norms of the step's task gradients, while its weights are computed
     _largest_weight = torch.finfo(torch.float32).max  # the largest number that the losses' dtype can hold
 
     def __init__(self, num_tasks: int | None = None) -> None:
@@ -81,7 +89,12 @@ class LossWeighting(ExactState, ABC):
         """The weighted loss of the present tasks' losses [K]. In training mode it changes the state."""
 
     def step_weights(
-        self, losses: Tensor, *, tasks: Sequence[int] | None = None, loss_scale: float | Tensor | None = None
+        self,
+        losses: Tensor,
+        *,
+        tasks: Sequence[int] | None = None,
+        loss_scale: float | Tensor | None = None,
+        norms: Tensor | None = None,
     ) -> StepWeights:
         """The weights of one training step, for a caller that runs the tasks' backward passes itself.
 
@@ -93,16 +106,21 @@ class LossWeighting(ExactState, ABC):
             loss_scale: the factor by which the losses were multiplied. The weighting sees the losses without it, and
                 the gradients of the weighting's own parameters are multiplied by it. Both are as in
                 `loss_scale * weighting(losses / loss_scale)`.
+            norms: [K] the norms of the present tasks' gradients of `layers`, of order `norm_order`, before any weight
+                and without `loss_scale`. A weighting that does not read them ignores them.
 
         Returns:
             StepWeights: its `commit()` changes the state.
 
         Raises:
-            ValueError: a call of the weighting would raise; or, on the CPU, all losses are finite and a weight is not.
+            ValueError: a call of the weighting would raise; the weighting reads norms, and `norms` is None or has
+                another number of entries than `losses`; or, on the CPU, all losses are finite and a weight is not.
         """
         scale = 1.0 if loss_scale is None else loss_scale
+        if self.reads_norms:
+            norms = self._fitting_norms(norms, losses)
         moves: list[Move] = []
-        with torch.inference_mode(False), torch.enable_grad(), self._as_step(moves):
+        with torch.inference_mode(False), torch.enable_grad(), self._as_step(moves, norms):
             values = (losses.detach() / scale).requires_grad_()
             total = self(values, tasks=tasks)
             parameters: list[Tensor] = [p for p in self.parameters() if p.requires_grad]
@@ -117,19 +135,31 @@ class LossWeighting(ExactState, ABC):
         learned = [(p, scale * g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
         return StepWeights(weights, learned, moves)
 
+    def _fitting_norms(self, norms: Tensor | None, losses: Tensor) -> Tensor:
+        """The norms in float64 on the losses' device, detached."""
+        if norms is None:
+            raise ValueError(
+                f"{type(self).__name__}: norms is None, expected the norms of the task gradients, which "
+                "mtlfast.backward computes"
+            )
+        if norms.shape != losses.shape:
+            shapes = f"{list(norms.shape)}, expected {list(losses.shape)} as losses"
+            raise ValueError(f"{type(self).__name__}: norms has shape {shapes}")
+        return norms.detach().to(losses.device, torch.float64)
+
     @contextmanager
-    def _as_step(self, moves: list[Move]) -> Iterator[None]:
+    def _as_step(self, moves: list[Move], norms: Tensor | None) -> Iterator[None]:
         """Within it a call is a training step, and what the step would write to the state is collected in `moves`."""
         modes = {module: module.training for module in self.modules()}
         weightings = [module for module in modes if isinstance(module, LossWeighting)]
         self.train()
         for weighting in weightings:
-            weighting._held = moves
+            weighting._held, weighting._norms = moves, norms
         try:
             yield
         finally:
             for weighting in weightings:
-                weighting._held = None
+                weighting._held = weighting._norms = None
             for module, mode in modes.items():
                 module.training = mode
 
@@ -141,7 +171,7 @@ class LossWeighting(ExactState, ABC):
         Args:
             losses: the losses after the step or of the epoch: a tensor [n], or a list or dict of numbers, scalar
                 tensors and None.
-            norms: [K] the norms of the task gradients.
+            norms: [K] the norms of the gradients of the tasks that `losses` has, or of all tasks.
             metrics: the tasks' performance, in the same forms. The method says which metric it expects.
         """
 
