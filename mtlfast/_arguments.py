@@ -135,6 +135,28 @@ def refuse_both(what: str, given: Mapping[str, object], excluded: Iterable[str])
             raise ValueError(f"backward: got {name}= beside {what}, expected one of them")
 
 
+def norm_layers(weighting: LossWeighting | None, columns: Sequence[Tensor]) -> list[Tensor] | None:
+    """The shared parameters at which a weighting reads the norms of the gradients; None: all.
+
+    Args:
+        weighting: its `layers` are parameters, or None.
+        columns: the shared parameters, or features; empty if they are not known yet.
+
+    Raises:
+        ValueError: a layer is not among them.
+    """
+    if weighting is None or not weighting.reads_norms or weighting.layers is None:
+        return None
+    known = {id(column) for column in columns}
+    for i, layer in enumerate(weighting.layers):
+        if known and id(layer) not in known:
+            raise ValueError(
+                f"{type(weighting).__name__}: layer {i}, of shape {list(layer.shape)}, is not one of the shared "
+                "parameters that require grad, expected some of these"
+            )
+    return list(weighting.layers)
+
+
 def check_columns(columns: Columns, caller: str = "backward") -> Columns:
     """Raises unless task gradients of these tensors can be held."""
     (first, *_), (example, *_) = columns

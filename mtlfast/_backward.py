@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from mtlfast import _grad
-from mtlfast._arguments import Shared, check_methods, refuse_ranks
+from mtlfast._arguments import Shared, check_methods, norm_layers, refuse_ranks
 from mtlfast._losses import Losses
 from mtlfast._step_result import StepResult
 from mtlfast.aggregation import Aggregator, GramAggregator, Step
 from mtlfast.aggregation._step import plain_number
-from mtlfast.jacobian import TaskGradientAccumulator
+from mtlfast.jacobian import Jacobian, TaskGradientAccumulator
 from mtlfast.jacobian._choose import jacobian_of
 from mtlfast.jacobian._features import Features
 from mtlfast.weighting import LossWeighting
@@ -91,7 +93,9 @@ def backward(
             trunk's Jacobian keeps angles and lengths. Element-wise methods work on the features' gradients.
         weighting: a loss weighting, which makes one weighted loss of the K losses. Each task's gradients are multiplied
             by the derivative of the weighted loss with respect to its loss. So the aggregator and the heads see
-            weighted losses. Parameters that the weighting learns get the gradient of the weighted loss.
+            weighted losses. Parameters that the weighting learns get the gradient of the weighted loss. A
+            weighting that reads the norms of the task gradients gets those of this step's backward passes, for one more
+            read of the gradients. The gradients of heads are then kept apart by task until the end.
         loss_scale: the factor above 0 by which the losses were multiplied: the scale of a GradScaler, 1/N when the
             gradients of N micro-batches are aggregated one by one and added in `.grad`, or the product of both. Methods
             whose weights depend on the size of the gradients need it. The weighting sees the losses without it.
@@ -141,8 +145,10 @@ def backward(
     """
     check_methods(aggregator, weighting)
     refuse_ranks("backward", allow_local)
-    jacobian = jacobian_of(losses, shared, features, at, retain_graph, weighting is not None, storage_dtype)
+    jacobian = jacobian_of(losses, shared, features, at, retain_graph, weighting, storage_dtype)
     losses_known = jacobian.losses is not None  # not before the closures run
+    weigh_later = not losses_known or (weighting is not None and weighting.reads_norms)
+    layers = norm_layers(weighting, jacobian.parameters)
     step = Step(
         jacobian.num_tasks,
         jacobian.losses if losses_known else torch.zeros(jacobian.num_tasks),  # the check does not read the values
@@ -152,14 +158,15 @@ def backward(
     )
     aggregator.check(step, jacobian)
 
-    weighed = _weigh(weighting, step) if losses_known else None
+    weighed = None if weigh_later else _weigh(weighting, step)
     jacobian.obtain(None if weighed is None else weighed.loss_weights)
     assert jacobian.losses is not None
     if not losses_known:
         step = step._replace(losses=jacobian.losses)
-        aggregator.check(step, jacobian)  # the shared parameters may have been found only now
-        if (weighed := _weigh(weighting, step)) is not None:
-            jacobian.weigh(weighed.loss_weights)
+        layers = norm_layers(weighting, jacobian.parameters)  # which may have been found only now
+        aggregator.check(step, jacobian)
+    if weigh_later and (weighed := _weigh(weighting, step, jacobian, layers)) is not None:
+        jacobian.weigh(weighed.loss_weights)
     learned = [] if weighed is None else weighed.learned
     bring_back = aggregator.snapshot()
     try:
@@ -194,9 +201,18 @@ def backward(
     )
 
 
-def _weigh(weighting: LossWeighting | None, step: Step) -> StepWeights | None:
-    """The loss weights of this step; None without a weighting."""
+def _weigh(
+    weighting: LossWeighting | None,
+    step: Step,
+    jacobian: Jacobian | None = None,
+    layers: Sequence[Tensor] | None = None,
+) -> StepWeights | None:
+    """The loss weights of this step; None without a weighting. They may need norms, at `layers`, of the Jacobian."""
     if weighting is None:
         return None
     assert step.losses is not None
-    return weighting.step_weights(step.losses, tasks=step.tasks, loss_scale=step.loss_scale)
+    norms = None
+    if weighting.reads_norms:
+        assert jacobian is not None
+        norms = jacobian.norms(weighting.norm_order, layers) / (1.0 if step.loss_scale is None else step.loss_scale)
+    return weighting.step_weights(step.losses, tasks=step.tasks, loss_scale=step.loss_scale, norms=norms)

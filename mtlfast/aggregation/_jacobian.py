@@ -72,6 +72,16 @@ class Part(NamedTuple):
         """Their places among all columns."""
         return range(len(self.grads.shapes)) if self.columns is None else self.columns
 
+    def at(self, columns: Sequence[int]) -> Part:
+        """These of its columns alone."""
+        places = [self.places().index(column) for column in columns]
+        return Part(columns, TaskGradients.from_rows([[row[i] for i in places] for row in self.grads.rows]))
+
+    def without(self, tasks: Sequence[int]) -> Part:
+        """The same columns with None for the gradients of these tasks."""
+        rows = [[None] * len(row) if k in tasks else row for k, row in enumerate(self.grads.rows)]
+        return Part(self.columns, TaskGradients.from_rows(rows, self.grads.parameters))
+
 
 def parts_of(rows: Rows, parameters: Sequence[Tensor | None], apart: Sequence[torch.dtype] | None = None) -> list[Part]:
     """Splits rows of gradients by dtype and device.
@@ -173,9 +183,9 @@ class RowsJacobian:
     def gram(self, precision: str | None = None) -> Tensor:
         return _sum([ops.gram(part.grads, precision=precision).to(self.device) for part in self._parts])
 
-    def norms(self) -> Tensor:
-        norms = [ops.norms(part.grads).to(self.device) for part in self._parts]
-        return norms[0] if len(norms) == 1 else _sum([x.square() for x in norms]).sqrt()
+    def norms(self, order: int = 2) -> Tensor:
+        norms = [ops.norms(part.grads, order).to(self.device) for part in self._parts]
+        return norms[0] if len(norms) == 1 else _sum([x.pow(order) for x in norms]).pow(1 / order)
 
     def rows(self) -> TaskGradients:
         """The task gradients."""

@@ -123,8 +123,11 @@ class TaskGradientAccumulator:
                     f"{', '.join(f'{k} is {known}' for k, known in sorted(self._names.items()))}"
                 )
 
-    def jacobian(self) -> AccumulatedJacobian:
+    def jacobian(self, loss_weights_later: bool = False) -> AccumulatedJacobian:
         """The Jacobian of the accumulated losses, for `mtlfast.backward`.
+
+        Args:
+            loss_weights_later: whether its `weigh` will be called.
 
         Raises:
             ValueError: no micro-batch was added.
@@ -138,7 +141,7 @@ class TaskGradientAccumulator:
         names = tuple(self._names.get(task, str(task)) for task in tasks) if self._names else None
         losses = [self._losses[task] / count for task, count in zip(tasks, counts, strict=True)]
         present = Present(self._number, tasks, names, [], [], [])
-        return AccumulatedJacobian(self, present, self._collected, losses, counts)
+        return AccumulatedJacobian(self, present, self._collected, losses, counts, loss_weights_later)
 
     def _refuse_part(self, caller: str) -> None:
         if self._collected.in_part:
@@ -203,6 +206,7 @@ class AccumulatedJacobian(StoredRows):
         collected: their gradients, summed.
         losses: their K losses.
         counts: what each task's gradients are divided by.
+        loss_weights_later: whether `weigh` will be called.
     """
 
     plan = "accumulated"
@@ -214,16 +218,18 @@ class AccumulatedJacobian(StoredRows):
         collected: Collected,
         losses: Sequence[Tensor],
         counts: list[int],
+        loss_weights_later: bool = False,
     ) -> None:
         super().__init__(present, collected.shared(), collected.storage_dtype)
         self.losses = torch.stack([loss.to(self.device) for loss in losses])
         self._accumulator, self._collected, self._counts = accumulator, collected, counts
+        self._loss_weights_later = loss_weights_later
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
         """Takes the gradients out of the accumulator, and divides and weighs them."""
         self._accumulator.reset()
         divided = any(count > 1 for count in self._counts)
-        self.take(self._collected, apart=divided or loss_weights is not None)
+        self.take(self._collected, apart=divided or loss_weights is not None or self._loss_weights_later)
         if loss_weights is not None:
             self.weigh(loss_weights)
         if divided:

@@ -93,8 +93,13 @@ class Jacobian(ABC):
         """The Gram matrix G = J J^T, [K, K] float64, with `precision` as in `mtlfast.ops.gram`."""
 
     @abstractmethod
-    def norms(self) -> Tensor:
-        """The norm of each row, [K] float64."""
+    def norms(self, order: int = 2, layers: Sequence[Tensor] | None = None) -> Tensor:
+        """The norm of each row, [K] float64.
+
+        Args:
+            order: 2, or 1 for the sum of the absolute values.
+            layers: the shared parameters whose columns count. None: all.
+        """
 
     def rows(self) -> TaskGradients:
         """The task gradients, for element-wise methods.

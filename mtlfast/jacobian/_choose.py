@@ -12,6 +12,7 @@ from mtlfast.jacobian._closures import ClosuresJacobian
 from mtlfast.jacobian._features import Features, FeaturesJacobian, named_features
 from mtlfast.jacobian._graph import reached_by
 from mtlfast.jacobian._stored import StoredJacobian
+from mtlfast.weighting import LossWeighting
 
 
 def jacobian_of(
@@ -20,18 +21,19 @@ def jacobian_of(
     features: Features | None,
     at: Features | None,
     retain_graph: bool,
-    weighed: bool,
+    weighting: LossWeighting | None,
     storage_dtype: torch.dtype | None,
 ) -> Jacobian:
-    """The Jacobian for these arguments, which are those of `mtlfast.backward`; `weighed` is whether it has a weighting.
+    """The Jacobian for these arguments, which are those of `mtlfast.backward`.
 
     Raises:
         ValueError, TypeError: an argument does not fit, or two of them exclude each other.
     """
+    later = weighting is not None and weighting.reads_norms
     given = {"shared": shared, "features": features, "at": at, "storage_dtype": storage_dtype}
     if isinstance(losses, TaskGradientAccumulator):
         refuse_both("an accumulator", {**given, "retain_graph": retain_graph or None}, (*given, "retain_graph"))
-        return losses.jacobian()
+        return losses.jacobian(later)
     present = present_losses(losses, may_be_closures=True)
     if at is not None:
         refuse_both("at", given, ("shared", "features", "storage_dtype"))
@@ -40,11 +42,11 @@ def jacobian_of(
     if present.closures:
         refuse_both("closures", given, ("features", "at"))
         columns = None if shared is None else shared_parameters(shared)
-        return ClosuresJacobian(present, columns, retain_graph, weighed, storage_dtype)
+        return ClosuresJacobian(present, columns, retain_graph, weighting is not None, storage_dtype)
     if at is not None:
-        return FeaturesJacobian(present, named_features(at, "at"), retain_graph)
+        return FeaturesJacobian(present, named_features(at, "at"), retain_graph, later)
     if features is not None:
         columns = found_parameters(reached_by(named_features(features, "features").parameters).leaves)
     else:
         columns = None if shared is None else shared_parameters(shared)
-    return StoredJacobian(present, columns, retain_graph, storage_dtype=storage_dtype)
+    return StoredJacobian(present, columns, retain_graph, later, storage_dtype=storage_dtype)

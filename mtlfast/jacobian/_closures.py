@@ -21,7 +21,7 @@ class ClosuresJacobian(StoredRows):
         present: the K present tasks with their closures, functions without arguments that return a scalar loss.
         shared: the shared parameters; None: those that more than one task reaches.
         retain_graph: keep the graphs, which then all stay in memory.
-        weighed: whether `weigh` will be called.
+        loss_weights_later: whether `weigh` will be called.
         storage_dtype: the dtype in which the gradients of the shared parameters are stored. None: their own.
 
     Raises:
@@ -38,18 +38,18 @@ class ClosuresJacobian(StoredRows):
         present: Present,
         shared: Columns | None,
         retain_graph: bool = False,
-        weighed: bool = False,
+        loss_weights_later: bool = False,
         storage_dtype: torch.dtype | None = None,
     ) -> None:
         if shared is None and len(present.tasks) == 1:
             found_parameters([])  # before the closure runs
         super().__init__(present, shared, storage_dtype)
         self._collected = Collected("backward", shared, storage_dtype)
-        self._retain_graph, self._weighed = retain_graph, weighed
+        self._retain_graph, self._loss_weights_later = retain_graph, loss_weights_later
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
         """Runs the closures and their backward passes. The losses are known afterwards."""
         assert loss_weights is None  # these follow from the losses; `weigh` takes them
         values = self._collected.run(self.present, self._retain_graph)
-        self.take(self._collected, apart=self._weighed)
+        self.take(self._collected, apart=self._loss_weights_later)
         self.losses = torch.stack([value.to(self.device) for value in values])

@@ -61,6 +61,7 @@ class FeaturesJacobian(StoredJacobian):
         present: the K present tasks with their losses.
         features: the tensors between trunk and heads.
         retain_graph: keep the graph. Otherwise it is freed.
+        loss_weights_later: as in `StoredJacobian`.
 
     Raises:
         ValueError, TypeError: the losses do not reach the features, one feature is computed from another, a parameter
@@ -76,7 +77,9 @@ class FeaturesJacobian(StoredJacobian):
     plan = "features"
     columns_are = "the features"
 
-    def __init__(self, present: Present, features: Columns, retain_graph: bool = False) -> None:
+    def __init__(
+        self, present: Present, features: Columns, retain_graph: bool = False, loss_weights_later: bool = False
+    ) -> None:
         check_columns(features)
         beside = reached_by(present.losses, features.parameters)
         if not any(beside.met):
@@ -96,7 +99,7 @@ class FeaturesJacobian(StoredJacobian):
                     f"backward: a parameter of shape {list(leaf.shape)} is reached through the features of at= and "
                     "beside them, expected one or the other; leave out at= for such a graph"
                 )
-        super().__init__(present, features, retain_graph, walked=beside)
+        super().__init__(present, features, retain_graph, loss_weights_later, walked=beside)
         self._below = below.leaves
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
@@ -121,7 +124,7 @@ class FeaturesJacobian(StoredJacobian):
         self.check_weights(weights)
         directions: list[Tensor | None] = [None] * len(self.parameters)
         for columns, grads in self._parts:
-            combined = ops.combine(grads, weights.to(grads.device))
+            combined = ops.combine(grads, self._weighed(weights).to(grads.device))
             for t, direction in zip(range(len(combined)) if columns is None else columns, combined, strict=True):
                 directions[t] = direction
         self.put(directions, loss_weights)

@@ -49,7 +49,8 @@ class StoredRows(RowsJacobian, Jacobian):
         self._set_columns(Columns([], []) if shared is None else shared)
         self._ours: list[bool] = []
         self._mask: Tensor | None = None
-        self._plain_weights: Tensor | None = None
+        self._plain_weights: Tensor | None = None  # by which the plain gradients are still to be multiplied
+        self._row_weights: Tensor | None = None  # by which the rows are still to be multiplied
 
     def _set_columns(self, shared: Columns) -> None:
         self.parameters = tuple(shared.parameters)
@@ -125,6 +126,7 @@ class StoredRows(RowsJacobian, Jacobian):
         Of a parameter whose gradients are sparse they hold the U touched places, [U, ...]. `parameters` is then None,
         because state of a parameter's shape would not fit them.
         """
+        self._multiply_rows()
         if len(self._parts) == 1 and self._parts[0].columns is None:
             return self._parts[0].grads
         rows: list[list[Tensor | None]] = [[None] * len(self.parameters) for _ in range(self.num_tasks)]
@@ -159,29 +161,52 @@ class StoredRows(RowsJacobian, Jacobian):
         else:
             self._mask = mask
         self._others.leave_out(absent)
-        self.scale(loss_weights, absent)
+        if absent:
+            self._parts = [part.without(absent) for part in self._parts]
+        self.scale(loss_weights)
 
-    def scale(self, factors: Tensor, absent: Sequence[int] = ()) -> None:
-        """Multiplies each task's gradients by a factor: the rows in place, the plain gradients when they are written.
+    def scale(self, factors: Tensor) -> None:
+        """Multiplies each task's gradients by a factor. What is asked or written takes it into account.
 
         Args:
             factors: [K].
-            absent: the tasks whose rows are dropped.
         """
         self._plain_weights = factors if self._plain_weights is None else self._plain_weights * factors
+        self._row_weights = self._weighed(factors.double().to(self.device))
+
+    def _weighed(self, factors: Tensor) -> Tensor:
+        """[K] factors of the rows as they are in memory, for factors of the rows as `scale` multiplied them."""
+        return factors if self._row_weights is None else self._row_weights * factors.double().to(self.device)
+
+    def _multiply_rows(self) -> None:
+        """Multiplies the rows in memory as `scale` was told to."""
+        if self._row_weights is None:
+            return
         with torch.no_grad():
             for i, part in enumerate(self._parts):
                 grads, ours = part.grads, [self._ours[t] for t in part.places()]
-                if absent or not all(ours):  # what autograd or the user still holds must not be overwritten
+                if not all(ours):  # what autograd or the user still holds must not be overwritten
                     rows = [
                         [g if g is None or own else g.clone() for g, own in zip(row, ours, strict=True)]
-                        if k not in absent
-                        else [None] * len(ours)
-                        for k, row in enumerate(grads.rows)
+                        for row in grads.rows
                     ]
                     grads = TaskGradients.from_rows(rows, grads.parameters)
-                self._parts[i] = Part(part.columns, ops.scale_(grads, factors.to(grads.device)))
+                self._parts[i] = Part(part.columns, ops.scale_(grads, self._row_weights.to(grads.device)))
         self._ours = [True] * len(self._ours)
+        self._row_weights = None
+
+    def gram(self, precision: str | None = None) -> Tensor:
+        gram, weights = super().gram(precision), self._row_weights
+        return gram if weights is None else gram * weights.outer(weights)
+
+    def norms(self, order: int = 2, layers: Sequence[Tensor] | None = None) -> Tensor:
+        if layers is None:
+            norms = super().norms(order=order)
+        else:
+            wanted = {id(layer) for layer in layers}
+            some = [part.at([t for t in part.places() if id(self.parameters[t]) in wanted]) for part in self._parts]
+            norms = RowsJacobian(some).norms(order=order).to(self.device)
+        return norms if self._row_weights is None else norms * self._row_weights.abs()
 
     @property
     def written(self) -> list[Tensor]:
@@ -196,6 +221,7 @@ class StoredRows(RowsJacobian, Jacobian):
         self.check_weights(weights)
         with torch.no_grad():
             pending = self._plain(loss_weights)
+            weights = self._weighed(weights)
             for part in self._parts:
                 columns = part.places()
                 parameters = [self.parameters[t] for t in columns]

@@ -23,7 +23,8 @@ class StoredJacobian(StoredRows):
         present: the K present tasks with their losses.
         shared: the shared parameters that require grad; None: those that more than one loss reaches.
         retain_graph: keep the graph. Otherwise the last task's backward pass frees it.
-        loss_weights_later: whether `write` will be given loss weights. The plain gradients are then kept apart by task.
+        loss_weights_later: whether `weigh` or `write` will be given loss weights. The plain gradients are then kept
+            apart by task.
         walked: what a walk of the losses' graph found; None: walk it here.
         storage_dtype: the dtype in which the gradients of the shared parameters are stored. None: their own.
 

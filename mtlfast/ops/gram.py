@@ -51,25 +51,42 @@ def gram(grads: TaskGradients, other: TaskGradients | None = None, precision: st
     return result
 
 
-def norms(grads: TaskGradients) -> Tensor:
+def norms(grads: TaskGradients, order: int = 2) -> Tensor:
     """The norm of each task's gradient over all tensors.
 
     Args:
         grads: K tasks x T tensors, P elements for each task.
+        order: 2 for the Euclidean norm, or 1 for the sum of the absolute values, which plain torch computes tensor by
+            tensor.
 
     Returns:
         [K] float64 on the gradients' device, as exact as the diagonal of `gram` with exact sums.
 
     Raises:
         TypeError: `grads` is not a TaskGradients.
+        ValueError: `order` is neither 1 nor 2.
 
     Cost: one read of K * P. Deterministic: bitwise the same for any number of threads.
     """
     check_grads("norms", grads)
+    if order not in (1, 2):
+        raise ValueError(f"norms: order is {order!r}, expected 1 or 2")
+    if order == 1:
+        return _absolute_sums(grads)
     if not _native.serves(grads.device):
         return reference.norms(grads)
     result: Tensor = grads.run(lambda C, table: C.norms(table), lambda ops: ops.norms(grads.flat(), grads.num_tasks))
     return result
+
+
+def _absolute_sums(grads: TaskGradients) -> Tensor:
+    """[K] float64."""
+    sums = torch.zeros(grads.num_tasks, dtype=torch.float64, device=grads.device)
+    for row, total in zip(grads.rows, sums, strict=True):
+        for gradient in row:
+            if gradient is not None:
+                total += torch.linalg.vector_norm(gradient.detach(), 1, dtype=torch.float64)
+    return sums
 
 
 @fake("gram")

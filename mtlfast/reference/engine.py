@@ -34,13 +34,13 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
-def norms(grads: TaskGradients) -> Tensor:
-    """The norm of each task's gradient, [K] float64."""
+def norms(grads: TaskGradients, order: int = 2) -> Tensor:
+    """The norm of each task's gradient, [K] float64, of order 2 or 1."""
     result = torch.zeros(grads.num_tasks, dtype=torch.float64, device=grads.device)
     for t, shape in enumerate(grads.shapes):
         if shape is not None:
-            result += _column(grads, t).square().sum(dim=1)
-    return result.sqrt()
+            result += _column(grads, t).abs().pow(order).sum(dim=1)
+    return result.pow(1 / order)
 
 
 def combine(
