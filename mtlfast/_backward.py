@@ -34,6 +34,7 @@ def backward(
     allow_local: bool = False,
     precision: str | None = None,
     storage_dtype: torch.dtype | None = None,
+    second: Losses | None = None,
 ) -> StepResult:
     """Computes each task's gradient, aggregates those of the shared parameters, and adds the results to `.grad`.
 
@@ -111,6 +112,10 @@ def backward(
             size in bfloat16. The Gram matrix is that of the rounded gradients, and decisions about ranks take the
             precision of this dtype. `.grad` keeps the dtype of its parameter. float16 overflows above 65504. None: the
             dtype of each parameter.
+        second: the losses of another, independent batch, in the same form and for the same tasks, for methods whose
+            weights come from the products of two batches' gradients (MoDo, SDMGrad). Shared parameters get the weighted
+            sum of the mean of the two batches' gradients, other parameters the mean of their plain gradients.
+            `StepResult.losses` and what a weighting sees are the means of the losses.
         allow_local: permit several ranks of a process group to aggregate each its own gradients. These differ from
             rank to rank, so that the replicas drift apart.
 
@@ -122,10 +127,11 @@ def backward(
             checkpoint that is not below `at=`, or a method refuses the step.
         RuntimeError: a process group of several ranks is initialised and `allow_local` is False.
 
-    Memory: the K gradients of the shared parameters. Where `.grad` is None and autograd's own tensors can become
-    `.grad`, nothing else of that size is allocated. With a `storage_dtype`: the K stored gradients, and one task's
-    gradients, then the result, in the parameters' dtype. Sparse gradients: K times the places that any task touches.
-    With `at`: the K gradients of the features, and a copy of each `.grad` that exists below them.
+    Memory: the K gradients of the shared parameters, or 2 K of them with `second`. Where `.grad` is None and autograd's
+    own tensors can become `.grad`, nothing else of that size is allocated. With a `storage_dtype`: the K stored
+    gradients, and one task's gradients, then the result, in the parameters' dtype. Sparse gradients: K times the places
+    that any task touches. With `at`: the K gradients of the features, and a copy of each `.grad` that exists below
+    them.
 
     Cost: K backward passes and the aggregator's cost. The weights of up to 8192 tasks on the CPU and 512 on a GPU are
     computed natively. With more tasks the plain-PyTorch reference computes them, on a GPU with a warning.
@@ -145,7 +151,7 @@ def backward(
     """
     check_methods(aggregator, weighting)
     refuse_ranks("backward", allow_local)
-    jacobian = jacobian_of(losses, shared, features, at, retain_graph, weighting, storage_dtype)
+    jacobian = jacobian_of(losses, shared, features, at, retain_graph, weighting, second, storage_dtype)
     losses_known = jacobian.losses is not None  # not before the closures run
     weigh_later = not losses_known or (weighting is not None and weighting.reads_norms)
     layers = norm_layers(weighting, jacobian.parameters)

@@ -22,7 +22,8 @@ class StepResult:
         names: the K tasks' names, if the losses came as a dict; otherwise None.
         plan: how the task gradients were computed. "stored": one backward pass for each task through one graph.
             "closures": a forward and a backward pass for each task. "accumulated": over micro-batches. "features": at
-            features, with one backward pass below them.
+            features, with one backward pass below them. "two batches": with `second`; `losses` are then the means of
+            both batches, and `gram` is that of the mean of their gradients.
 
     Example:
         >>> import torch, mtlfast

@@ -39,7 +39,7 @@ TOO_LARGE = {"loss_scale": torch.ones(2)}
 
 # What is refused in a step of three tasks: the method, the other arguments of the step, the error.
 REFUSALS = {
-    "MoDo": (MoDo, {}, r"MoDo: got the gradients of one batch, expected a call of weights\(J_1 @ J_2.T\)"),
+    "MoDo": (MoDo, {}, r"MoDo: got the gradients of one batch, expected those of two"),
     "SDMGrad": (SDMGrad, {}, "SDMGrad: got the gradients of one batch"),
     "CRMOGM of MoDo": (lambda: CRMOGM(MoDo()), {}, "MoDo: got the gradients of one batch"),
     "Compose with SDMGrad": (lambda: Compose(NormBalance(), SDMGrad()), {}, "SDMGrad: got the gradients of one batch"),

@@ -292,7 +292,7 @@ def test_state_refuses_other_groups():
 def test_step_of_training(name, device):
     method = METHODS[name]
     if method.cross:
-        with pytest.raises(TypeError, match="got the gradients of one batch, expected a call of weights"):
+        with pytest.raises(TypeError, match="got the gradients of one batch, expected those of two"):
             method.make()(torch.ones(3, 4, device=device))
         return
     (num_tasks,) = numbers_of_tasks(method, 4)

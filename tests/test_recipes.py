@@ -24,6 +24,7 @@ LOOPS = [
     "scaler",
     "loaders",
     "closures",
+    "second",
     "sparse",
     "storage",
     "hooks",

@@ -11,7 +11,7 @@ from mtlfast.aggregation._fairgrad import FairGrad
 from mtlfast.aggregation._fixed import Constant, Mean, Sum
 from mtlfast.aggregation._gradvac import GradVac
 from mtlfast.aggregation._imtlg import IMTLG
-from mtlfast.aggregation._jacobian import AsksJacobian, Part, RowsJacobian, do_nothing
+from mtlfast.aggregation._jacobian import AsksJacobian, Part, Products, RowsJacobian, do_nothing
 from mtlfast.aggregation._krum import Krum
 from mtlfast.aggregation._mgda import MGDA
 from mtlfast.aggregation._nash_mtl import NashMTL
@@ -97,6 +97,7 @@ __all__ = [
     "NormBalance",
     "PCGrad",
     "Part",
+    "Products",
     "Random",
     "Reads",
     "RowsJacobian",

@@ -114,10 +114,15 @@ class Aggregator(ExactState, ABC):
             check_loss_scale(type(self).__name__, step.loss_scale)
         if jacobian is None:
             return
-        if self.reads is Reads.CROSS_GRAM:
+        if self.reads is Reads.CROSS_GRAM and jacobian.cross_gram is None:
             raise TypeError(
-                f"{type(self).__name__}: got the gradients of one batch, expected a call of weights(J_1 @ J_2.T) with "
-                "those of two"
+                f"{type(self).__name__}: got the gradients of one batch, expected those of two, as in "
+                "mtlfast.backward(losses, ..., second=other_losses) or weights(J_1 @ J_2.T)"
+            )
+        if jacobian.cross_gram is not None and self.reads is not Reads.CROSS_GRAM:
+            raise TypeError(
+                f"{type(self).__name__}: got second=, expected the losses of one batch, because the method reads no "
+                "products of two batches"
             )
         if self.reads is Reads.ROWS and jacobian.no_rows is not None:
             raise TypeError(f"{type(self).__name__}: needs the task gradients themselves, but {jacobian.no_rows}")
@@ -314,10 +319,13 @@ class GramAggregator(Aggregator):
             step: a step that `check` let pass. Its `rtol` and `mask` are replaced by the Jacobian's.
             need_gram: compute the Gram matrix in any case.
         """
-        gram: Tensor | None = None
         precision = step.precision or self.reads.precision
-        if self.reads.needs_gram or need_gram:
-            read = gram = jacobian.gram(precision)
+        gram = jacobian.gram(precision) if self.reads.needs_gram or need_gram else None
+        if self.reads is Reads.CROSS_GRAM:
+            assert jacobian.cross_gram is not None
+            read = jacobian.cross_gram(precision)
+        elif gram is not None:
+            read = gram
         elif self.reads is Reads.NORMS:
             read = jacobian.norms().square().diag()
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from mtlfast import ops
 from mtlfast.ops._precision import product_rtol
 from mtlfast.task_gradients import Rows, TaskGradients
+
+Products = Callable[[str | None], Tensor]  # a function of a `precision` as in `mtlfast.ops.gram`
 
 
 class AsksJacobian(Protocol):
@@ -42,6 +44,10 @@ class AsksJacobian(Protocol):
     @property
     def mask(self) -> Tensor | None:
         """[K] bool, which of the tasks take part, for a selection that only the device knows; None: all."""
+
+    @property
+    def cross_gram(self) -> Products | None:
+        """Computes the products J_1 J_2^T of two batches' gradients, [K, K] float64; None if there is one batch."""
 
     def gram(self, precision: str | None = None) -> Tensor:
         """The Gram matrix [K, K] float64, with `precision` as in `mtlfast.ops.gram`."""
@@ -137,6 +143,7 @@ class RowsJacobian:
             device of the first.
     """
 
+    cross_gram: Products | None = None
     _parts: list[Part]  # their products add up
 
     def __init__(self, rows: TaskGradients | list[Part]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 from mtlfast._settings import Real, Whole
 from mtlfast._vectors import Vector
 from mtlfast.aggregation._preferences import HasPreferences
@@ -13,7 +15,7 @@ from mtlfast.aggregation._step import Step
 
 
 class _TwoBatches(SolvedAggregator):
-    """A method whose `weights` take the cross-Gram matrix J_1 J_2^T. The gradients of one batch would bias them."""
+    """A method whose weights follow from the products J_1 J_2^T of two batches. Those of one batch would bias them."""
 
     reads = Reads.CROSS_GRAM
     state_fill = math.nan  # 1 / K, as soon as K is known
@@ -28,17 +30,20 @@ class MoDo(_TwoBatches):
 
     With A = J_1 J_2^T and the projection P onto the simplex, the step is w = P(w - gamma (A w + rho w)). Chen et al.,
     "Three-Way Trade-Off in Multi-Objective Learning: Optimization, Generalization and Conflict-Avoidance" (NeurIPS
-    2023). Call `weights(A)`, and apply the weights to the gradients of a third batch or of the two batches' mean.
+    2023). `mtlfast.backward(losses, MoDo(), second=other_losses)` applies the weights to the mean of both batches'
+    gradients. `weights(A)` gives them for those of a third batch.
 
     Args:
-        gamma: the step size of the weights. gamma A depends on the size of the gradients, so MoDo is not scale-free.
+        gamma: the step size of the weights. gamma A depends on the size of the gradients, so MoDo is not scale-free:
+            if the losses are multiplied by a `loss_scale`, pass it on.
         rho: the weight decay.
 
     Raises:
         ValueError: `gamma` is not positive, or `rho` is negative.
         TypeError: the method is called with the gradients of one batch.
 
-    State: n float64 numbers for each group, which start as 1/K. Cost: the solve takes K^2 operations.
+    State: n float64 numbers for each group, which start as 1/K. Cost: two reads of 2 K * P, one write of P, and
+    K^2 operations for the weights.
     """
 
     paper = "Chen et al., NeurIPS 2023"
@@ -55,6 +60,10 @@ class MoDo(_TwoBatches):
     def params(self, step: Step) -> dict[str, float]:
         return {"gamma": self.gamma, "rho": self.rho}
 
+    def solve(self, gram: Tensor, step: Step) -> Tensor:
+        """The weights for the products without the loss scale, which multiplies the gradients of both batches."""
+        return super().solve(gram if step.loss_scale is None else gram / step.loss_scale / step.loss_scale, step)
+
     def extra_repr(self) -> str:
         return f"gamma={self.gamma}, rho={self.rho}"
 
@@ -65,7 +74,8 @@ class SDMGrad(_TwoBatches, HasPreferences):
     A is J_1 J_2^T divided by the square of the mean norm, and P is the projection onto the simplex. The method repeats
     v = momentum v + A (w + lambda u), w = P(w - lr v) for n_iter steps, and returns (w + lambda u) / (1 + lambda). Xiao
     et al., "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms" (NeurIPS 2023).
-    Call `weights(J_1 J_2^T)`, and apply the weights to the gradients of a third batch.
+    `mtlfast.backward(losses, SDMGrad(), second=other_losses)` applies the weights to the mean of both batches'
+    gradients. `weights(J_1 @ J_2.T)` gives them for those of a third batch.
 
     Args:
         lr: the step size of the weights.
@@ -78,8 +88,8 @@ class SDMGrad(_TwoBatches, HasPreferences):
         ValueError: an argument is outside of its range.
         TypeError: the method is called with the gradients of one batch.
 
-    State: n float64 numbers for each group, which start as 1/K. Cost: the solve takes n_iter K^2 operations.
-    Scale-free.
+    State: n float64 numbers for each group, which start as 1/K. Cost: two reads of 2 K * P, one write of P, and
+    n_iter K^2 operations for the weights. Scale-free.
     """
 
     paper = "Xiao et al., NeurIPS 2023"

@@ -5,6 +5,7 @@ from mtlfast.jacobian._base import Jacobian
 from mtlfast.jacobian._closures import ClosuresJacobian
 from mtlfast.jacobian._features import FeaturesJacobian
 from mtlfast.jacobian._stored import StoredJacobian
+from mtlfast.jacobian._two_batches import TwoBatchesJacobian
 
 __all__ = [
     "AccumulatedJacobian",
@@ -13,4 +14,5 @@ __all__ = [
     "Jacobian",
     "StoredJacobian",
     "TaskGradientAccumulator",
+    "TwoBatchesJacobian",
 ]

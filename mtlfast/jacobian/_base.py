@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlfast._losses import Present
-from mtlfast.aggregation import do_nothing
+from mtlfast.aggregation import Products, do_nothing
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -23,6 +23,8 @@ class Jacobian(ABC):
 
     Attributes:
         plan: the name of this way, which is also `StepResult.plan`.
+        cross_gram: computes the products J_1 J_2^T of two batches' gradients, [K, K] float64, with `precision` as in
+            `gram`; None if there is one batch.
         parameters: the shared parameters that require grad. They are the columns of J, in the same order at every step,
             even if the losses do not reach them all.
         present: the K present tasks.
@@ -30,6 +32,7 @@ class Jacobian(ABC):
     """
 
     plan: ClassVar[str]
+    cross_gram: Products | None = None
     parameters: tuple[Tensor, ...]
     present: Present
     losses: Tensor | None = None

@@ -53,6 +53,11 @@ class Reached:
     num_losses: int
 
     @property
+    def several(self) -> list[Tensor]:
+        """The leaves that more than one loss reaches."""
+        return [leaf for leaf, several in zip(self.leaves, self.by_several, strict=True) if several]
+
+    @property
     def met(self) -> list[bool]:
         """For each tensor of `stop_at`, whether a loss reaches it."""
         return [loss is not None for loss in self.met_by]

@@ -199,6 +199,15 @@ class StoredRows(RowsJacobian, Jacobian):
         gram, weights = super().gram(precision), self._row_weights
         return gram if weights is None else gram * weights.outer(weights)
 
+    def products(self, first: int, precision: str | None = None) -> Tensor:
+        """The products [first, K - first] of the first rows with the other ones, float64."""
+        products = []
+        for part in self._parts:
+            one, other = (TaskGradients.from_rows(rows) for rows in (part.grads.rows[:first], part.grads.rows[first:]))
+            products.append(ops.gram(one, other=other, precision=precision).to(self.device))
+        gram, weights = torch.stack(products).sum(dim=0), self._row_weights
+        return gram if weights is None else gram * weights[:first].outer(weights[first:])
+
     def norms(self, order: int = 2, layers: Sequence[Tensor] | None = None) -> Tensor:
         if layers is None:
             norms = super().norms(order=order)

@@ -48,8 +48,7 @@ class StoredJacobian(StoredRows):
         reached = reached_by(present.losses) if walked is None else walked
         reached.check("backward", retain_graph)
         if shared is None:
-            several = [leaf for leaf, many in zip(reached.leaves, reached.by_several, strict=True) if many]
-            shared = found_parameters(several)
+            shared = found_parameters(reached.several)
         own = {id(p) for p in shared.parameters}
         others = [leaf for leaf in reached.leaves if id(leaf) not in own]
         refuse_sharded("backward", shared.names, shared.parameters, others)
