@@ -143,7 +143,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("accepts", &accepts);
   m.def("exclusive", &exclusive);
   m.def("reached_by", &reached_by);
-  m.def("gram", &mtlfast::gram, NoGil());
+  m.def("gram", &mtlfast::gram, py::arg("grads"), py::arg("exact"), py::arg("split") = 0, NoGil());
   m.def("norms", &mtlfast::norms, NoGil());
   m.def("gram_plain", &mtlfast::gram_plain, NoGil());
   m.def("combine", &mtlfast::combine, NoGil());

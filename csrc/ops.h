@@ -11,9 +11,11 @@
 
 namespace mtlfast {
 
-at::Tensor gram(const TaskTable& grads, bool exact);  // [K, K] float64; exact: sums in float64
-at::Tensor norms(const TaskTable& grads);             // [K] float64
-at::Tensor gram_plain(const TaskTable& grads);        // what gram computes, by a plain slow CUDA kernel, for tests
+// [K, K] float64; with a split above 0 the products of the rows before it with those from it on, [split, K - split].
+// exact: sums in float64.
+at::Tensor gram(const TaskTable& grads, bool exact, int64_t split);
+at::Tensor norms(const TaskTable& grads);       // [K] float64
+at::Tensor gram_plain(const TaskTable& grads);  // all products, by a plain slow CUDA kernel, for tests
 
 // coefficients [K] give T tensors [*shape], and [R, K] give T tensors [R, *shape]; all are multiplied by `scale`. dtype
 // is that of new outputs; without one they have the gradients' dtype. Given outputs may share another dtype.

@@ -50,19 +50,27 @@ at::Tensor sum_on_gpu(const char* op, const TaskTable& grads, at::IntArrayRef sh
 
 }  // namespace
 
-at::Tensor gram(const TaskTable& grads, bool exact) {
+at::Tensor gram(const TaskTable& grads, bool exact, int64_t split) {
   const TaskView view = grads.view();
   const int64_t K = view.num_tasks;
+  TORCH_CHECK_VALUE(0 <= split && split < K, "gram: split is ", split, ", expected at least 0 and less than ", K,
+                    ", the number of tasks");
+  const std::vector<int64_t> shape = split > 0 ? std::vector<int64_t>{split, K - split} : std::vector<int64_t>{K, K};
   if (!grads.options().device().is_cpu())
     return sum_on_gpu(
-        "gram", grads, {K, K}, [exact](const TaskView& view) { return cuda::gram_partials(view, exact); },
-        [exact](const TaskView& view, auto... args) { return cuda::gram(view, exact, args...); });
+        "gram", grads, shape, [=](const TaskView& view) { return cuda::gram_partials(view, split, exact); },
+        [=](const TaskView& view, auto... args) { return cuda::gram(view, split, exact, args...); });
+  const int64_t count = split > 0 ? split * (K - split) : num_pairs(K);
   const std::vector<double> sums =
-      sum_chunks(view, num_pairs(K), [exact](const TaskView& view, int64_t begin, int64_t end, auto... args) {
-        kernels().gram(view, begin, end, exact, args...);
+      sum_chunks(view, count, [=](const TaskView& view, int64_t begin, int64_t end, auto... args) {
+        kernels().gram(view, begin, end, split, exact, args...);
       });
-  at::Tensor out = at::empty({K, K}, grads.options().dtype(at::kDouble));
+  at::Tensor out = at::empty(shape, grads.options().dtype(at::kDouble));
   double* g = out.mutable_data_ptr<double>();
+  if (split > 0) {
+    std::copy(sums.begin(), sums.end(), g);
+    return out;
+  }
   for (int64_t i = 0; i < K; ++i)
     for (int64_t j = 0; j <= i; ++j) g[i * K + j] = g[j * K + i] = sums[num_pairs(i) + j];
   return out;
@@ -99,12 +107,12 @@ uint32_t read(const TaskTable& grads, int64_t streams) {
 }
 
 TORCH_LIBRARY_FRAGMENT(mtlfast, m) {
-  m.def("gram(Tensor?[] rows, int num_tasks, bool exact) -> Tensor");
+  m.def("gram(Tensor?[] rows, int num_tasks, bool exact, int split=0) -> Tensor");
   m.def("norms(Tensor?[] rows, int num_tasks) -> Tensor");
 }
 MTLFAST_IMPL(m) {
-  m.impl("gram", [](const OptionalTensors& rows, int64_t num_tasks, bool exact) {
-    return gram(table_of("gram", rows, num_tasks), exact);
+  m.impl("gram", [](const OptionalTensors& rows, int64_t num_tasks, bool exact, int64_t split) {
+    return gram(table_of("gram", rows, num_tasks), exact, split);
   });
   m.impl("norms",
          [](const OptionalTensors& rows, int64_t num_tasks) { return norms(table_of("norms", rows, num_tasks)); });

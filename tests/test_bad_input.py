@@ -40,6 +40,27 @@ CASES = [
         "gram: grads is a list, expected TaskGradients (TaskGradients.from_rows makes one)",
     ),
     (
+        lambda g: ops.gram(g.grads, other=[[g.weights]]),
+        TypeError,
+        "gram: other is a list, expected TaskGradients as grads",
+    ),
+    (lambda g: ops.gram(g.grads, other=g.halves), ValueError, "gram: other has 1 tensors, expected 2 as grads"),
+    (
+        lambda g: ops.gram(g.grads, other=TaskGradients.from_rows([[g.zeros(2, 3), g.zeros(2, 2)]])),
+        ValueError,
+        "gram: other's tensor 1 has shape [2, 2], expected [4] as grads",
+    ),
+    (
+        lambda g: ops.gram(g.grads, other=TaskGradients.from_rows([[None, g.zeros(4).half()]])),
+        TypeError,
+        "gram: other has dtype torch.float16, expected torch.float32 as grads",
+    ),
+    (
+        lambda g: ops.gram(g.grads, other=TaskGradients.from_rows([[g.zeros(2, 3, device="meta"), None]])),
+        ValueError,
+        "gram: other is on meta, expected {device} as grads",
+    ),
+    (
         lambda g: ops.norms(g.weights),
         TypeError,
         "norms: grads is a Tensor, expected TaskGradients (TaskGradients.from_rows makes one)",

@@ -10,6 +10,7 @@ import torch
 from cases import DTYPES, draw, draw_rows, matrix
 from methods import METHODS, losses, numbers_of_tasks, products
 from test_combine import assert_close, weights_of
+from test_cross_gram import assert_cross_gram_is_exact
 from test_gram import assert_gram_is_exact
 from test_scale import assert_scaled, copy_of
 from torch import Tensor, nn
@@ -45,7 +46,8 @@ def everything(grads: TaskGradients) -> list[Tensor]:
     order = torch.stack([torch.arange(1, K, device=grads.device).add(i).remainder(K) for i in range(K)])
     gram = ops.gram(grads)
     scaled = ops.scale_(copy_of(grads), weights)
-    results = [gram, ops.norms(grads), ops.solve(gram, "pcgrad", [0.0, 0.0]), ops.flatten(grads)]
+    cross = ops.gram(grads, other=TaskGradients.from_rows(grads.rows[1:]))
+    results = [gram, cross, ops.norms(grads), ops.solve(gram, "pcgrad", [0.0, 0.0]), ops.flatten(grads)]
     results += [*ops.combine(grads, weights), *ops.combine(grads, torch.stack([weights, weights]), dtype=torch.float64)]
     return [*results, *scaled.flat(), *ops.project(grads, order).flat()]
 
@@ -229,6 +231,7 @@ def test_two_devices_are_both_named(here, there):
     order = torch.zeros(3, 2, dtype=torch.int64, device=there)
     calls = {
         "TaskGradients: task 1, tensor 0": lambda: TaskGradients.from_rows([[gram], [gram.to(there)]]),
+        "gram: other": lambda: ops.gram(grads, other=draw(2, [(4,)], device=there)),
         "combine: weights": lambda: ops.combine(grads, away),
         "combine: out 0": lambda: ops.combine(grads, away.to(here), out=[torch.zeros(4, device=there)]),
         "scale_: factors": lambda: ops.scale_(grads, away),
@@ -256,6 +259,9 @@ def test_peak_beside_the_operands(num_tasks):
     grads, weights = scattered(num_tasks, P, device="cuda"), torch.ones(num_tasks, device="cuda")
     own, direction = list(grads.rows[0]), P * 4
     assert peak_bytes(lambda: ops.gram(grads)) < 2 * MIB  # partial sums
+    half = num_tasks // 2
+    batches = [TaskGradients.from_rows(rows) for rows in (grads.rows[:half], grads.rows[half:])]
+    assert peak_bytes(lambda: ops.gram(*batches)) < 2 * MIB
     assert peak_bytes(lambda: ops.norms(grads)) < 2 * MIB
     assert peak_bytes(lambda: ops.combine(grads, weights, out=own)) < MIB
     assert direction <= peak_bytes(lambda: ops.combine(grads, weights)) < direction + MIB
@@ -267,6 +273,7 @@ def test_peak_beside_the_operands(num_tasks):
 def test_two_thousand_tensors_take_several_launches(num_tasks, dtype):
     grads = draw(num_tasks, [(1 + 7 * t % 40,) for t in range(2000)], dtype, missing=0.1, device="cuda")
     assert_gram_is_exact(grads)
+    assert_cross_gram_is_exact(*(TaskGradients.from_rows(rows) for rows in (grads.rows[:2], grads.rows[2:])))
     for num_out in (None, 2):
         weights = weights_of(grads, num_out)
         assert_close(grads, ops.combine(grads, weights), weights)
@@ -285,7 +292,12 @@ def test_gram_agrees_with_its_slow_kernel(precision, num_tasks, dtype):
     sizes = J.abs() @ J.abs().T
     assert ((slow - J @ J.T).abs() <= sizes * 1e-13).all()
     error = (ops.gram(grads, precision=precision).cpu() - slow).abs()
-    assert (error <= sizes * (1e-13 if precision == "exact" or dtype == torch.float64 else 1e-6)).all()
+    allowed = sizes * (1e-13 if precision == "exact" or dtype == torch.float64 else 1e-6)
+    assert (error <= allowed).all()
+    for split in {1, num_tasks // 2, num_tasks - 1} - {0, num_tasks}:
+        batches = [TaskGradients.from_rows(rows) for rows in (grads.rows[:split], grads.rows[split:])]
+        error = (ops.gram(*batches, precision=precision).cpu() - slow[:split, split:]).abs()
+        assert (error <= allowed[:split, split:]).all()
 
 
 def test_more_than_2_to_the_31_elements():

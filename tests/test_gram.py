@@ -158,9 +158,3 @@ def test_symmetric_under_permutation_of_tasks_and_scaling_by_powers_of_two(devic
     assert torch.allclose(permuted, G[order][:, order], rtol=1e-6, atol=1e-5)
     scaled = ops.gram(TaskGradients.from_rows([[g * 2.0**10 for g in row] for row in rows]))
     assert torch.equal(scaled, G * 2.0**20)
-
-
-def test_cross_gram_is_declared_only():
-    grads = draw(2, [(3,)])
-    with pytest.raises(NotImplementedError, match="cross-Gram"):
-        ops.gram(grads, grads)

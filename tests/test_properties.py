@@ -11,6 +11,7 @@ from cases import DTYPES, laid_out, matrix
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_combine import assert_close
+from test_cross_gram import assert_cross_gram_is_exact
 from test_gram import assert_gram_is_exact
 from test_scale import assert_scaled, copy_of
 
@@ -126,6 +127,13 @@ def weights_of(problem, R):
 @holds_for(problems())
 def test_gram_and_norms_are_within_the_bound(problem):
     assert_gram_is_exact(problem.grads())
+
+
+@holds_for(problems(), st.integers(1, 19), st.sampled_from(["exact", "fast", None]))
+def test_gram_of_two_batches_is_within_the_bound(problem, split, precision):
+    rows = problem.rows()
+    batches = [TaskGradients.from_rows(part) for part in (rows[:split], rows[min(split, len(rows) - 1) :])]
+    assert_cross_gram_is_exact(*batches, precision)
 
 
 @holds_for(problems())

@@ -19,7 +19,7 @@ def samples(dtype, device):
     present = [(k, g) for k, row in enumerate(grads.rows) for g in row if g is not None]
     gram = ops.gram(grads)
     return {
-        "gram": [(flat, 3, True), (flat, 3, False)],
+        "gram": [(flat, 3, True), (flat, 3, False), (flat, 3, True, 1), (flat, 3, False, 2)],
         "norms": [(flat, 3)],
         "combine": [
             (flat, 3, weights, 0.5),
@@ -58,7 +58,8 @@ def surgery(rows, weights):
     w = ops.solve(gram, "pcgrad", [0.0, 0.0])
     scaled = ops.combine(grads, w + weights)
     others = [ops.combine(grads, torch.stack([w, w]), dtype=to) for to in (None, *DTYPES)]
-    return gram, ops.norms(grads), ops.flatten(grads), *scaled, *(x for other in others for x in other)
+    cross = ops.gram(grads, other=TaskGradients.from_rows(rows[1:]))
+    return gram, cross, ops.norms(grads), ops.flatten(grads), *scaled, *(x for other in others for x in other)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -77,6 +78,7 @@ def test_meta_tensors_have_shapes():
     grads = TaskGradients.from_rows([[torch.empty(3, 4, device="meta"), None] for _ in range(5)])
     assert ops.gram(grads).shape == (5, 5)
     assert ops.gram(grads).is_meta
+    assert ops.gram(grads, other=TaskGradients.from_rows(grads.rows[:2])).shape == (5, 2)
     assert ops.flatten(grads).shape == (5, 12)
     x, none = ops.combine(grads, torch.empty(2, 5, device="meta"))
     assert none is None
@@ -90,6 +92,9 @@ def test_direct_calls_that_do_not_fit(device):
         MT.gram([x, x, x], 2, True)
     with pytest.raises(ValueError, match="gram: task 1, tensor 0 is not dense or differs"):
         MT.gram([x, x.double()], 2, True)
+    for split in (-1, 2):
+        with pytest.raises(ValueError, match=f"gram: split is {split}, expected at least 0 and less than 2"):
+            MT.gram([x, x], 2, True, split)
     with pytest.raises(ValueError, match=r"combine: weights have shape \[2\]"):
         MT.combine([x, x, x], 3, ones, 1.0)
     with pytest.raises(ValueError, match="combine: out has 0 tensors, expected 1"):

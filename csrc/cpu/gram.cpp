@@ -1,18 +1,19 @@
-// G = J J^T over a range of columns: one read of the K rows.
+// G = J J^T over a range of columns: one read of the K rows. With a split, the rows before it against those from it on.
 //
 // A block of columns stays in the caches while every pair of rows is multiplied. Rows are taken in strips of four:
-// first the pairs within the strip, a triangle, then tiles of the strip and the rows before it. A tile keeps its sums
-// in vector registers for one block, which is at most 64 float adds a lane, then adds them as doubles to the chunk's
-// sums. fp64 rows are summed in fp64 throughout. For up to six rows the processor's own prefetching is fast enough. For
-// more, every tile prefetches a share of the rows two blocks ahead, so that loads and multiplications overlap.
+// first the pairs within the strip, a triangle, then tiles of the strip and the rows before it; with a split, tiles of
+// the strip and the rows from the split on. A tile keeps its sums in vector registers for one block, which is at most
+// 64 float adds a lane, then adds them as doubles to the chunk's sums. fp64 rows are summed in fp64 throughout. For up
+// to six rows the processor's own prefetching is fast enough. For more, every tile prefetches a share of the rows two
+// blocks ahead, so that loads and multiplications overlap.
 //
 // Exact sums: elements are converted to double, in which the product of two floats is exact, and summed as fp64 rows
 // are. The tiles convert up to 16 rows of float32 when they load them, and up to 4 rows of the 16-bit formats, whose
-// conversion takes longer. With more rows many tiles load an element, so 128 columns at a time are converted into the
-// first-level cache.
+// conversion takes longer; with a split, so many on each side. With more rows many tiles load an element, so 128
+// columns at a time are converted into the first-level cache.
 //
-// Work: K(K+1)/2 multiply-adds for each column. Deterministic: block borders depend on the column alone, lanes and
-// pairs are added in a fixed order, and the caller adds the ranges in order.
+// Work: K(K+1)/2 multiply-adds for each column, or split (K - split). Deterministic: block borders depend on the column
+// alone, lanes and pairs are added in a fixed order, and the caller adds the ranges in order.
 //
 // These were slower: packing the rows first; tiles of five rows; prefetching into the first-level cache (K = 8: 80 % of
 // one-stream bandwidth against 92 % into the second); prefetching one block ahead (K = 16: 79 % against 82 %); and
@@ -32,19 +33,33 @@ constexpr int64_t kAsLoaded = sizeof(T) == 4 ? 16 : kStripRows;  // rows that ti
 constexpr int64_t kWidened = 128;                                // so many columns are converted at a time
 constexpr int64_t kExactRun = 32768;  // columns whose exact sums are added one after another: 256 adds of 128 columns
 
+// Which of the rows' products are summed: all pairs, or those of a row before the split with one from the split on.
+struct Pairs {
+  int64_t num_rows, split;  // split = 0: all
+
+  int64_t count() const { return split > 0 ? split * (num_rows - split) : num_pairs(num_rows); }
+  // The place of row i's product with the first row that it meets; the others follow.
+  int64_t place(int64_t i) const { return split > 0 ? i * (num_rows - split) : num_pairs(i); }
+  int64_t most_rows() const { return split > num_rows - split ? split : num_rows - split; }  // of a side
+};
+
 // The part of the rows two blocks ahead that one tile prefetches while it works.
 struct Ahead {
-  const char* rows[4];
+  const char* rows[8];
   int count;
 };
 
-// Divides the K rows of a block among its tiles for prefetching.
+// Divides the rows of a block among its tiles for prefetching.
 template <class T>
 class AheadOfTiles {
  public:
-  AheadOfTiles(const T* const* rows, int64_t K, int64_t n, bool in_place) : rows_(rows), distance_(2 * n), left_(K) {
+  AheadOfTiles(const T* const* rows, const Pairs& pairs, int64_t n, bool in_place)
+      : rows_(rows), distance_(2 * n), left_(pairs.num_rows) {
+    const auto across = [](int64_t rows) { return (rows + kTileColumns - 1) / kTileColumns; };
+    const int64_t K = pairs.num_rows, strips = pairs.split > 0 ? pairs.split : K;
     int64_t tiles = 0;
-    for (int64_t first = 0; first < K; first += kStripRows) tiles += 1 + (first + kTileColumns - 1) / kTileColumns;
+    for (int64_t first = 0; first < strips; first += kStripRows)
+      tiles += pairs.split > 0 ? across(K - pairs.split) : 1 + across(first);
     each_ = !in_place || K <= kOwnPrefetch ? 0 : static_cast<int>((K + tiles - 1) / tiles);
   }
   Ahead next() {
@@ -57,7 +72,7 @@ class AheadOfTiles {
  private:
   const T* const* rows_;
   int64_t distance_, left_;
-  int each_;  // at most 4: K rows have at least K / 4 tiles
+  int each_;  // at most 8: a tile meets no more rows, and every row is in a tile
 };
 
 MTLFAST_INLINE void add_to(double* sum, F64 v) { store_unaligned(sum, load_unaligned<F64>(sum) + v); }
@@ -114,46 +129,52 @@ void rectangle(const T* const* a, const T* const* b, int64_t n, double* const* s
   tile<S, Rows, Columns, false, (unroll < most ? unroll : most)>(a, b, n, sums, ahead);
 }
 
-// Sums one strip of Rows rows from row `first` on: its triangle, then its tiles with the rows before it.
+// Sums one strip of Rows rows from row `first` on: its triangle, then its tiles with the rows before it; or, with a
+// split, its tiles with the rows from the split on.
 template <class S, int Rows, class T = typename S::Element>
-void strip(const T* const* rows, int64_t first, int64_t n, double* pair_sums, AheadOfTiles<T>& ahead) {
+void strip(const T* const* rows, const Pairs& pairs, int64_t first, int64_t n, double* lanes, AheadOfTiles<T>& ahead) {
   double* sums[Rows];
-  for (int i = 0; i < Rows; ++i) sums[i] = pair_sums + (num_pairs(first + i) + first) * kSumLanes;
-  triangle<S, Rows>(rows + first, n, sums, ahead.next());
-  for (int64_t j = 0; j < first; j += kTileColumns) {
-    for (int i = 0; i < Rows; ++i) sums[i] = pair_sums + (num_pairs(first + i) + j) * kSumLanes;
-    switch (first - j) {
+  if (pairs.split == 0) {
+    for (int i = 0; i < Rows; ++i) sums[i] = lanes + (pairs.place(first + i) + first) * kSumLanes;
+    triangle<S, Rows>(rows + first, n, sums, ahead.next());
+  }
+  const T* const* others = rows + pairs.split;
+  const int64_t count = pairs.split > 0 ? pairs.num_rows - pairs.split : first;
+  for (int64_t j = 0; j < count; j += kTileColumns) {
+    for (int i = 0; i < Rows; ++i) sums[i] = lanes + (pairs.place(first + i) + j) * kSumLanes;
+    switch (count - j) {
       case 1:
-        rectangle<S, Rows, 1>(rows + first, rows + j, n, sums, ahead.next());
+        rectangle<S, Rows, 1>(rows + first, others + j, n, sums, ahead.next());
         break;
       case 2:
-        rectangle<S, Rows, 2>(rows + first, rows + j, n, sums, ahead.next());
+        rectangle<S, Rows, 2>(rows + first, others + j, n, sums, ahead.next());
         break;
       case 3:
-        rectangle<S, Rows, 3>(rows + first, rows + j, n, sums, ahead.next());
+        rectangle<S, Rows, 3>(rows + first, others + j, n, sums, ahead.next());
         break;
       default:
-        rectangle<S, Rows, kTileColumns>(rows + first, rows + j, n, sums, ahead.next());
+        rectangle<S, Rows, kTileColumns>(rows + first, others + j, n, sums, ahead.next());
         break;
     }
   }
 }
 
-// Sums all pairs of K rows over n columns, which S loads.
+// Sums the pairs over n columns, which S loads.
 template <class S, class T = typename S::Element>
-void multiply(const T* const* rows, int64_t K, int64_t n, bool in_place, double* lanes) {
-  AheadOfTiles<T> ahead(rows, K, n, in_place);
+void multiply(const T* const* rows, const Pairs& pairs, int64_t n, bool in_place, double* lanes) {
+  AheadOfTiles<T> ahead(rows, pairs, n, in_place);
+  const int64_t end = pairs.split > 0 ? pairs.split : pairs.num_rows;
   int64_t first = 0;
-  for (; first + kStripRows <= K; first += kStripRows) strip<S, kStripRows>(rows, first, n, lanes, ahead);
-  switch (K - first) {
+  for (; first + kStripRows <= end; first += kStripRows) strip<S, kStripRows>(rows, pairs, first, n, lanes, ahead);
+  switch (end - first) {
     case 1:
-      strip<S, 1>(rows, first, n, lanes, ahead);
+      strip<S, 1>(rows, pairs, first, n, lanes, ahead);
       break;
     case 2:
-      strip<S, 2>(rows, first, n, lanes, ahead);
+      strip<S, 2>(rows, pairs, first, n, lanes, ahead);
       break;
     case 3:
-      strip<S, 3>(rows, first, n, lanes, ahead);
+      strip<S, 3>(rows, pairs, first, n, lanes, ahead);
       break;
   }
 }
@@ -161,10 +182,12 @@ void multiply(const T* const* rows, int64_t K, int64_t n, bool in_place, double*
 // Memory for the addresses of K rows, and after them for kWidened columns of the rows as doubles.
 int64_t widened_scratch(int64_t num_tasks) { return round_up(num_tasks * 8, 64) + num_tasks * kWidened * 8; }
 
-// Sums all pairs of K rows after converting a few columns at a time to double.
+// Sums the pairs after converting a few columns at a time to double.
 template <class T>
-void multiply_widened(const T* const* rows, int64_t K, int64_t n, bool in_place, char* scratch, double* lanes) {
+void multiply_widened(const T* const* rows, const Pairs& pairs, int64_t n, bool in_place, char* scratch,
+                      double* lanes) {
   using S = Widened<T>;
+  const int64_t K = pairs.num_rows;
   const double** wide_rows = reinterpret_cast<const double**>(scratch);
   double* wide = reinterpret_cast<double*>(scratch + round_up(K * 8, 64));
   for (int64_t k = 0; k < K; ++k) wide_rows[k] = wide + k * kWidened;
@@ -178,7 +201,7 @@ void multiply_widened(const T* const* rows, int64_t K, int64_t n, bool in_place,
         for (int part = 0; part < S::kParts; ++part)
           store_unaligned(wide + k * kWidened + c + part * (kLanes / 2), S::load(rows[k] + begin + c, part));
       }
-    multiply<Simd<double>>(wide_rows, K, columns, false, lanes);
+    multiply<Simd<double>>(wide_rows, pairs, columns, false, lanes);
   }
 }
 
@@ -223,17 +246,18 @@ int64_t gram_scratch(int64_t num_tasks, DType dtype) {
          widened_scratch(num_tasks);
 }
 
-void gram(const TaskView& grads, int64_t begin, int64_t end, bool exact, void* scratch, double* sums) {
-  const int64_t K = grads.num_tasks;
+void gram(const TaskView& grads, int64_t begin, int64_t end, int64_t split, bool exact, void* scratch, double* sums) {
+  const Pairs pairs{grads.num_tasks, split};
   const bool widen = exact && grads.dtype != DType::Float64;
   visit(grads.dtype, [&]<class T>(T) {
-    sum_blocks<T>(grads, begin, end, widen ? kExactRun : 0, num_pairs(K), static_cast<char*>(scratch), sums,
+    const bool as_loaded = pairs.most_rows() <= kAsLoaded<T>;
+    sum_blocks<T>(grads, begin, end, widen ? kExactRun : 0, pairs.count(), static_cast<char*>(scratch), sums,
                   [&](const T* const* rows, int64_t n, bool in_place, double* lanes, char* rest) {
                     if constexpr (sizeof(T) < 8) {
-                      if (widen && K <= kAsLoaded<T>) return multiply<Widened<T>>(rows, K, n, in_place, lanes);
-                      if (widen) return multiply_widened(rows, K, n, in_place, rest, lanes);
+                      if (widen && as_loaded) return multiply<Widened<T>>(rows, pairs, n, in_place, lanes);
+                      if (widen) return multiply_widened(rows, pairs, n, in_place, rest, lanes);
                     }
-                    multiply<Simd<T>>(rows, K, n, in_place, lanes);
+                    multiply<Simd<T>>(rows, pairs, n, in_place, lanes);
                   });
   });
 }

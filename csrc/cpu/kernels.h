@@ -10,9 +10,11 @@ namespace mtlfast {
 struct CpuKernels {
   const char* isa;
 
-  // sums[pair] = sum over the range of g_i * g_j, for all num_pairs(K) pairs; exact: in
-  // float64 throughout. Scratch: gram_scratch(K, dtype) bytes.
-  void (*gram)(const TaskView& grads, int64_t begin, int64_t end, bool exact, void* scratch, double* sums);
+  // sums[pair] = sum over the range of g_i * g_j, for all num_pairs(K) pairs; with a split above 0 for the pairs of a
+  // row i < split and a row j >= split, [split, K - split]; exact: in float64 throughout. Scratch:
+  // gram_scratch(K, dtype) bytes.
+  void (*gram)(const TaskView& grads, int64_t begin, int64_t end, int64_t split, bool exact, void* scratch,
+               double* sums);
   // sums[k] = sum over the range of g_k * g_k, exact as above. Scratch: gram_scratch(K, dtype) bytes.
   void (*square_sums)(const TaskView& grads, int64_t begin, int64_t end, void* scratch, double* sums);
   int64_t (*gram_scratch)(int64_t num_tasks, DType dtype);

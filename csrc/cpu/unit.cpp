@@ -6,7 +6,7 @@
 
 namespace mtlfast::MTLFAST_ISA {
 
-void gram(const TaskView&, int64_t, int64_t, bool, void*, double*);
+void gram(const TaskView&, int64_t, int64_t, int64_t, bool, void*, double*);
 void square_sums(const TaskView&, int64_t, int64_t, void*, double*);
 int64_t gram_scratch(int64_t, DType);
 void combine(const TaskView&, int64_t, int64_t, const double*, int64_t, DType, bool, void*, void* const*);

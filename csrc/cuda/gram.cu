@@ -21,17 +21,19 @@ auto visit_sums(DType dtype, bool exact, Use use) {
 
 }  // namespace
 
-int64_t gram_partials(const TaskView& grads, bool exact) {
-  return visit_sums(grads.dtype, exact, [&]<class T, class Sum>(T, Sum) { return gram_partials_of<T, Sum>(grads); });
+int64_t gram_partials(const TaskView& grads, int64_t split, bool exact) {
+  return visit_sums(grads.dtype, exact,
+                    [&]<class T, class Sum>(T, Sum) { return gram_partials_of<T, Sum>(grads, split); });
 }
 int64_t norms_partials(const TaskView& grads) {
   const int64_t rows = grads.num_tasks < kNormsRows ? grads.num_tasks : kNormsRows;
   return rows * norms_blocks(grads, rows);
 }
 
-const char* gram(const TaskView& grads, bool exact, const Workspace& workspace, double* out, void* stream) {
+const char* gram(const TaskView& grads, int64_t split, bool exact, const Workspace& workspace, double* out,
+                 void* stream) {
   return visit_sums(grads.dtype, exact,
-                    [&]<class T, class Sum>(T, Sum) { return gram_of<T, Sum>(grads, workspace, out, stream); });
+                    [&]<class T, class Sum>(T, Sum) { return gram_of<T, Sum>(grads, split, workspace, out, stream); });
 }
 const char* norms(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {
   return visit(grads.dtype, [&]<class T>(T) { return norms_of<T>(grads, workspace, out, stream); });

@@ -1,4 +1,5 @@
-// G = J J^T for few tasks, and the tasks' norms: one read of the K rows, all sums in registers.
+// G = J J^T for few tasks, and the tasks' norms: one read of the K rows, all sums in registers. With a split (sums.cuh)
+// all products are summed too, and those that are asked for are written: the kernel waits for memory either way.
 //
 // Thread to work: a chunk of a tensor is taken in steps of 256 groups, a group (16 bytes of each row) to a thread,
 // which loads K groups and does K(K+1)/2 multiply-adds a column, in Sum: float, or double for exact sums and fp64 rows.
@@ -93,8 +94,7 @@ __global__ void __launch_bounds__(kThreads) gram_kernel(const Table __grid_const
   add_up(sums.partials, gridDim.x, pairs, [&](int pair, double sum) {
     int i = 0;
     while (pairs_of(i + 1) <= pair) ++i;
-    const int j = pair - pairs_of(i), K = sums.num_tasks;
-    if (i < K) sums.out[i * K + j] = sums.out[j * K + i] = sum;
+    if (i < sums.num_tasks) write_product(sums, i, pair - pairs_of(i), sum);
   });
 }
 

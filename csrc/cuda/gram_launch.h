@@ -1,5 +1,6 @@
 // Chooses the Gram kernel for a number of tasks, and launches it table after table. Instantiated once for each dtype,
-// in a file of its own, so that they compile side by side.
+// in a file of its own, so that they compile side by side. split = 0: all products; above 0: those of the tasks before
+// it with those from it on.
 #pragma once
 #include "gram.cuh"
 #include "gram_plain.cuh"
@@ -13,10 +14,10 @@ namespace mtlfast::cuda {
 
 // 1. Few rows: all sums in registers.
 template <class T, int Rows, class Sum>
-const char* gram_registers(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {
+const char* gram_registers(const TaskView& grads, int split, const Workspace& workspace, double* out, void* stream) {
   const int blocks = blocks_for(pairs_of(Rows), chunks_of(grads)), K = static_cast<int>(grads.num_tasks);
   return for_each_table(grads, 0, K, [&](const Table& table, bool first, bool last) {
-    const Sums sums{workspace.partials, workspace.counter, out, K, first, last};
+    const Sums sums{workspace.partials, workspace.counter, out, K, first, last, split};
     return launch<gram_kernel<T, Rows, Sum>>(dim3(blocks), kThreads, 0, stream, table, sums);
   });
 }
@@ -28,11 +29,11 @@ inline int64_t tile_sums(const RowBlocks& blocks) {
 
 // 2. Up to kStagedRows rows with themselves, or two row blocks of that many with each other.
 template <class T, int Rows, class Sum>
-const char* gram_staged(const TaskView& grads, const RowBlocks& rows, const Workspace& workspace, double* out,
-                        void* stream) {
+const char* gram_staged(const TaskView& grads, const RowBlocks& rows, int split, const Workspace& workspace,
+                        double* out, void* stream) {
   const int blocks = blocks_for(tile_sums(rows), chunks_of(grads)), K = static_cast<int>(grads.num_tasks);
   const auto run = [&](const Table& table, bool first, bool last) {
-    const Sums sums{workspace.partials, workspace.counter, out, K, first, last};
+    const Sums sums{workspace.partials, workspace.counter, out, K, first, last, split};
     return launch<gram_staged_kernel<T, Rows, Sum>>(dim3(blocks), kThreads, 0, stream, table, rows, sums);
   };
   Packer<decltype(run)> packer(rows.rows_a + rows.rows_b, run);
@@ -49,37 +50,40 @@ const char* gram_staged(const TaskView& grads, const RowBlocks& rows, const Work
 
 // The row blocks of K > GramRows::most tasks: use(blocks) for each launch's.
 template <class Use>
-const char* for_each_row_blocks(int64_t num_tasks, Use use) {
+const char* for_each_row_blocks(int64_t num_tasks, int split, Use use) {
   const char* error = nullptr;
   const int K = static_cast<int>(num_tasks);
-  const auto size = [&](int first) { return K - first < kStagedRows ? K - first : kStagedRows; };
-  for (int a = 0; a < K && !error; a += kStagedRows) {
-    error = use(RowBlocks{size(a), 0, a, a});
-    for (int b = 0; b < a && !error; b += kStagedRows) error = use(RowBlocks{size(a), size(b), a, b});
+  const auto size = [&](int first, int end) { return end - first < kStagedRows ? end - first : kStagedRows; };
+  for (int a = split; a < K && !error; a += kStagedRows) {
+    const int end_b = split > 0 ? split : a;
+    if (split == 0) error = use(RowBlocks{size(a, K), 0, a, a});
+    for (int b = 0; b < end_b && !error; b += kStagedRows) error = use(RowBlocks{size(a, K), size(b, end_b), a, b});
   }
   return error;
 }
 
 template <class T, class Sum>
-const char* gram_of(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {
+const char* gram_of(const TaskView& grads, int64_t split_at, const Workspace& workspace, double* out, void* stream) {
+  const int split = static_cast<int>(split_at);
   if (grads.num_tasks <= GramRows<Sum>::most)
     return visit_rows(typename GramRows<Sum>::counts{}, grads.num_tasks,
-                      [&]<int Rows>() { return gram_registers<T, Rows, Sum>(grads, workspace, out, stream); });
-  return for_each_row_blocks(grads.num_tasks, [&](const RowBlocks& rows) {
-    if (rows.rows_b > 0) return gram_staged<T, 2 * kStagedRows, Sum>(grads, rows, workspace, out, stream);
-    if (rows.rows_a > 32) return gram_staged<T, kStagedRows, Sum>(grads, rows, workspace, out, stream);
-    return gram_staged<T, 32, Sum>(grads, rows, workspace, out, stream);
+                      [&]<int Rows>() { return gram_registers<T, Rows, Sum>(grads, split, workspace, out, stream); });
+  return for_each_row_blocks(grads.num_tasks, split, [&](const RowBlocks& rows) {
+    const int staged = padded_rows(rows.rows_a) + padded_rows(rows.rows_b);
+    if (staged > kStagedRows) return gram_staged<T, 2 * kStagedRows, Sum>(grads, rows, split, workspace, out, stream);
+    if (staged > 32) return gram_staged<T, kStagedRows, Sum>(grads, rows, split, workspace, out, stream);
+    return gram_staged<T, 32, Sum>(grads, rows, split, workspace, out, stream);
   });
 }
 
 template <class T, class Sum>
-int64_t gram_partials_of(const TaskView& grads) {
+int64_t gram_partials_of(const TaskView& grads, int64_t split) {
   const auto partials = [&](int64_t sums) { return sums * blocks_for(sums, chunks_of(grads)); };
   if (grads.num_tasks <= GramRows<Sum>::most)
     return visit_rows(typename GramRows<Sum>::counts{}, grads.num_tasks,
                       [&]<int Rows>() { return partials(pairs_of(Rows)); });
   int64_t most = 0;
-  for_each_row_blocks(grads.num_tasks, [&](const RowBlocks& rows) -> const char* {
+  for_each_row_blocks(grads.num_tasks, static_cast<int>(split), [&](const RowBlocks& rows) -> const char* {
     most = most < partials(tile_sums(rows)) ? partials(tile_sums(rows)) : most;
     return nullptr;
   });
@@ -97,7 +101,7 @@ const char* norms_of(const TaskView& grads, const Workspace& workspace, double* 
     const int rows = static_cast<int>(grads.num_tasks - k < kNormsRows ? grads.num_tasks - k : kNormsRows);
     const unsigned blocks = norms_blocks(grads, rows);
     error = for_each_table(grads, k, rows, [&](const Table& table, bool first, bool last) {
-      const Sums sums{workspace.partials, workspace.counter, out + k, rows, first, last};
+      const Sums sums{workspace.partials, workspace.counter, out + k, rows, first, last, 0};
       return launch<norms_kernel<T>>(dim3(blocks, rows), kThreads, 0, stream, table, sums);
     });
   }
@@ -113,11 +117,11 @@ const char* gram_plain_of(const TaskView& grads, double* out, void* stream) {
 }
 
 // What each dtype's file instantiates: the fast sums, and the exact ones of dtypes that are not double themselves.
-#define MTLFAST_GRAM_OF(keyword, T)                                                                    \
-  keyword template const char* gram_of<T, Wide<T>>(const TaskView&, const Workspace&, double*, void*); \
-  keyword template const char* norms_of<T>(const TaskView&, const Workspace&, double*, void*);         \
+#define MTLFAST_GRAM_OF(keyword, T)                                                                             \
+  keyword template const char* gram_of<T, Wide<T>>(const TaskView&, int64_t, const Workspace&, double*, void*); \
+  keyword template const char* norms_of<T>(const TaskView&, const Workspace&, double*, void*);                  \
   keyword template const char* gram_plain_of<T>(const TaskView&, double*, void*);
 #define MTLFAST_EXACT_GRAM_OF(keyword, T) \
-  keyword template const char* gram_of<T, double>(const TaskView&, const Workspace&, double*, void*);
+  keyword template const char* gram_of<T, double>(const TaskView&, int64_t, const Workspace&, double*, void*);
 
 }  // namespace mtlfast::cuda

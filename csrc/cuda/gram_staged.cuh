@@ -8,7 +8,7 @@
 // float, or double for exact sums and fp64 rows; those of narrower rows take at most kMostAdds adds before they go to
 // the thread's doubles.
 //
-// Between two row blocks (K > 64) tiles are all (i, j) of rows a against rows b; the same code.
+// Between two row blocks (K > 64, or a split) tiles are all (i, j) of rows a against rows b; the same code.
 //
 // Bytes moved: (rows) * P * itemsize a launch; shared memory: 8 reads of 16 bytes for 16 pairs of a group.
 // Deterministic: stages, groups and slices depend on sizes alone. gram_plain.cuh is the slow version that this one is
@@ -29,7 +29,10 @@ struct RowBlocks {
   int first_a, first_b;
 };
 
-// The shape of a stage. Rows: the most that shared memory holds (with two row blocks, half of them each).
+// Rows of a stage that a row block takes: what is missing in its last tile is zeros.
+MTLFAST_HD constexpr int padded_rows(int rows) { return (rows + kTile - 1) / kTile * kTile; }
+
+// The shape of a stage. Rows: the most that shared memory holds, padded rows of one row block or of both.
 template <class T, int Rows>
 struct Stage {
   static constexpr int kRowBytes = 16384 / Rows;              // of one row's columns
@@ -72,15 +75,14 @@ __device__ inline void place_of(const RowBlocks& blocks, const Tiles& t, int til
 }
 
 // Starts the copy of columns [begin, begin + n), n <= kColumns, of an entry into a stage; zeros behind n and in rows
-// that are missing. Row r of a stands at stage row r, row r of b at Rows / 2 + r.
+// that are missing. Row r of a stands at stage row r, row r of b behind the padded rows of a.
 template <class T, int Rows>
 __device__ inline void copy_stage(const Table& table, const RowBlocks& blocks, const Piece& piece, int offset, int n,
                                   unsigned char* stage) {
   using S = Stage<T, Rows>;
   const int groups = (n + kGroup<T> - 1) / kGroup<T>;
-  const int padded_a = (blocks.rows_a + kTile - 1) / kTile * kTile;
-  const int padded_b = (blocks.rows_b + kTile - 1) / kTile * kTile;
-  const int bytes = table.tag(piece.entry), padded = padded_a + padded_b;
+  const int padded_a = padded_rows(blocks.rows_a), padded = padded_a + padded_rows(blocks.rows_b);
+  const int bytes = table.tag(piece.entry);
   // Where group `group` of a padded row is, nullptr for zeros, and where it goes.
   const auto source_of = [&](int row, int group) -> const T* {
     const bool in_a = row < padded_a;
@@ -89,9 +91,7 @@ __device__ inline void copy_stage(const Table& table, const RowBlocks& blocks, c
     const T* source = table.row<const T>(piece.entry, in_a ? r : blocks.rows_a + r);
     return source ? source + piece.begin + offset + group * kGroup<T> : nullptr;
   };
-  const auto target_of = [&](int row, int group) {
-    return stage + ((row < padded_a ? row : Rows / 2 + row - padded_a) * S::kStride + group * 16);
-  };
+  const auto target_of = [&](int row, int group) { return stage + row * S::kStride + group * 16; };
   if constexpr (sizeof(T) < 4) {
     if (bytes < 4) {  // what cp.async cannot copy goes through registers, all rows' loads in flight together
       constexpr int kApart = kThreads / S::kGroups;  // a thread takes one group of every kApart-th row
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ __align__(16) unsigned char stages[2 * S::kBytes];
   Tiles t = tiles_of(blocks, S::kGroups);
   place_of(blocks, t, t.tile, t.i, t.j);
-  const int first_b = blocks.rows_b > 0 ? Rows / 2 : 0;
+  const int first_b = blocks.rows_b > 0 ? padded_rows(blocks.rows_a) : 0;
   Sum tile_sums[kTile][kTile] = {};
   double run[kTile][kTile] = {};
   int adds = 0;
@@ -257,8 +257,7 @@ __global__ void __launch_bounds__(kThreads)
     const int row_a = i + index / kTile % kTile * t.classes_a, row_b = j + index % kTile * t.classes_b;
     if (row_a >= blocks.rows_a || row_b >= (blocks.rows_b > 0 ? blocks.rows_b : blocks.rows_a)) return;
     if (blocks.rows_b == 0 && i == j && row_b > row_a) return;  // a tile on the diagonal has this pair twice
-    const int a = blocks.first_a + row_a, b = blocks.first_b + row_b, K = sums.num_tasks;
-    sums.out[a * K + b] = sums.out[b * K + a] = sum;
+    write_product(sums, blocks.first_a + row_a, blocks.first_b + row_b, sum);
   });
 }
 

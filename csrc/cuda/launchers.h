@@ -13,13 +13,15 @@ struct Workspace {
   double* partials;
   unsigned* counter;
 };
-int64_t gram_partials(const TaskView& grads, bool exact);
+int64_t gram_partials(const TaskView& grads, int64_t split, bool exact);
 int64_t norms_partials(const TaskView& grads);
 
-// out: [K, K]; exact: sums in float64 throughout.
-const char* gram(const TaskView& grads, bool exact, const Workspace& workspace, double* out, void* stream);
+// out: [K, K]; with a split above 0 the products of the tasks before it with those from it on, [split, K - split].
+// exact: sums in float64 throughout.
+const char* gram(const TaskView& grads, int64_t split, bool exact, const Workspace& workspace, double* out,
+                 void* stream);
 const char* norms(const TaskView& grads, const Workspace& workspace, double* out, void* stream);  // out: [K]
-const char* gram_plain(const TaskView& grads, double* out, void* stream);  // what gram computes, by a plain slow kernel
+const char* gram_plain(const TaskView& grads, double* out, void* stream);  // out: [K, K], by a plain slow kernel
 
 constexpr int64_t kMostCombined = 4077;  // tasks that combine takes: one table has all their addresses in a row
 

@@ -18,10 +18,20 @@ constexpr int kMostAdds = sizeof(Sum) < 8 ? 64 : 512;
 struct Sums {
   double* partials;   // [blocks, N]
   unsigned* counter;  // of finished blocks: 0 before the op and 0 after it
-  double* out;        // Gram kernels: [num_tasks, num_tasks]; norms: [num_tasks]
+  double* out;        // Gram kernels: [num_tasks, num_tasks], or [split, num_tasks - split]; norms: [num_tasks]
   int num_tasks;
   int first, last;  // whether this is the op's first and its last launch
+  int split;        // above 0: the Gram kernels write the products of the tasks before it with those from it on
 };
+
+// Writes the product of the tasks a >= b where the result has it.
+__device__ inline void write_product(const Sums& sums, int a, int b, double sum) {
+  const int K = sums.num_tasks, split = sums.split;
+  if (split == 0)
+    sums.out[a * K + b] = sums.out[b * K + a] = sum;
+  else if (b < split && split <= a)
+    sums.out[b * (K - split) + a - split] = sum;
+}
 
 // Adds n sums to this block's partials; block_sum(i) returns the i-th.
 template <class BlockSum>

@@ -17,6 +17,22 @@ def check_grads(op: str, grads: TaskGradients) -> None:
         )
 
 
+def check_other(op: str, other: TaskGradients, grads: TaskGradients) -> None:
+    """Raises unless `other` holds gradients of the same tensors as `grads`: same shapes, dtype and device."""
+    if not isinstance(other, TaskGradients):
+        raise TypeError(f"{op}: other is a {type(other).__name__}, expected TaskGradients as grads")
+    if len(other.shapes) != len(grads.shapes):
+        raise ValueError(f"{op}: other has {len(other.shapes)} tensors, expected {len(grads.shapes)} as grads")
+    for t, (shape, expected) in enumerate(zip(other.shapes, grads.shapes, strict=True)):
+        if shape is not None and expected is not None and shape != expected:
+            raise ValueError(f"{op}: other's tensor {t} has shape {list(shape)}, expected {list(expected)} as grads")
+    if all(x.shapes.count(None) < len(x.shapes) for x in (other, grads)):  # without a tensor there is no dtype
+        if other.dtype != grads.dtype:
+            raise TypeError(f"{op}: other has dtype {other.dtype}, expected {grads.dtype} as grads")
+        if other.device != grads.device:
+            raise ValueError(f"{op}: other is on {other.device}, expected {grads.device} as grads")
+
+
 def check_vector(op: str, name: str, vector: Tensor, grads: TaskGradients, matrix: bool = False) -> None:
     """Raises unless `vector` is a real tensor [K], or with `matrix` also [R, K], on the gradients' device."""
     K = grads.num_tasks

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import _native, reference
-from mtlfast.ops._check import check_grads
+from mtlfast.ops._check import check_grads, check_other
 from mtlfast.ops._fake import example, fake
 from mtlfast.ops._precision import exact_sums
 from mtlfast.task_gradients import TaskGradients
@@ -15,22 +15,24 @@ def gram(grads: TaskGradients, other: TaskGradients | None = None, precision: st
 
     Args:
         grads: K tasks x T tensors, P elements for each task.
-        other: the task gradients of a second batch, for the cross-Gram matrix [K, K']. It is not built yet.
+        other: K' tasks x the same T tensors, such as the gradients of a second batch. The result is then the cross-Gram
+            matrix, the dot products of each gradient of `grads` with each of `other`. Its strides may differ from those
+            of `grads`, in which case the tensors of `other` that differ are copied.
         precision: how products of float32, bfloat16 and float16 gradients are summed. "exact": exact products in
             float64 sums. "fast": float32 sums of at most 64 products, which are then added in float64. None: exact for
-            K <= 4 or P <= 4 * 2**20, fast otherwise. float64 gradients are always summed in float64.
+            K <= 4 (and K' <= 4) or P <= 4 * 2**20, fast otherwise. float64 gradients are always summed in float64.
 
     Returns:
-        [K, K] float64 on the gradients' device, symmetric. For P up to 1e9 the error of an entry is at most 1e-13 times
-        the sum of |a_i b_i| with exact sums or float64 gradients, and at most 1e-6 times that with fast sums. Fast sums
-        need products that float32 can hold, so elements between 1e-19 and 1e19 in size.
+        [K, K] float64 on the gradients' device, symmetric; with `other` [K, K']. For P up to 1e9 the error of an entry
+        is at most 1e-13 times the sum of |a_i b_i| with exact sums or float64 gradients, and at most 1e-6 times that
+        with fast sums. Fast sums need products that float32 can hold, so elements between 1e-19 and 1e19 in size.
 
     Raises:
-        TypeError: `grads` is not a TaskGradients.
-        NotImplementedError: `other` is given.
-        ValueError: `precision` is none of these.
+        TypeError: `grads` or `other` is not a TaskGradients, or they differ in dtype.
+        ValueError: `other` differs from `grads` in its number of tensors, the shape of one, or the device; `precision`
+            is none of these.
 
-    Cost: one read of K * P. Deterministic: bitwise the same for any number of threads.
+    Cost: one read of K * P, or of (K + K') * P. Deterministic: bitwise the same for any number of threads.
 
     Example:
         >>> import torch, mtlfast
@@ -38,15 +40,21 @@ def gram(grads: TaskGradients, other: TaskGradients | None = None, precision: st
         >>> mtlfast.ops.gram(grads)
         tensor([[ 5., -5.],
                 [-5., 25.]], dtype=torch.float64)
+        >>> other = mtlfast.TaskGradients.from_matrix(torch.tensor([[1.0, 1.0]]))
+        >>> mtlfast.ops.gram(grads, other=other)
+        tensor([[ 3.],
+                [-1.]], dtype=torch.float64)
     """
     check_grads("gram", grads)
     if other is not None:
-        raise NotImplementedError("gram: the cross-Gram with another batch (other=) is not built yet")
-    exact = exact_sums("gram", grads, precision)
-    if not _native.serves(grads.device):
-        return reference.gram(grads, precision=precision)
-    result: Tensor = grads.run(
-        lambda C, table: C.gram(table, exact), lambda ops: ops.gram(grads.flat(), grads.num_tasks, exact)
+        check_other("gram", other, grads)
+    exact = all(exact_sums("gram", x, precision) for x in (grads, other) if x is not None)
+    # The rows of both, of which the kernel sums the products of the first `split` with the others; 0: all products.
+    rows, split = (grads, 0) if other is None else (TaskGradients([*grads.rows, *other.rows]), grads.num_tasks)
+    if not _native.serves(rows.device):
+        return reference.gram(grads, other, precision)
+    result: Tensor = rows.run(
+        lambda C, table: C.gram(table, exact, split), lambda ops: ops.gram(rows.flat(), rows.num_tasks, exact, split)
     )
     return result
 
@@ -90,8 +98,9 @@ def _absolute_sums(grads: TaskGradients) -> Tensor:
 
 
 @fake("gram")
-def _fake_gram(rows: list[Tensor | None], num_tasks: int, exact: bool) -> Tensor:
-    return example(rows).new_empty((num_tasks, num_tasks), dtype=torch.float64)
+def _fake_gram(rows: list[Tensor | None], num_tasks: int, exact: bool, split: int = 0) -> Tensor:
+    shape = (split, num_tasks - split) if split > 0 else (num_tasks, num_tasks)
+    return example(rows).new_empty(shape, dtype=torch.float64)
 
 
 @fake("norms")

@@ -16,11 +16,13 @@ def gram(grads: TaskGradients, other: TaskGradients | None = None, precision: st
 
     Every `precision` is float64 here.
     """
-    right = grads if other is None else other
-    result = torch.zeros(grads.num_tasks, right.num_tasks, dtype=torch.float64, device=grads.device)
-    for t in range(len(grads.shapes)):
-        if grads.shapes[t] is not None and right.shapes[t] is not None:
-            result += _products(_column(grads, t), _column(right, t))
+    both, K = grads if other is None else TaskGradients([*grads.rows, *other.rows]), grads.num_tasks
+    others = slice(0 if other is None else K, None)  # the rows of `both` that those of `grads` are multiplied with
+    result = torch.zeros(K, len(both.rows[others]), dtype=torch.float64, device=both.device)
+    for t, shape in enumerate(both.shapes):
+        if shape is not None:
+            column = _column(both, t)
+            result += _products(column[:K], column[others])
     # A matrix product need not be symmetric to the last bit.
     return result.tril() + result.tril(-1).T if other is None else result
 

@@ -161,14 +161,22 @@ class Emulator:
         """[K, K]; `name`: gram, gram_exact or gram_plain."""
         return self._sums(name, grads, (grads.num_tasks, grads.num_tasks), options)
 
+    def cross_gram(self, grads: TaskGradients, other: TaskGradients, exact: bool, **options: int) -> Tensor:
+        """[K, K']."""
+        rows, K = TaskGradients([*grads.rows, *other.rows]), grads.num_tasks
+        return self._sums("cross_gram", rows, (K, other.num_tasks), options, ctypes.c_int64(K), int(exact))
+
     def norms(self, grads: TaskGradients, **options: int) -> Tensor:
         """[K]."""
         return self._sums("norms", grads, (grads.num_tasks,), options)
 
-    def _sums(self, name: str, grads: TaskGradients, shape: tuple[int, ...], options: dict[str, int]) -> Tensor:
+    def _sums(
+        self, name: str, grads: TaskGradients, shape: tuple[int, ...], options: dict[str, int], *arguments: object
+    ) -> Tensor:
         memory = Guarded()
         out = memory.new(shape, torch.float64)
-        self.call(name, grads.num_tasks, ctypes.byref(view_of(grads)), ctypes.c_void_p(out.data_ptr()), **options)
+        view, pointer = ctypes.byref(view_of(grads)), ctypes.c_void_p(out.data_ptr())
+        self.call(name, grads.num_tasks, view, *arguments, pointer, **options)
         memory.check()
         return out
 

@@ -24,9 +24,9 @@ struct EmulatedWorkspace {
   cuda::Workspace workspace;
 };
 
-const char* gram(const TaskView& grads, bool exact, double* out) {
-  const EmulatedWorkspace memory(cuda::gram_partials(grads, exact));
-  return memory.checked(cuda::gram(grads, exact, memory.workspace, out, nullptr));
+const char* gram(const TaskView& grads, int64_t split, bool exact, double* out) {
+  const EmulatedWorkspace memory(cuda::gram_partials(grads, split, exact));
+  return memory.checked(cuda::gram(grads, split, exact, memory.workspace, out, nullptr));
 }
 
 }  // namespace
@@ -47,8 +47,11 @@ const char* emulator_launched() {
   return lines.c_str();
 }
 
-const char* emulate_gram(const TaskView* grads, double* out) { return gram(*grads, false, out); }
-const char* emulate_gram_exact(const TaskView* grads, double* out) { return gram(*grads, true, out); }
+const char* emulate_gram(const TaskView* grads, double* out) { return gram(*grads, 0, false, out); }
+const char* emulate_gram_exact(const TaskView* grads, double* out) { return gram(*grads, 0, true, out); }
+const char* emulate_cross_gram(const TaskView* grads, int64_t split, int exact, double* out) {
+  return gram(*grads, split, exact, out);
+}
 const char* emulate_norms(const TaskView* grads, double* out) {
   const EmulatedWorkspace memory(cuda::norms_partials(*grads));
   return memory.checked(cuda::norms(*grads, memory.workspace, out, nullptr));

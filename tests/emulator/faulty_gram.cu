@@ -17,7 +17,7 @@ extern "C" [[gnu::visibility("default")]] const char* run_gram(const mtlfast::Ta
                                                                uint64_t seed) {
   using namespace mtlfast::cuda;
   emulator::seed = seed;
-  std::vector<double> partials(gram_partials_of<float, float>(*grads));
+  std::vector<double> partials(gram_partials_of<float, float>(*grads, 0));
   unsigned counter = 0;
-  return gram_of<float, float>(*grads, {partials.data(), &counter}, out, nullptr);
+  return gram_of<float, float>(*grads, 0, {partials.data(), &counter}, out, nullptr);
 }

@@ -75,6 +75,7 @@ def test_nothing_to_do(emulator: Emulator, shapes, num_tasks):
     grads = draw(num_tasks, SHAPES[shapes])
     assert not emulator.gram(grads).any()
     assert not emulator.gram(grads, "gram_exact").any()
+    assert not any(emulator.cross_gram(grads, draw(5, SHAPES[shapes]), exact).any() for exact in (False, True))
     assert not emulator.norms(grads).any()
     assert emulator.flatten(grads).shape == (num_tasks, 0)
     assert [x.numel() for x in emulator.combine(grads, torch.ones(num_tasks))] == [0] * len(grads.shapes)
@@ -90,6 +91,36 @@ def test_the_slow_gram_agrees(emulator: Emulator, dtype, num_tasks):
     bound = (J.abs() @ J.abs().T) * (1e-13 if dtype == torch.float64 else 1e-6)
     assert ((emulator.gram(grads, seed=1) - slow).abs() <= bound).all()
     assert ((emulator.gram(grads, "gram_exact", seed=1) - slow).abs() <= (J.abs() @ J.abs().T) * 1e-13).all()
+
+
+# Sums in registers; rows staged for 32, 64 and 128 padded rows; more rows than are staged at once, on either side.
+BATCHES = [(1, 1), (3, 5), (8, 8), (1, 15), (10, 4), (16, 16), (20, 3), (2, 17), (29, 33), (64, 64), (70, 2), (5, 130)]
+CROSS_CASES = grid(DTYPES, BATCHES, list(EMULATED_SHAPES), ["contiguous", "misaligned"], [1, 2], per=2)
+
+
+@pytest.mark.parametrize(("dtype", "num_tasks", "shapes", "layout", "seed"), CROSS_CASES, ids=str)
+def test_cross_gram(emulator: Emulator, dtype, num_tasks, shapes, layout, seed):
+    K = num_tasks[0]
+    rows = draw(sum(num_tasks), shapes_for(shapes, sum(num_tasks)), dtype, layout, missing=0.15)
+    grads, other = TaskGradients(rows.rows[:K]), TaskGradients(rows.rows[K:])
+    J = matrix(rows)
+    first, second = J[:K], J[K:]
+    size = first.abs() @ second.abs().T
+    slow = emulator.gram(rows, "gram_plain")[:K, K:] if sum(num_tasks) <= 32 else first @ second.T
+    for exact in (False, True):
+        G = emulator.cross_gram(grads, other, exact, seed=seed)
+        assert ((G - slow).abs() <= size * (1e-13 if exact or dtype == torch.float64 else 1e-6)).all()
+        assert torch.equal(emulator.cross_gram(grads, other, exact, seed=0), G)
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "rows", "launches"), [((16, 16), 32, 1), ((20, 13), 64, 1), ((64, 64), 128, 1), ((65, 64), 128, 2)]
+)
+def test_cross_gram_stages_what_it_needs(emulator: Emulator, num_tasks, rows, launches):
+    grads, other = (draw(K, [(100,), (3,)]) for K in num_tasks)
+    emulator.cross_gram(grads, other, False)
+    assert len(emulator.launches) == launches
+    assert emulator.launches[0] == f"gram_staged_kernel<float,{rows},float>"
 
 
 # So many columns that one of 1024 blocks would make 128 adds in a row, twice what is allowed: it gets 8 chunks.
