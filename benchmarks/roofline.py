@@ -76,21 +76,23 @@ def converted(elements: int, chip: Chip) -> float:
     return elements * chip.lanes / 16
 
 
-def gram(work: Workload, bytes_moved: float, chip: Chip, kernels: dict[str, Any]) -> Launch:
+def gram(work: Workload, bytes_moved: float, chip: Chip, kernels: dict[str, Any], split: int = 0) -> Launch:
     """The Gram kernel for K tasks: all sums in registers, or rows staged in shared memory.
 
-    The sums of few tasks are exact: a multiply-add of doubles takes twice the time of one of floats.
+    The sums of few tasks are exact: a multiply-add of doubles takes twice the time of one of floats. With a split the
+    products are those of the tasks before it with the others.
     """
     K, dtype, of_16_bits = work.num_tasks, CXX_NAMES[work.dtype], work.dtype != "float32"
     if K <= 16:
-        exact = K <= EXACT_TASKS
+        exact = max(split, K - split) <= EXACT_TASKS
         name = f"gram_kernel<{dtype}, {{}}, {'double' if exact else 'float'}>"
         rows = next(rows for rows in range(K, 17) if name.format(rows) in kernels)
         multiply_adds = rows * (rows + 1) / 2 * (2 if exact else 1) + (rows if of_16_bits else 0)
         multiply_adds += converted(rows, chip) if exact else 0
         return Launch(name.format(rows), bytes_moved, multiply_adds, THREAD_BYTES * K)
-    capacity, classes = (32 if K <= 32 else 64), -(-K // 4)
-    tiles = classes * (classes + 1) / 2
+    classes, other_classes = -(-split // 4), -(-(K - split) // 4)
+    capacity = next(rows for rows in (32, 64, 128) if 4 * (classes + other_classes) <= rows)
+    tiles = classes * other_classes if split else other_classes * (other_classes + 1) / 2
     # A tile takes 16 multiply-adds a column and, for each group of 16 bytes, 8 loads from shared memory, which take a
     # warp 4 cycles each at worst; 16-bit elements are converted besides.
     loads = 8 * 4 * chip.lanes / 32 / (16 / DTYPES[work.dtype])
@@ -105,8 +107,8 @@ def launches(op: str, work: Workload, chip: Chip, kernels: dict[str, Any]) -> li
         return launches("gram", work, chip, kernels) + launches("combine", work, chip, kernels)
     of_J, of_direction = PASSES[op]
     bytes_moved = (of_J * K + of_direction) * work.elements * DTYPES[work.dtype]
-    if op == "gram":
-        return [gram(work, bytes_moved, chip, kernels)]
+    if op in ("gram", "cross-Gram"):
+        return [gram(work, bytes_moved, chip, kernels, split=K // 2 if op == "cross-Gram" else 0)]
     if op.startswith("combine"):
         multiply_adds = 2 * K + converted(K + 1, chip) + (K if work.dtype != "float32" else 0)
         return [Launch(f"combine_kernel<{dtype}, {dtype}, 1>", bytes_moved, multiply_adds, THREAD_BYTES * min(K, 4))]

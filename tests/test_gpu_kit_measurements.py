@@ -27,7 +27,8 @@ from report import render  # noqa: E402
 from workloads import DRY  # noqa: E402
 
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-OPS = ["gram, exact", "gram, fast", "norms", "combine", "combine, R = 3", "accumulate", "flatten", "scale_", "project"]
+OPS = ["gram, exact", "gram, fast", "cross-Gram", "norms", "combine", "combine, R = 3", "accumulate", "flatten"]
+OPS += ["scale_", "project"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
@@ -92,10 +93,15 @@ def without_an_element(grads: TaskGradients) -> TaskGradients:
 FAULTS = {
     "an element left out": (
         "gram",
-        lambda op: lambda g, **k: op(without_an_element(g), **k),
-        ["gram, exact", "gram, fast"],
+        lambda op: lambda g, *other, **k: op(without_an_element(g), *other, **k),
+        ["gram, exact", "gram, fast", "cross-Gram"],
     ),
-    "a sum in float": ("gram", lambda op: lambda g, **k: op(g, precision="fast"), ["gram, exact"]),
+    "a sum in float": (
+        "gram",
+        lambda op: lambda *batches, **k: op(*batches, precision="fast"),
+        ["gram, exact", "cross-Gram"],
+    ),
+    "batches exchanged": ("gram", lambda op: lambda g, *other, **k: op(*other, g, **k), ["cross-Gram"]),
     "norms of other tasks": ("norms", lambda op: lambda g: op(g).flip(0), ["norms"]),
     "nothing written": ("combine", lambda op: lambda g, w, out=None, **k: out or op(g, w), ["combine", "accumulate"]),
     "overwritten": ("combine", lambda op: lambda g, w, out=None, **k: op(g, w, out=out), ["accumulate"]),

@@ -85,6 +85,11 @@ def check_ops(grads: TaskGradients, place: Callable[[Tensor], Tensor]) -> Checks
         error = ops.gram(grads, precision=precision).cpu() - truth
         return worst(error, size * sum_rtol(dtype, precision == "exact"))
 
+    def cross_gram() -> float:
+        batches = [TaskGradients.from_rows(rows) for rows in (grads.rows[: K // 2], grads.rows[K // 2 :])]
+        error = ops.gram(*batches, precision="exact").cpu() - truth[: K // 2, K // 2 :]
+        return worst(error, size[: K // 2, K // 2 :] * sum_rtol(dtype, exact=True))
+
     def norms() -> float:
         lengths = truth.diagonal().sqrt()
         return worst(ops.norms(grads).cpu() - lengths, lengths * sum_rtol(dtype, exact=True))
@@ -120,6 +125,7 @@ def check_ops(grads: TaskGradients, place: Callable[[Tensor], Tensor]) -> Checks
     return {
         "gram, exact": partial(gram, "exact"),
         "gram, fast": partial(gram, "fast"),
+        "cross-Gram": cross_gram,
         "norms": norms,
         "combine": partial(combine, weights),
         "combine, R = 3": partial(combine, coefficients),

@@ -24,12 +24,19 @@ def read_streams(grads: TaskGradients, streams: int) -> Callable[[], object]:
     return lambda: [g.sum() for g in grads.flat() if g is not None]
 
 
-def plain_gram(grads: TaskGradients) -> Callable[[], Tensor]:
-    """`cat` each task's tensors, `stack` the tasks, J @ J.T: what one writes without this package."""
+def plain_gram(grads: TaskGradients, other: TaskGradients | None = None) -> Callable[[], Tensor]:
+    """`cat` each task's tensors, `stack` the tasks, J @ J.T: what one writes without this package.
+
+    With a second batch `other` the product is that of the two matrices.
+    """
 
     def run() -> Tensor:
-        J = torch.stack([torch.cat([g.reshape(-1) for g in row if g is not None]) for row in grads.rows])
-        return J @ J.T
+        J, *others = [
+            torch.stack([torch.cat([g.reshape(-1) for g in row if g is not None]) for row in batch.rows])
+            for batch in (grads, other)
+            if batch is not None
+        ]
+        return J @ (others[0] if others else J).T
 
     return run
 

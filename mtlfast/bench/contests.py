@@ -23,6 +23,7 @@ class Contest(NamedTuple):
 # Op -> how often it must move J's bytes, and how often those of one update direction, which are a K-th of them.
 PASSES = {
     "gram": (1, 0),
+    "cross-Gram": (1, 0),
     "norms": (1, 0),
     "combine": (1, 1),
     "combine in place": (1, 1),
@@ -38,10 +39,12 @@ def contests_on(grads: TaskGradients) -> dict[str, Contest]:
     ones = torch.ones(K, dtype=torch.float64, device=grads.device)
     weights = ones / (2 * K)  # in place, again and again: nothing may grow
     signs = ones.neg()
+    first, second = TaskGradients(grads.rows[: K // 2]), TaskGradients(grads.rows[K // 2 :])
     pcgrad, out, own = PCGrad(), ops.combine(grads, weights), list(grads.rows[0])
     plain_combine = baselines.plain_combine(grads, weights)
     ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "gram": (lambda: ops.gram(grads), baselines.plain_gram(grads)),
+        "cross-Gram": (lambda: ops.gram(first, second), baselines.plain_gram(first, second)),
         "norms": (lambda: ops.norms(grads), baselines.plain_norms(grads)),
         "combine": (lambda: ops.combine(grads, weights, out=out), plain_combine),
         "combine in place": (lambda: ops.combine(grads, weights, out=own), plain_combine),
