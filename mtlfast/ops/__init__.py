@@ -1,10 +1,23 @@
 """The ops: each checks its arguments, then calls the compiled kernel or the plain-PyTorch reference."""
 
+from mtlfast.ops.advance import advance_
 from mtlfast.ops.combine import combine
+from mtlfast.ops.excess_risks import excess_risks
 from mtlfast.ops.flatten import flatten, unflatten
 from mtlfast.ops.gram import gram, norms
 from mtlfast.ops.project import project
 from mtlfast.ops.scale import scale_
 from mtlfast.ops.solve import solve
 
-__all__ = ["combine", "flatten", "gram", "norms", "project", "scale_", "solve", "unflatten"]
+__all__ = [
+    "advance_",
+    "combine",
+    "excess_risks",
+    "flatten",
+    "gram",
+    "norms",
+    "project",
+    "scale_",
+    "solve",
+    "unflatten",
+]

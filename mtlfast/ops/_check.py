@@ -1,6 +1,6 @@
 """The checks that ops share. Each raises an error of one sentence, before anything is written."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -69,6 +69,58 @@ def check_out(
         _look_closer(op, out, grads, leading, dtype)
 
 
+def check_state(
+    op: str,
+    name: str,
+    state: TaskGradients,
+    grads: TaskGradients,
+    written: bool = False,
+    out: Sequence[Tensor | None] = (),
+) -> None:
+    """Raises unless `state` has rows and tensors like the gradients', of any dtype, in the gradients' strides.
+
+    With `written` each entry must also have memory of its own, which no gradient and no tensor of `out` shares.
+    """
+    if not isinstance(state, TaskGradients):
+        raise TypeError(
+            f"{op}: {name} is a {type(state).__name__}, expected TaskGradients (TaskGradients.from_rows makes one)"
+        )
+    shape, expected = (state.num_tasks, len(state.shapes)), (grads.num_tasks, len(grads.shapes))
+    if shape != expected:
+        raise ValueError(
+            f"{op}: {name} has {shape[0]} tasks x {shape[1]} tensors, expected {expected[0]} x {expected[1]}"
+        )
+    for t, (own, gradient) in enumerate(zip(state.examples(), grads.examples(), strict=True)):
+        if own is None or gradient is None:
+            continue
+        where = f"{op}: {name} of tensor {t}"
+        if own.device != grads.device:
+            raise ValueError(f"{where} is on {own.device}, expected {grads.device} as the task gradients")
+        if own.shape != gradient.shape:
+            raise ValueError(f"{where} has shape {list(own.shape)}, expected {list(gradient.shape)}")
+        if not same_layout(own, gradient.stride()):
+            raise ValueError(f"{where} has strides {list(own.stride())}, expected {list(gradient.stride())}")
+    if written and not torch.compiler.is_compiling() and grads.device.type != "meta":
+        _check_state_memory(op, name, state, grads, out)
+
+
+def _check_state_memory(
+    op: str, name: str, state: TaskGradients, grads: TaskGradients, out: Sequence[Tensor | None]
+) -> None:
+    """Raises if an entry of the state overlaps another one, a gradient or an output."""
+    T = len(state.shapes)
+    count = state.num_tasks * T
+    for first, second in overlaps([*state.flat(), *grads.flat(), *out], count):
+        other = f"out {second - 2 * count}"
+        if second < 2 * count:
+            kind, (k, t) = ("state" if second < count else "gradient"), divmod(second % count, T)
+            other = f"task {k}'s {kind} of tensor {t}"
+        k, t = divmod(first, T)
+        raise ValueError(
+            f"{op}: task {k}'s entry of {name} for tensor {t} shares memory with {other}, expected memory of its own"
+        )
+
+
 def fits_out(out: Sequence[Tensor | None], grads: TaskGradients, dtype: torch.dtype) -> bool:
     """Whether `out` can hold one weighted sum of the gradients in `dtype`."""
     if grads.accepts(out, (), dtype):
@@ -123,18 +175,26 @@ def _check_memory(op: str, out: Sequence[Tensor | None], grads: TaskGradients, l
     reached = [target if shape is not None else None for target, shape in zip(out, grads.shapes, strict=True)]
     T = len(reached)
     entries = [*reached, *grads.flat()]
-    widest_out = widest = (0, -1)  # (end, index) of the span that reaches furthest, among outputs and among all
-    for begin, end, i in memory_spans(entries):
-        other = widest[1] if i < T else widest_out[1]
-        reach = widest[0] if i < T else widest_out[0]
-        if begin < reach and not (_in_place(entries, i, other, T) and not leading):
-            first, second = sorted((i, other))
+    for first, second in overlaps(entries, T):
+        if leading or not _in_place(entries, first, second, T):
             what = (
                 f"out {second}" if second < T else f"task {(second - T) // T}'s gradient of tensor {(second - T) % T}"
             )
             raise ValueError(f"{op}: out {first} shares memory with {what}, expected memory of its own")
+
+
+def overlaps(entries: Sequence[Tensor | None], own: int) -> Iterator[tuple[int, int]]:
+    """Pairs (i, j) of entries that share memory, with i < j and i among the first `own` entries.
+
+    It finds at least one pair if there is any, and of several entries in one place not all pairs.
+    """
+    widest_own = widest = (0, -1)  # (end, index) of the span that reaches furthest, among the first and among all
+    for begin, end, i in memory_spans(entries):
+        reach, other = widest if i < own else widest_own
+        if begin < reach:
+            yield min(i, other), max(i, other)
         widest = max(widest, (end, i))
-        widest_out = max(widest_out, (end, i)) if i < T else widest_out
+        widest_own = max(widest_own, (end, i)) if i < own else widest_own
 
 
 def _in_place(entries: Sequence[Tensor | None], i: int, j: int, T: int) -> bool:

@@ -1,6 +1,16 @@
 """Every op again in plain PyTorch, written to be obviously right: the oracle, and what serves without the extension."""
 
-from mtlfast.reference.engine import combine, flatten, gram, norms, project, scale_, unflatten
+from mtlfast.reference.engine import (
+    advance_,
+    combine,
+    excess_risks,
+    flatten,
+    gram,
+    norms,
+    project,
+    scale_,
+    unflatten,
+)
 from mtlfast.reference.group import Group
 from mtlfast.reference.pcgrad import pcgrad
 from mtlfast.reference.solve import DIMENSIONS, SOLVERS, Solver, solve
@@ -10,7 +20,9 @@ __all__ = [
     "SOLVERS",
     "Group",
     "Solver",
+    "advance_",
     "combine",
+    "excess_risks",
     "flatten",
     "gram",
     "norms",

@@ -107,6 +107,56 @@ def scale_(grads: TaskGradients, factors: Tensor) -> TaskGradients:
     return grads
 
 
+def advance_(
+    grads: TaskGradients,
+    state: TaskGradients,
+    keep: Tensor,
+    take: Tensor,
+    of_state: Tensor | None = None,
+    of_grads: Tensor | None = None,
+    square: bool = False,
+    out: Sequence[Tensor | None] | None = None,
+) -> list[Tensor | None]:
+    """s = keep s + take x in place with x = g or g^2, and the sum over the tasks of of_state s + of_grads g.
+
+    Where a coefficient is not finite, the state stays and the sum is NaN.
+    """
+    zeros = torch.zeros(grads.num_tasks, dtype=torch.float64, device=grads.device)
+    given = [zeros if x is None else x.double().clone() for x in (keep, take, of_state, of_grads)]
+    finite = torch.stack(given).isfinite().all()
+    nan = zeros.new_tensor(torch.nan)
+    result: list[Tensor | None] = []
+    with torch.no_grad():
+        for t, example in enumerate(grads.examples()):
+            if example is None:
+                result.append(None)
+                continue
+            total = torch.zeros_like(example, dtype=torch.float64, requires_grad=False)
+            for g, s, a, b, c, d in zip(grads.column(t), state.column(t), *given, strict=True):
+                x = total.new_zeros(()) if g is None else g.double()
+                if s is not None:
+                    new = a * s.double() + b * (x * x if square else x)
+                    s.copy_(torch.where(finite, new.to(s.dtype), s))
+                    total += c * new
+                total += d * x
+            target = torch.empty_like(example, requires_grad=False) if out is None else out[t]
+            assert target is not None
+            result.append(target.copy_(torch.where(finite, total, nan)))
+    return result
+
+
+def excess_risks(grads: TaskGradients, sums: TaskGradients, eps: float = 1e-7, factors: Tensor | None = None) -> Tensor:
+    """The sum of g^2 / sqrt(H + g^2 + eps) over each task's elements, [K] float64; g is multiplied by `factors`."""
+    result = torch.zeros(grads.num_tasks, dtype=torch.float64, device=grads.device)
+    for k, (row, sums_row) in enumerate(zip(grads.rows, sums.rows, strict=True)):
+        for g, h in zip(row, sums_row, strict=True):
+            if g is not None:
+                squares = (g.detach().double() * (1 if factors is None else factors[k].double())).square()
+                before = 0 if h is None else h.double()
+                result[k] += (squares / (before + squares + eps).sqrt()).sum()
+    return result
+
+
 def _column(grads: TaskGradients, t: int) -> Tensor:
     """The K gradients of tensor t as a [K, numel] float64 matrix."""
     shape = grads.shapes[t]
