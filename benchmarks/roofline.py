@@ -112,6 +112,12 @@ def launches(op: str, work: Workload, chip: Chip, kernels: dict[str, Any]) -> li
     if op.startswith("combine"):
         multiply_adds = 2 * K + converted(K + 1, chip) + (K if work.dtype != "float32" else 0)
         return [Launch(f"combine_kernel<{dtype}, {dtype}, 1>", bytes_moved, multiply_adds, THREAD_BYTES * min(K, 4))]
+    if op == "advance_":
+        multiply_adds = 2 * 4 * K + converted(3 * K + 1, chip)
+        return [Launch(f"advance_kernel<{dtype}, {dtype}>", bytes_moved, multiply_adds, THREAD_BYTES * min(2 * K, 4))]
+    if op == "excess_risks":  # a square root and a division of doubles take about as long as 16 of their multiply-adds
+        multiply_adds = 2 * (16 + 4) * K + converted(2 * K, chip)
+        return [Launch(f"excess_risks_kernel<{dtype}, {dtype}>", bytes_moved, multiply_adds, THREAD_BYTES * 2)]
     kernel = {"norms": "norms_kernel<{0}>", "flatten": "flatten_kernel<{0}, {0}>", "scale_": "scale_kernel<{0}>"}[op]
     return [Launch(kernel.format(dtype), bytes_moved, K, THREAD_BYTES)]
 

@@ -47,17 +47,29 @@ std::optional<mtlfast::TaskTable> marshal(const py::handle& rows) {
   return table;
 }
 
-// TaskTable::accepts for a list of tensors and None; false if the list holds anything else.
-bool accepts(const mtlfast::TaskTable& table, const py::handle& out, std::optional<int64_t> leading,
-             std::optional<at::ScalarType> dtype) {
-  const Items items(out);
+// A list of tensors and None, which is an undefined tensor here; nothing if the list holds anything else.
+std::optional<std::vector<at::Tensor>> tensors_of(const py::handle& list) {
+  const Items items(list);
   std::vector<at::Tensor> tensors(items.size());
   for (Py_ssize_t t = 0; t < items.size(); ++t) {
     if (items[t] == Py_None) continue;
-    if (!THPVariable_Check(items[t])) return false;
+    if (!THPVariable_Check(items[t])) return std::nullopt;
     tensors[t] = THPVariable_Unpack(items[t]);
   }
-  return table.accepts(tensors, leading, dtype);
+  return tensors;
+}
+
+// TaskTable::accepts for a list of tensors and None; false if the list holds anything else.
+bool accepts(const mtlfast::TaskTable& table, const py::handle& out, std::optional<int64_t> leading,
+             std::optional<at::ScalarType> dtype) {
+  const std::optional<std::vector<at::Tensor>> tensors = tensors_of(out);
+  return tensors && table.accepts(*tensors, leading, dtype);
+}
+
+// TaskTable::apart_from for a list of tensors and None; false if the list holds anything else.
+bool apart_from(const mtlfast::TaskTable& table, const mtlfast::TaskTable& state, const py::handle& out) {
+  const std::optional<std::vector<at::Tensor>> tensors = tensors_of(out);
+  return tensors && table.apart_from(state, *tensors);
 }
 
 // Whether nothing else holds this tensor's memory: it is the only tensor on its storage, or it is a view whose base
@@ -154,6 +166,14 @@ PYBIND11_MODULE(_C, m) {
       NoGil());
   m.def("flatten", &mtlfast::flatten, NoGil());
   m.def("scale_", &mtlfast::scale_, NoGil());
+  m.def("same_tensors", &mtlfast::TaskTable::same_tensors);
+  m.def("apart_from", &apart_from);
+  m.def(
+      "advance_",
+      [](const mtlfast::TaskTable& grads, const mtlfast::TaskTable& state, const at::Tensor& coefficients, bool square,
+         const std::vector<at::Tensor>& out) { mtlfast::advance_(grads, state, coefficients, square, out); },
+      NoGil());
+  m.def("excess_risks", &mtlfast::excess_risks, NoGil());
   m.def("read", &mtlfast::read, NoGil());
   m.def("isa", [] { return std::string(mtlfast::kernels().isa); });
   m.def("cuda_facts", &cuda_facts);

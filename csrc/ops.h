@@ -27,6 +27,13 @@ void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::Tensor
 at::Tensor flatten(const TaskTable& grads, at::ScalarType dtype);  // [K, P]
 void scale_(const TaskTable& grads, const at::Tensor& factors);    // factors: [K]
 
+// The state of K tasks in place, and T outputs [*shape]: mtlfast/ops/advance.py has the formula. coefficients: [4, K],
+// keep, take, of_state and of_grads.
+void advance_(const TaskTable& grads, const TaskTable& state, const at::Tensor& coefficients, bool square,
+              at::TensorList out);
+// [K] float64: mtlfast/ops/excess_risks.py has the formula. factors: [K].
+at::Tensor excess_risks(const TaskTable& grads, const TaskTable& sums, double eps, const at::Tensor& factors);
+
 // From gram [..., K, K] to weights [..., K], or to [..., K, K] for a method of coefficients. solve/solvers.h lists the
 // methods. params and inputs come in the order in which the method names them. An absent input is nullopt, or is left
 // out at the end. mask: [..., K] bool; a task whose entry is false is left out, and its result is 0.

@@ -33,17 +33,8 @@ void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::Tensor
                         coefficients.device() == grads.options().device(),
                     "combine: weights have shape ", coefficients.sizes(), " on ", coefficients.device(), ", expected [",
                     K, "] or [R, ", K, "] on ", grads.options().device());
-  TORCH_CHECK_VALUE(static_cast<int64_t>(out.size()) == view.num_tensors, "combine: out has ", out.size(),
-                    " tensors, expected ", view.num_tensors);
-  const at::ScalarType dtype = grads.dtype_of_out(out);
-  const DType out_dtype = dtype_of(dtype);
-  std::vector<void*> pointers(out.size());
-  for (int64_t t = 0; t < view.num_tensors; ++t) {
-    TORCH_CHECK_VALUE(grads.matches(t, leading(coefficients), dtype, out[t]), "combine: out ", t, " has shape ",
-                      out[t].sizes(), ", strides ", out[t].strides(), ", dtype ", out[t].scalar_type(), " on ",
-                      out[t].device(), ", expected those of the task gradients of tensor ", t, ", and dtype ", dtype);
-    pointers[t] = out[t].mutable_data_ptr();
-  }
+  const std::vector<void*> pointers = grads.places("combine", out, leading(coefficients));
+  const DType out_dtype = dtype_of(grads.dtype_of_out(out));
   if (R == 0) return;
   const at::Tensor wide = coefficients.to(at::kDouble).contiguous();
   if (!coefficients.is_cpu()) {

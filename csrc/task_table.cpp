@@ -28,11 +28,6 @@ bool plain_memory(const at::Tensor& tensor) {
          tensor.has_storage();
 }
 
-struct Span {
-  uintptr_t begin, end;
-  int64_t t;  // the tensor
-};
-
 Span span_of(const void* data, int64_t bytes, int64_t t) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
   return {begin, begin + bytes, t};
@@ -44,6 +39,14 @@ bool sort_disjoint(std::vector<Span>& spans) {
   for (size_t i = 1; i < spans.size(); ++i)
     if (spans[i].begin < spans[i - 1].end) return false;
   return true;
+}
+
+// The span that reaches into [begin, end), or nullptr. The spans are disjoint, and sorted by address.
+const Span* span_in(const std::vector<Span>& spans, uintptr_t begin, uintptr_t end) {
+  // The last span that begins before `end`: as spans are disjoint, no other one can reach further.
+  const auto after = std::lower_bound(spans.begin(), spans.end(), end,
+                                      [](const Span& span, uintptr_t value) { return span.begin < value; });
+  return after != spans.begin() && std::prev(after)->end > begin ? &*std::prev(after) : nullptr;
 }
 
 }  // namespace
@@ -107,17 +110,30 @@ void TaskTable::finish() {
   for (size_t t = 1; t < offsets_.size(); ++t) offsets_[t] += offsets_[t - 1];
 }
 
-bool TaskTable::separate() const {
-  for (const c10::Storage& storage : held_)
-    if (c10::impl::cow::is_cow_data_ptr(storage.data_ptr())) return false;
+std::vector<Span> TaskTable::spans() const {
   const int64_t size = item_size(dtype_of(dtype()));
   std::vector<Span> spans;
   spans.reserve(held_.size());
-  for (int64_t i = 0; i < static_cast<int64_t>(data_.size()); ++i) {
-    const int64_t t = i / num_tasks_;
-    if (data_[i]) spans.push_back(span_of(data_[i], (offsets_[t + 1] - offsets_[t]) * size, t));
+  for (int64_t i = 0; i < static_cast<int64_t>(data_.size()); ++i)
+    if (data_[i]) spans.push_back(span_of(data_[i], numel_of(i / num_tasks_) * size, i / num_tasks_));
+  return spans;
+}
+
+bool TaskTable::separate() const {
+  for (const c10::Storage& storage : held_)
+    if (c10::impl::cow::is_cow_data_ptr(storage.data_ptr())) return false;
+  std::vector<Span> entries = spans();
+  return sort_disjoint(entries);
+}
+
+bool TaskTable::same_tensors(const TaskTable& other) const {
+  if (num_tasks_ != other.num_tasks_ || num_tensors() != other.num_tensors()) return false;
+  for (int64_t t = 0; t < num_tensors(); ++t) {
+    if (first_dim_[t] < 0 || other.first_dim_[t] < 0) continue;
+    if (options_.device() != other.options_.device() || sizes(t) != other.sizes(t)) return false;
+    if (numel_of(t) > 0 && !same_strides(sizes(t), strides(t), other.strides(t))) return false;
   }
-  return sort_disjoint(spans);
+  return true;
 }
 
 TaskView TaskTable::view() const {
@@ -163,7 +179,7 @@ bool TaskTable::accepts(const std::vector<at::Tensor>& out, std::optional<int64_
   if (static_cast<int64_t>(out.size()) != num_tensors()) return false;
   const at::ScalarType out_dtype = dtype ? *dtype : dtype_of_out(out);
   if (!known(out_dtype)) return false;
-  const int64_t size = item_size(dtype_of(this->dtype())), out_size = item_size(dtype_of(out_dtype));
+  const int64_t out_size = item_size(dtype_of(out_dtype));
   const bool in_place = !leading && out_dtype == this->dtype();
   std::vector<Span> spans;
   for (int64_t t = 0; t < num_tensors(); ++t) {
@@ -173,18 +189,39 @@ bool TaskTable::accepts(const std::vector<at::Tensor>& out, std::optional<int64_
     spans.push_back(span_of(out[t].mutable_data_ptr(), out[t].numel() * out_size, t));
   }
   if (!sort_disjoint(spans)) return false;
-  for (int64_t i = 0; i < static_cast<int64_t>(data_.size()); ++i) {
-    if (!data_[i]) continue;
-    const int64_t t = i / num_tasks_;
-    const Span entry = span_of(data_[i], (offsets_[t + 1] - offsets_[t]) * size, t);
-    // The last span that begins before the gradient ends: spans are disjoint, so no other one can reach further.
-    const auto after = std::lower_bound(spans.begin(), spans.end(), entry.end,
-                                        [](const Span& span, uintptr_t value) { return span.begin < value; });
-    if (after == spans.begin()) continue;
-    const Span& span = *std::prev(after);
-    if (span.end > entry.begin && !(in_place && span.t == t && span.begin == entry.begin)) return false;
+  for (const Span& entry : this->spans()) {
+    const Span* span = span_in(spans, entry.begin, entry.end);
+    if (span && !(in_place && span->t == entry.t && span->begin == entry.begin)) return false;
   }
   return true;
+}
+
+bool TaskTable::apart_from(const TaskTable& state, const std::vector<at::Tensor>& out) const {
+  if (!state.separate()) return false;
+  std::vector<Span> of_state = state.spans();
+  sort_disjoint(of_state);
+  for (const Span& entry : spans())
+    if (span_in(of_state, entry.begin, entry.end)) return false;
+  for (const at::Tensor& target : out) {
+    if (!target.defined() || target.numel() == 0) continue;
+    const Span entry = span_of(target.const_data_ptr(), target.numel() * target.element_size(), 0);
+    if (span_in(of_state, entry.begin, entry.end)) return false;
+  }
+  return true;
+}
+
+std::vector<void*> TaskTable::places(const char* op, at::TensorList out, std::optional<int64_t> leading) const {
+  TORCH_CHECK_VALUE(static_cast<int64_t>(out.size()) == num_tensors(), op, ": out has ", out.size(),
+                    " tensors, expected ", num_tensors());
+  const at::ScalarType dtype = dtype_of_out(out);
+  std::vector<void*> pointers(out.size());
+  for (int64_t t = 0; t < num_tensors(); ++t) {
+    TORCH_CHECK_VALUE(matches(t, leading, dtype, out[t]), op, ": out ", t, " has shape ", out[t].sizes(), ", strides ",
+                      out[t].strides(), ", dtype ", out[t].scalar_type(), " on ", out[t].device(),
+                      ", expected those of the task gradients of tensor ", t, ", and dtype ", dtype);
+    pointers[t] = out[t].mutable_data_ptr();
+  }
+  return pointers;
 }
 
 TaskTable table_of(const char* op, const OptionalTensors& rows, int64_t num_tasks) {

@@ -11,6 +11,12 @@
 
 namespace mtlfast {
 
+// The memory of an entry or output of tensor t.
+struct Span {
+  uintptr_t begin, end;
+  int64_t t;
+};
+
 // It keeps the tensors' memory alive even if a tensor is given other memory (`tensor.data = other`). A copy-on-write
 // tensor (torch._lazy_clone) gets memory of its own when it is entered: its address would change at its first write.
 class TaskTable {
@@ -40,6 +46,13 @@ class TaskTable {
   // Whether `out` could be the result of that.
   bool matches(int64_t t, std::optional<int64_t> leading, at::ScalarType dtype, const at::Tensor& out) const;
 
+  // Whether the other table has as many tasks and tensors and, of each tensor that both have, the device, shape and
+  // strides.
+  bool same_tensors(const TaskTable& other) const;
+  // Whether every entry of `state` can be written: it shares memory with no other one, with none of this table's
+  // entries and with no output.
+  bool apart_from(const TaskTable& state, const std::vector<at::Tensor>& out) const;
+
   // The dtype of the first output whose tensor a task reaches, which all must share; the gradients' dtype without one.
   at::ScalarType dtype_of_out(at::TensorList out) const;
 
@@ -49,9 +62,15 @@ class TaskTable {
   bool accepts(const std::vector<at::Tensor>& out, std::optional<int64_t> leading,
                std::optional<at::ScalarType> dtype) const;
 
+  // The addresses of outputs that fit; raises an error that begins with the op's name if one does not. All have one
+  // dtype. Whether they share memory is not looked at.
+  std::vector<void*> places(const char* op, at::TensorList out, std::optional<int64_t> leading) const;
+
  private:
   at::IntArrayRef sizes(int64_t t) const;
   at::IntArrayRef strides(int64_t t) const;
+  std::vector<Span> spans() const;  // of all entries
+  int64_t numel_of(int64_t t) const { return offsets_[t + 1] - offsets_[t]; }
 
   int64_t num_tasks_;
   std::vector<const void*> data_;   // [T, K]

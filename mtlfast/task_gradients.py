@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -189,8 +188,13 @@ class TaskGradients:
                 tuple(g.clone() if g is not None and (k, t) in shared else g for t, g in enumerate(row))
                 for k, row in enumerate(self.rows)
             )
-        if self._table is not None:  # the closer look also gave copy-on-write entries memory of their own
-            self._table = _native.module().marshal(self.rows)  # type: ignore[union-attr]
+        self.marshal_again()
+
+    def marshal_again(self) -> None:
+        """Finds the addresses anew, as after a look at them gave copy-on-write entries memory of their own."""
+        native = _native.module()
+        if native is not None and self._table is not None:
+            self._table = native.marshal(self.rows)
 
     def accepts(self, out: Sequence[Tensor | None], leading: tuple[int, ...], dtype: torch.dtype | None) -> bool:
         """Whether `out` certainly fits results of the shapes [*leading, *shape] in `dtype` (None: its own dtype).
@@ -203,11 +207,39 @@ class TaskGradients:
         answer: bool = native.accepts(self._table, out, leading[0] if leading else None, dtype)
         return answer
 
-    def run(self, on_table: Callable[[ModuleType, Any], Any], on_rows: Callable[[Any], Any]) -> Any:
-        """Runs an op in native code: `on_table(C, table)` if there is a table, else `on_rows(torch.ops.mtlfast)`."""
+    def looks_like(self, other: TaskGradients) -> bool:
+        """Whether `other` certainly has as many tasks and tensors, and the device, shape and strides of each.
+
+        Tensors that no task reaches in either do not count. On False the caller must look closer.
+        """
         native = _native.module()
-        if native is not None and self._table is not None:
-            return on_table(native, self._table)
+        if native is None or self._table is None or other._table is None:
+            return False
+        answer: bool = native.same_tensors(self._table, other._table)
+        return answer
+
+    def apart_from(self, state: TaskGradients, out: Sequence[Tensor | None]) -> bool:
+        """Whether the entries of `state` certainly share no memory with one another, with these gradients or `out`.
+
+        On False the caller must look closer.
+        """
+        native = _native.module()
+        if native is None or self._table is None or state._table is None:
+            return False
+        answer: bool = native.apart_from(self._table, state._table, out)
+        return answer
+
+    def run(
+        self, on_table: Callable[..., Any], on_rows: Callable[[Any], Any], other: TaskGradients | None = None
+    ) -> Any:
+        """Runs an op in native code: `on_table(C, table)` if there is a table, else `on_rows(torch.ops.mtlfast)`.
+
+        For an op on two task gradients, `on_table(C, table, other's table)` if both have one.
+        """
+        native = _native.module()
+        tables = [self._table] if other is None else [self._table, other._table]
+        if native is not None and all(table is not None for table in tables):
+            return on_table(native, *tables)
         return on_rows(torch.ops.mtlfast)
 
     def __reduce__(self) -> tuple[type[TaskGradients], tuple[Rows, tuple[Tensor, ...] | None]]:

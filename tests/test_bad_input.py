@@ -17,6 +17,8 @@ class Given:
         self.device = device
         self.grads = TaskGradients.from_rows([[self.zeros(2, 3) + 1, self.zeros(4) + 1] for _ in range(3)])
         self.weights = self.zeros(3) + 1
+        self.two = (self.weights, self.weights)
+        self.state = TaskGradients.from_rows([[self.zeros(2, 3), self.zeros(4)] for _ in range(3)])
         self.room = self.zeros(16).half()
         self.halves = TaskGradients.from_rows([[self.room[8:12]]])  # bytes 16 to 24 of the room
 
@@ -33,6 +35,7 @@ def combine_into(given, *out, weights=None, **kwargs):
     return ops.combine(given.grads, given.weights if weights is None else weights, out=list(out), **kwargs)
 
 
+MAKES = "expected TaskGradients (TaskGradients.from_rows makes one)"
 CASES = [
     (
         lambda g: ops.gram([[g.weights]]),
@@ -162,6 +165,71 @@ CASES = [
     ),
     (lambda g: ops.scale_(g.grads, g.zeros(2)), ValueError, "scale_: factors has shape [2], expected [3]"),
     (lambda g: ops.scale_(g.grads, g.zeros(1, 3)), ValueError, "scale_: factors has shape [1, 3], expected [3]"),
+    (lambda g: ops.advance_(g.weights, g.state, *g.two), TypeError, "advance_: grads is a Tensor, " + MAKES),
+    (lambda g: ops.advance_(g.grads, g.weights, *g.two), TypeError, "advance_: state is a Tensor, " + MAKES),
+    (
+        lambda g: ops.advance_(g.grads, g.state, g.weights, g.zeros(2)),
+        ValueError,
+        "advance_: take has shape [2], expected [3]",
+    ),
+    (
+        lambda g: ops.advance_(g.grads, g.state, *g.two, of_grads=[1, 1, 1]),
+        TypeError,
+        "advance_: of_grads is a list, expected a Tensor of shape [3]",
+    ),
+    (
+        lambda g: ops.advance_(g.grads, g.halves, *g.two),
+        ValueError,
+        "advance_: state has 1 tasks x 1 tensors, expected 3 x 2",
+    ),
+    (
+        lambda g: ops.advance_(g.grads, TaskGradients.from_rows([[g.zeros(3, 2), None]] * 3), *g.two),
+        ValueError,
+        "advance_: state of tensor 0 has shape [3, 2], expected [2, 3]",
+    ),
+    (
+        lambda g: ops.advance_(g.grads, TaskGradients.from_rows([[g.zeros(3, 2).T, None]] * 3), *g.two),
+        ValueError,
+        "advance_: state of tensor 0 has strides [1, 2], expected [3, 1]",
+    ),
+    (
+        lambda g: ops.advance_(g.grads, TaskGradients.from_rows([[None, g.zeros(4)]] * 3), *g.two),
+        ValueError,
+        "advance_: task 0's entry of state for tensor 1 shares memory with task 1's state of tensor 1, expected memory "
+        "of its own",
+    ),
+    (
+        lambda g: ops.advance_(g.grads, g.grads, *g.two),
+        ValueError,
+        "advance_: task 0's entry of state for tensor 0 shares memory with task 0's gradient of tensor 0, expected "
+        "memory of its own",
+    ),
+    (
+        lambda g: ops.advance_(g.grads, g.state, *g.two, out=[g.zeros(2, 3), g.state.rows[1][1]]),
+        ValueError,
+        "advance_: task 1's entry of state for tensor 1 shares memory with out 1, expected memory of its own",
+    ),
+    (
+        lambda g: ops.advance_(g.grads, g.state, *g.two, out=[g.zeros(2, 3)]),
+        ValueError,
+        "advance_: out has 1 tensors, expected 2",
+    ),
+    (lambda g: ops.excess_risks(g.grads, [g.weights]), TypeError, "excess_risks: sums is a list, " + MAKES),
+    (
+        lambda g: ops.excess_risks(g.grads, TaskGradients.from_rows([[None, g.zeros(5)]] * 3)),
+        ValueError,
+        "excess_risks: sums of tensor 1 has shape [5], expected [4]",
+    ),
+    (
+        lambda g: ops.excess_risks(g.grads, g.state, 0.0),
+        ValueError,
+        "excess_risks: eps is 0.0, expected a positive number",
+    ),
+    (
+        lambda g: ops.excess_risks(g.grads, g.state, factors=g.zeros(2)),
+        ValueError,
+        "excess_risks: factors has shape [2], expected [3]",
+    ),
     (
         lambda g: ops.flatten(g.grads, torch.int64),
         TypeError,
@@ -198,3 +266,7 @@ def test_nothing_is_written_before_the_check(given):
     with pytest.raises(ValueError):
         ops.scale_(given.grads, given.zeros(2))
     assert all((g == 1).all() for g in given.grads.flat())
+    with pytest.raises(ValueError):
+        ops.advance_(given.grads, given.state, *given.two, given.weights, out=[out[0], given.state.rows[2][1]])
+    assert not any(entry.any() for entry in given.state.flat())
+    assert (out[0] == 7).all()

@@ -9,8 +9,10 @@ import pytest
 import torch
 from cases import DTYPES, draw, draw_rows, matrix
 from methods import METHODS, losses, numbers_of_tasks, products
+from test_advance import assert_advanced, coefficients
 from test_combine import assert_close, weights_of
 from test_cross_gram import assert_cross_gram_is_exact
+from test_excess_risks import assert_risks
 from test_gram import assert_gram_is_exact
 from test_scale import assert_scaled, copy_of
 from torch import Tensor, nn
@@ -48,6 +50,9 @@ def everything(grads: TaskGradients) -> list[Tensor]:
     scaled = ops.scale_(copy_of(grads), weights)
     cross = ops.gram(grads, other=TaskGradients.from_rows(grads.rows[1:]))
     results = [gram, cross, ops.norms(grads), ops.solve(gram, "pcgrad", [0.0, 0.0]), ops.flatten(grads)]
+    state = copy_of(grads)
+    results += [*ops.advance_(grads, state, weights, weights, weights, weights), *state.flat()]
+    results += [ops.excess_risks(grads, copy_of(grads), factors=weights)]
     results += [*ops.combine(grads, weights), *ops.combine(grads, torch.stack([weights, weights]), dtype=torch.float64)]
     return [*results, *scaled.flat(), *ops.project(grads, order).flat()]
 
@@ -235,6 +240,8 @@ def test_two_devices_are_both_named(here, there):
         "combine: weights": lambda: ops.combine(grads, away),
         "combine: out 0": lambda: ops.combine(grads, away.to(here), out=[torch.zeros(4, device=there)]),
         "scale_: factors": lambda: ops.scale_(grads, away),
+        "advance_: keep": lambda: ops.advance_(grads, copy_of(grads), away, away),
+        "excess_risks: factors": lambda: ops.excess_risks(grads, copy_of(grads), factors=away),
         "project: order": lambda: ops.project(grads, order),
         "solve: an input": lambda: ops.solve(gram, "pcgrad", [0.0, 0.0], [gram.to(there)]),
     }
@@ -264,6 +271,9 @@ def test_peak_beside_the_operands(num_tasks):
     assert peak_bytes(lambda: ops.gram(*batches)) < 2 * MIB
     assert peak_bytes(lambda: ops.norms(grads)) < 2 * MIB
     assert peak_bytes(lambda: ops.combine(grads, weights, out=own)) < MIB
+    state = copy_of(grads)
+    assert peak_bytes(lambda: ops.advance_(grads, state, weights, weights, weights, out=own)) < MIB
+    assert peak_bytes(lambda: ops.excess_risks(grads, state)) < 2 * MIB
     assert direction <= peak_bytes(lambda: ops.combine(grads, weights)) < direction + MIB
     assert direction // 2 <= peak_bytes(lambda: ops.combine(grads, weights, dtype=torch.half)) < direction // 2 + MIB
 
@@ -280,6 +290,11 @@ def test_two_thousand_tensors_take_several_launches(num_tasks, dtype):
     assert torch.equal(ops.flatten(grads).cpu(), matrix(grads).to(dtype))
     before, factors = copy_of(grads), weights_of(grads)
     assert_scaled(ops.scale_(grads, factors), before, factors)
+    state = draw(num_tasks, [(1 + 7 * t % 40,) for t in range(2000)], torch.float32, missing=0.1, device="cuda")
+    old, given = copy_of(state), coefficients(num_tasks, "cuda")
+    assert_advanced(grads, old, given, False, state, ops.advance_(grads, state, **given))
+    squares = TaskGradients.from_rows([[None if s is None else s * s for s in row] for row in state.rows])
+    assert_risks(ops.excess_risks(grads, squares, factors=factors), grads, squares, factors=factors)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -17,6 +17,8 @@ WIDE = {  # kernel -> its 128-bit loads: to registers, or by cp.async to shared 
     "gram_staged_kernel": "LDGSTS.E.BYPASS.128",
     "combine_kernel": "LDG.E.128",
     "scale_kernel": "LDG.E.128",
+    "advance_kernel": "LDG.E.128",
+    "excess_risks_kernel": "LDG.E.128",
 }
 
 needs_kernels = pytest.mark.skipif(not ARCHS, reason="needs a build with CUDA kernels")

@@ -27,8 +27,20 @@ from report import render  # noqa: E402
 from workloads import DRY  # noqa: E402
 
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-OPS = ["gram, exact", "gram, fast", "cross-Gram", "norms", "combine", "combine, R = 3", "accumulate", "flatten"]
-OPS += ["scale_", "project"]
+OPS = [
+    "gram, exact",
+    "gram, fast",
+    "cross-Gram",
+    "norms",
+    "combine",
+    "combine, R = 3",
+    "accumulate",
+    "flatten",
+    "scale_",
+    "advance_",
+    "excess_risks",
+    "project",
+]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself

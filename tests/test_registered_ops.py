@@ -8,7 +8,7 @@ from mtlfast import TaskGradients, ops
 
 pytestmark = pytest.mark.native
 MT = torch.ops.mtlfast
-OPS = ["gram", "norms", "combine", "combine_", "flatten", "unflatten", "scale_", "solve"]
+OPS = ["gram", "norms", "combine", "combine_", "flatten", "unflatten", "scale_", "advance_", "excess_risks", "solve"]
 
 
 def samples(dtype, device):
@@ -18,6 +18,9 @@ def samples(dtype, device):
     out = [weights.new_zeros(0) if x is None else x for x in ops.combine(grads, weights)]
     present = [(k, g) for k, row in enumerate(grads.rows) for g in row if g is not None]
     gram = ops.gram(grads)
+    state = draw(3, [(5, 7), (), (130,), (0,)], torch.bfloat16, missing=0.2, device=device).flat()
+    present_state = [weights.new_zeros(0) if x is None else x for x in state]
+    forms = torch.randn(4, 3, device=device)
     return {
         "gram": [(flat, 3, True), (flat, 3, False), (flat, 3, True, 1), (flat, 3, False, 2)],
         "norms": [(flat, 3)],
@@ -36,6 +39,8 @@ def samples(dtype, device):
             (torch.randn(0, device=device), []),
         ],
         "scale_": [([g for _, g in present], [k for k, _ in present], weights)],
+        "advance_": [(flat, 3, present_state, x, x is forms, out) for x in (forms, forms / 0)],
+        "excess_risks": [(flat, 3, [None if s is None else s * s for s in state], 1e-7, weights)],
         "solve": [
             (gram, "pcgrad", [0.0, 0.0], [torch.rand(3, 3, device=device)], None, None),
             (gram, "pcgrad_coefficients", [], [], None, None),
@@ -57,9 +62,14 @@ def surgery(rows, weights):
     gram = ops.gram(grads)
     w = ops.solve(gram, "pcgrad", [0.0, 0.0])
     scaled = ops.combine(grads, w + weights)
+    state = TaskGradients.from_rows([[g.abs().bfloat16() for g in row] for row in rows])
+    risks = ops.excess_risks(grads, state)
+    advanced = ops.advance_(grads, state, w, weights, w, weights, square=True)
     others = [ops.combine(grads, torch.stack([w, w]), dtype=to) for to in (None, *DTYPES)]
+    moved = (*advanced, *state.flat())
     cross = ops.gram(grads, other=TaskGradients.from_rows(rows[1:]))
-    return gram, cross, ops.norms(grads), ops.flatten(grads), *scaled, *(x for other in others for x in other)
+    sums = (gram, cross, ops.norms(grads), ops.flatten(grads), risks)
+    return *sums, *moved, *scaled, *(x for other in others for x in other)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -103,5 +113,15 @@ def test_direct_calls_that_do_not_fit(device):
         MT.combine_([x, x], 1, ones[:1], [x.half(), x.double()], False, 1.0)
     with pytest.raises(RuntimeError, match="dtype is Int, expected float32, float64, bfloat16 or float16"):
         MT.combine([x], 1, ones[:1], 1.0, torch.int32)
+    with pytest.raises(ValueError, match="advance_: the state differs from the task gradients in tasks"):
+        MT.advance_([x, x], 2, [ones, ones], ones.new_ones(4, 2), False, [x.clone()])
+    with pytest.raises(ValueError, match=r"advance_: coefficients have shape \[2\] .* expected \[4, 2\]"):
+        MT.advance_([x, x], 2, [x.clone(), x.clone()], ones, False, [x.clone()])
+    with pytest.raises(ValueError, match="advance_: out has 0 tensors, expected 1"):
+        MT.advance_([x, x], 2, [x.clone(), x.clone()], ones.new_ones(4, 2), False, [])
+    with pytest.raises(ValueError, match="excess_risks: the sums differ from the task gradients in tasks"):
+        MT.excess_risks([x, x], 2, [ones, ones], 1e-7, ones)
+    with pytest.raises(ValueError, match=r"excess_risks: factors have shape \[1\]"):
+        MT.excess_risks([x, x], 2, [x, x], 1e-7, ones[:1])
     with pytest.raises(ValueError, match="scale_: task index 2 of tensor 0 is not below 2"):
         MT.scale_([x], [2], ones)

@@ -118,6 +118,26 @@ def check_ops(grads: TaskGradients, place: Callable[[Tensor], Tensor]) -> Checks
         result = reference.flatten(ops.scale_(copy, weights), torch.float64).cpu()
         return worst(result - want, want.abs() * eps + tiny)
 
+    def state(low: float) -> TaskGradients:
+        rows = [[None if g is None else place(torch.rand_like(g) + low) for g in row] for row in grads.rows]
+        return TaskGradients.from_rows(rows)
+
+    def advance_() -> float:
+        copy, halves = state(-0.5), torch.full((K,), 0.5, device=device)
+        before = reference.flatten(copy, torch.float64).cpu()
+        result = joined(ops.advance_(grads, copy, halves, halves, weights, halves))
+        new, w = (before + J) / 2, weights.cpu().double()
+        moved = reference.flatten(copy, torch.float64).cpu() - new
+        want, most = w @ new + 0.5 * J.sum(0), w.abs() @ (before.abs() + J.abs()) + J.abs().sum(0)
+        allowed = want.abs() * eps + most * K * torch.finfo(torch.float64).eps + tiny
+        return max(worst(result - want, allowed), worst(moved, new.abs() * eps + tiny))
+
+    def excess_risks() -> float:
+        sums, factors = state(0.0), torch.rand(K, device=device)
+        scaled, before = factors.cpu().double()[:, None] * J, reference.flatten(sums, torch.float64).cpu()
+        want = (scaled.square() / (before + scaled.square() + 1e-7).sqrt()).sum(1)
+        return worst(ops.excess_risks(grads, sums, factors=factors).cpu() - want, want * sum_rtol(dtype, exact=True))
+
     def project() -> float:
         result = reference.flatten(ops.project(grads), torch.float64).cpu()
         return off(result, reference.solve(truth, "pcgrad_coefficients"))
@@ -132,6 +152,8 @@ def check_ops(grads: TaskGradients, place: Callable[[Tensor], Tensor]) -> Checks
         "accumulate": partial(combine, weights, fill=0.75, accumulate=True),
         "flatten": flatten,
         "scale_": scale_,
+        "advance_": advance_,
+        "excess_risks": excess_risks,
         "project": project,
     }
 

@@ -30,6 +30,16 @@ struct CpuKernels {
   // g_k[c] *= factors[k] over the range.
   void (*scale)(const TaskView& grads, int64_t begin, int64_t end, const double* factors);
 
+  // s_k = keep_k * s_k + take_k * x over the range, in place, with x = g_k or, if `square`, g_k^2; then out[t] = sum_k
+  // of_state_k * s_k + of_grads_k * g_k. coefficients: [4, K], in this order. state: K and T as of the gradients, whose
+  // offsets it goes by, and any dtype. out[t] is of out_dtype, and may be one of tensor t's gradients of that dtype.
+  void (*advance)(const TaskView& grads, const TaskView& state, int64_t begin, int64_t end, const double* coefficients,
+                  bool square, DType out_dtype, void* const* out);
+  // risks[k] = sum over the range of x / sqrt(h + x + eps), where x = (factors[k] * g_k)^2 and h is the element of
+  // sums_k, which has K and T as the gradients, whose offsets it goes by, and any dtype.
+  void (*excess_risks)(const TaskView& grads, const TaskView& sums, int64_t begin, int64_t end, double eps,
+                       const double* factors, double* risks);
+
   // Reads the range, `streams` (1 or 4) rows side by side, and returns a checksum. For the benchmark.
   uint32_t (*read)(const TaskView& grads, int64_t begin, int64_t end, int64_t streams);
 };

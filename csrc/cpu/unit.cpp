@@ -14,6 +14,8 @@ int64_t combine_scratch(int64_t, int64_t);
 void flatten(const TaskView&, int64_t, int64_t, DType, int64_t, void*);
 uint32_t read(const TaskView&, int64_t, int64_t, int64_t);
 void scale(const TaskView&, int64_t, int64_t, const double*);
+void advance(const TaskView&, const TaskView&, int64_t, int64_t, const double*, bool, DType, void* const*);
+void excess_risks(const TaskView&, const TaskView&, int64_t, int64_t, double, const double*, double*);
 
 extern const CpuKernels kernels;
 // Each kernel is assigned by the name of its field, so that one that is missing or out of order does not compile.
@@ -26,6 +28,8 @@ const CpuKernels kernels = {
     .combine_scratch = combine_scratch,
     .flatten = flatten,
     .scale = scale,
+    .advance = advance,
+    .excess_risks = excess_risks,
     .read = read,
 };
 

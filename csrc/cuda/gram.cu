@@ -25,10 +25,7 @@ int64_t gram_partials(const TaskView& grads, int64_t split, bool exact) {
   return visit_sums(grads.dtype, exact,
                     [&]<class T, class Sum>(T, Sum) { return gram_partials_of<T, Sum>(grads, split); });
 }
-int64_t norms_partials(const TaskView& grads) {
-  const int64_t rows = grads.num_tasks < kNormsRows ? grads.num_tasks : kNormsRows;
-  return rows * norms_blocks(grads, rows);
-}
+int64_t norms_partials(const TaskView& grads) { return row_partials(grads); }
 
 const char* gram(const TaskView& grads, int64_t split, bool exact, const Workspace& workspace, double* out,
                  void* stream) {

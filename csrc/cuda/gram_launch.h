@@ -90,22 +90,15 @@ int64_t gram_partials_of(const TaskView& grads, int64_t split) {
   return most;
 }
 
-constexpr int kNormsRows = 64;  // of one launch
-
-inline int norms_blocks(const TaskView& grads, int64_t rows) { return blocks_for(64 * rows, chunks_of(grads)); }
-
 template <class T>
 const char* norms_of(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {
-  const char* error = nullptr;
-  for (int64_t k = 0; k < grads.num_tasks && !error; k += kNormsRows) {
-    const int rows = static_cast<int>(grads.num_tasks - k < kNormsRows ? grads.num_tasks - k : kNormsRows);
-    const unsigned blocks = norms_blocks(grads, rows);
-    error = for_each_table(grads, k, rows, [&](const Table& table, bool first, bool last) {
+  return for_each_rows(grads.num_tasks, [&](int64_t k, int rows) {
+    const dim3 grid(row_blocks(grads, rows), rows);
+    return for_each_table(grads, k, rows, [&](const Table& table, bool first, bool last) {
       const Sums sums{workspace.partials, workspace.counter, out + k, rows, first, last, 0};
-      return launch<norms_kernel<T>>(dim3(blocks, rows), kThreads, 0, stream, table, sums);
+      return launch<norms_kernel<T>>(grid, kThreads, 0, stream, table, sums);
     });
-  }
-  return error;
+  });
 }
 
 template <class T>

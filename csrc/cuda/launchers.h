@@ -32,6 +32,18 @@ const char* combine(const TaskView& grads, const double* coefficients, int64_t n
 const char* flatten(const TaskView& grads, DType out_dtype, void* out, void* stream);  // out: [K, P]
 const char* scale(const TaskView& grads, const double* factors, void* stream);
 
+constexpr int64_t kMostAdvanced = 1024;  // tasks that advance takes: shared memory holds four numbers of each
+
+// As CpuKernels::advance, for the whole Jacobian. If a coefficient is not finite, the state stays and the outputs are
+// NaN.
+const char* advance(const TaskView& grads, const TaskView& state, const double* coefficients, bool square,
+                    DType out_dtype, void* const* out, void* stream);
+
+// As CpuKernels::excess_risks, for the whole Jacobian, with memory as for norms. risks: [K].
+int64_t excess_risks_partials(const TaskView& grads);
+const char* excess_risks(const TaskView& grads, const TaskView& sums, double eps, const double* factors,
+                         const Workspace& workspace, double* risks, void* stream);
+
 // One method of solve/solvers.h on `groups` Gram matrices. Arrays are those of solve::Problem, one group after another.
 struct SolveArguments {
   const char* method;

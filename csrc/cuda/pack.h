@@ -27,6 +27,22 @@ inline int blocks_for(int64_t num_sums, int64_t chunks) {
   return static_cast<int>(chunks < 1 ? 1 : chunks < blocks ? chunks : blocks);
 }
 
+// For kernels with a sum for each row: launches of at most kSummedRows rows, which all share their partial sums.
+constexpr int64_t kSummedRows = 64;
+inline int row_blocks(const TaskView& grads, int64_t rows) { return blocks_for(64 * rows, chunks_of(grads)); }
+inline int64_t row_partials(const TaskView& grads) {
+  const int64_t rows = grads.num_tasks < kSummedRows ? grads.num_tasks : kSummedRows;
+  return rows * row_blocks(grads, rows);
+}
+// Calls use(first, rows) for each launch's rows, until one returns an error text.
+template <class Use>
+const char* for_each_rows(int64_t num_rows, Use use) {
+  const char* error = nullptr;
+  for (int64_t first = 0; first < num_rows && !error; first += kSummedRows)
+    error = use(first, static_cast<int>(num_rows - first < kSummedRows ? num_rows - first : kSummedRows));
+  return error;
+}
+
 // Fills tables entry by entry, and calls launch(table, first, last) for each, which returns nullptr or an error text.
 template <class Launch>
 class Packer {

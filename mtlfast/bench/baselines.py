@@ -81,6 +81,27 @@ def plain_scale(grads: TaskGradients, factors: Tensor) -> Callable[[], None]:
     return run
 
 
+def plain_advance(grads: TaskGradients, state: TaskGradients, half: Tensor, weights: Tensor) -> list[Tensor]:
+    """The state's running mean of squared gradients and its weighted sum, with torch's multi-tensor ops."""
+    total = [torch.zeros_like(g) for g in grads.rows[0] if g is not None]
+    for row, state_row, share, weight in zip(grads.rows, state.rows, half.tolist(), weights.tolist(), strict=True):
+        gradients = [g for g in row if g is not None]
+        entries = [s for s in state_row if s is not None]
+        torch._foreach_mul_(entries, 1 - share)
+        torch._foreach_addcmul_(entries, gradients, gradients, value=share)
+        torch._foreach_add_(total, entries, alpha=weight)
+    return total
+
+
+def plain_excess_risks(grads: TaskGradients, sums: TaskGradients) -> Tensor:
+    """Each task's excess risk from its tensors', one after another."""
+    risks = []
+    for row, sums_row in zip(grads.rows, sums.rows, strict=True):
+        squares = [(g * g, h) for g, h in zip(row, sums_row, strict=True) if g is not None and h is not None]
+        risks.append(torch.stack([(x / (h + x + 1e-7).sqrt()).sum() for x, h in squares]).sum())
+    return torch.stack(risks)
+
+
 def plain_pcgrad(grads: TaskGradients) -> Callable[[], Tensor]:
     """PCGrad as public implementations write it: flatten, then K^2 walks over the gradients."""
 

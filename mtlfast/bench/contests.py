@@ -1,6 +1,7 @@
 """What is timed: each op on one workload, its plain-PyTorch rival, and how many bytes it must move."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,8 @@ PASSES = {
     "combine in place": (1, 1),
     "flatten": (2, 0),
     "scale_": (2, 0),
+    "advance_": (3, 1),
+    "excess_risks": (2, 0),
     "PCGrad": (2, 1),
 }
 
@@ -40,8 +43,17 @@ def contests_on(grads: TaskGradients) -> dict[str, Contest]:
     weights = ones / (2 * K)  # in place, again and again: nothing may grow
     signs = ones.neg()
     first, second = TaskGradients(grads.rows[: K // 2]), TaskGradients(grads.rows[K // 2 :])
+    half = ones / 2
     pcgrad, out, own = PCGrad(), ops.combine(grads, weights), list(grads.rows[0])
     plain_combine = baselines.plain_combine(grads, weights)
+
+    @cache
+    def state() -> TaskGradients:  # as large as J, so only where a contest on it runs
+        return TaskGradients([[None if g is None else torch.zeros_like(g) for g in row] for row in grads.rows])
+
+    def advance() -> object:
+        return ops.advance_(grads, state(), half, half, weights, square=True, out=out)
+
     ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "gram": (lambda: ops.gram(grads), baselines.plain_gram(grads)),
         "cross-Gram": (lambda: ops.gram(first, second), baselines.plain_gram(first, second)),
@@ -50,6 +62,11 @@ def contests_on(grads: TaskGradients) -> dict[str, Contest]:
         "combine in place": (lambda: ops.combine(grads, weights, out=own), plain_combine),
         "flatten": (lambda: ops.flatten(grads), baselines.plain_flatten(grads)),
         "scale_": (lambda: ops.scale_(grads, signs), baselines.plain_scale(grads, signs)),
+        "advance_": (advance, lambda: baselines.plain_advance(grads, state(), half, weights)),
+        "excess_risks": (
+            lambda: ops.excess_risks(grads, state()),
+            lambda: baselines.plain_excess_risks(grads, state()),
+        ),
         "PCGrad": (lambda: _surgery(grads, pcgrad, out), baselines.plain_pcgrad(grads)),
     }
     return {op: Contest(*ways[op], of_J + of_direction / K) for op, (of_J, of_direction) in PASSES.items()}

@@ -85,6 +85,17 @@ def check_state(
         raise TypeError(
             f"{op}: {name} is a {type(state).__name__}, expected TaskGradients (TaskGradients.from_rows makes one)"
         )
+    if not grads.looks_like(state):
+        _check_alike(op, name, state, grads)
+    traced = torch.compiler.is_compiling() or grads.device.type == "meta"
+    if written and not traced and not grads.apart_from(state, out):
+        _check_state_memory(op, name, state, grads, out)
+        for looked_at in (state, grads):
+            looked_at.marshal_again()
+
+
+def _check_alike(op: str, name: str, state: TaskGradients, grads: TaskGradients) -> None:
+    """Raises unless `state` has as many tasks and tensors, and the device, shape and strides of each."""
     shape, expected = (state.num_tasks, len(state.shapes)), (grads.num_tasks, len(grads.shapes))
     if shape != expected:
         raise ValueError(
@@ -100,8 +111,6 @@ def check_state(
             raise ValueError(f"{where} has shape {list(own.shape)}, expected {list(gradient.shape)}")
         if not same_layout(own, gradient.stride()):
             raise ValueError(f"{where} has strides {list(own.stride())}, expected {list(gradient.stride())}")
-    if written and not torch.compiler.is_compiling() and grads.device.type != "meta":
-        _check_state_memory(op, name, state, grads, out)
 
 
 def _check_state_memory(

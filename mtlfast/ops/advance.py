@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from mtlfast import reference
+from mtlfast import _native, reference
 from mtlfast.ops._check import check_grads, check_out, check_state, check_vector
+from mtlfast.ops._fake import fake
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -73,4 +75,37 @@ def advance_(
     if out is not None:
         check_out("advance_", out, grads, ())
     check_state("advance_", "state", state, grads, written=True, out=() if out is None else out)
-    return reference.advance_(grads, state, keep, take, of_state, of_grads, square, out)
+    if not _native.serves(grads.device):
+        return reference.advance_(grads, state, keep, take, of_state, of_grads, square, out)
+    with torch.no_grad():
+        zeros = torch.zeros(grads.num_tasks, dtype=torch.float64, device=keep.device)
+        coefficients = torch.stack([zeros if x is None else x.double() for x in given.values()])
+        if out is None:
+            out = [None if example is None else torch.empty_like(example) for example in grads.examples()]
+        absent = keep.new_empty
+        targets = [absent(0) if target is None else target for target in out]
+        grads.run(
+            lambda C, table, of_state: C.advance_(table, of_state, coefficients, square, targets),
+            lambda ops: ops.advance_(
+                grads.flat(),
+                grads.num_tasks,
+                [absent(0) if entry is None else entry for entry in state.flat()],
+                coefficients,
+                square,
+                targets,
+            ),
+            state,
+        )
+    return [None if shape is None else x for x, shape in zip(out, grads.shapes, strict=True)]
+
+
+@fake("advance_")
+def _fake_advance_(
+    rows: list[Tensor | None],
+    num_tasks: int,
+    state: list[Tensor],
+    coefficients: Tensor,
+    square: bool,
+    out: list[Tensor],
+) -> None:
+    return None

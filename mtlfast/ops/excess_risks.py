@@ -1,10 +1,12 @@
 """Excess risks: the size of each gradient as its own sums of squares measure it."""
 
+import torch
 from torch import Tensor
 
-from mtlfast import reference
+from mtlfast import _native, reference
 from mtlfast._numbers import is_finite, shown
 from mtlfast.ops._check import check_grads, check_state, check_vector
+from mtlfast.ops._fake import example, fake
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -43,4 +45,20 @@ def excess_risks(grads: TaskGradients, sums: TaskGradients, eps: float = 1e-7, f
         raise ValueError(f"excess_risks: eps is {shown(eps)}, expected a positive number")
     if factors is not None:
         check_vector("excess_risks", "factors", factors, grads)
-    return reference.excess_risks(grads, sums, eps, factors)
+    if not _native.serves(grads.device):
+        return reference.excess_risks(grads, sums, eps, factors)
+    if factors is None:
+        factors = torch.ones(grads.num_tasks, dtype=torch.float64, device=grads.device)
+    result: Tensor = grads.run(
+        lambda C, table, of_sums: C.excess_risks(table, of_sums, eps, factors),
+        lambda ops: ops.excess_risks(grads.flat(), grads.num_tasks, sums.flat(), eps, factors),
+        sums,
+    )
+    return result
+
+
+@fake("excess_risks")
+def _fake_excess_risks(
+    rows: list[Tensor | None], num_tasks: int, sums: list[Tensor | None], eps: float, factors: Tensor
+) -> Tensor:
+    return example(rows).new_empty((num_tasks,), dtype=torch.float64)

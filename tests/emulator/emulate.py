@@ -232,6 +232,49 @@ class Emulator:
         self.call("scale", grads.num_tasks, view, pointer, **options)
         return grads
 
+    def advance_(
+        self,
+        grads: TaskGradients,
+        state: TaskGradients,
+        coefficients: Tensor,
+        square: bool = False,
+        out: Sequence[Tensor | None] | None = None,
+        dtype: torch.dtype | None = None,
+        misaligned: int = 0,
+        **options: int,
+    ) -> list[Tensor | None]:
+        """As ops.advance_, with keep, take, of_state and of_grads as coefficients [4, K]; outputs are dense."""
+        memory, dtype = Guarded(), dtype or grads.dtype
+        if out is None:
+            out = [None if s is None else memory.new(s, dtype, misaligned) for s in grads.shapes]
+        pointers = [0 if x is None else x.data_ptr() for x in out]
+        wide = coefficients.double().contiguous()
+        self.call(
+            "advance",
+            grads.num_tasks,
+            ctypes.byref(view_of(grads)),
+            ctypes.byref(view_of(state)),
+            ctypes.c_void_p(wide.data_ptr()),
+            int(square),
+            DTYPES.index(dtype),
+            (ctypes.c_void_p * max(1, len(pointers)))(*pointers),
+            **options,
+        )
+        memory.check()
+        return list(out)
+
+    def excess_risks(
+        self, grads: TaskGradients, sums: TaskGradients, eps: float, factors: Tensor, **options: int
+    ) -> Tensor:
+        """[K]."""
+        memory, wide = Guarded(), factors.double()
+        out = memory.new((grads.num_tasks,), torch.float64)
+        views = [ctypes.byref(view_of(x)) for x in (grads, sums)]
+        places = [ctypes.c_void_p(x.data_ptr()) for x in (wide, out)]
+        self.call("excess_risks", grads.num_tasks, *views, ctypes.c_double(eps), *places, **options)
+        memory.check()
+        return out
+
     def solve(
         self,
         gram: Tensor,

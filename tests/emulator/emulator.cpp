@@ -67,6 +67,15 @@ const char* emulate_flatten(const TaskView* grads, int out_dtype, void* out) {
 const char* emulate_scale(const TaskView* grads, const double* factors) {
   return cuda::scale(*grads, factors, nullptr);
 }
+const char* emulate_advance(const TaskView* grads, const TaskView* state, const double* coefficients, int square,
+                            int out_dtype, void* const* out) {
+  return cuda::advance(*grads, *state, coefficients, square, static_cast<DType>(out_dtype), out, nullptr);
+}
+const char* emulate_excess_risks(const TaskView* grads, const TaskView* sums, double eps, const double* factors,
+                                 double* out) {
+  const EmulatedWorkspace memory(cuda::excess_risks_partials(*grads));
+  return memory.checked(cuda::excess_risks(*grads, *sums, eps, factors, memory.workspace, out, nullptr));
+}
 int64_t emulator_workspace_size(const char* method, int64_t num_tasks, bool masked) {
   int64_t size = -1;
   solvers::Solvers::visit(method,

@@ -12,6 +12,8 @@ import torch
 from cases import DTYPES, SHAPES, draw, matrix, wide
 from emulate import Emulator
 from methods import METHODS, losses, products
+from test_advance import NAMES, assert_advanced
+from test_scale import copy_of
 
 from mtlfast import TaskGradients, _native, ops, reference
 from mtlfast.aggregation import Step
@@ -287,6 +289,55 @@ def test_scale(emulator: Emulator, dtype, num_tasks, shapes, layout):
     emulator.scale_(grads, factors, seed=1)
     for row, want in zip(grads.rows, wanted, strict=True):
         assert all(a is b if a is None else torch.equal(a, b) for a, b in zip(row, want, strict=True))
+
+
+STATE_CASES = grid(DTYPES, DTYPES, TASKS, list(EMULATED_SHAPES), [False, True], DTYPES, [0, 1], per=2, take=3)
+
+
+@pytest.mark.parametrize(("dtype", "state_dtype", "num_tasks", "shapes", "square", "to", "misaligned"), STATE_CASES)
+def test_advance(emulator: Emulator, dtype, state_dtype, num_tasks, shapes, square, to, misaligned):
+    layout = "misaligned" if misaligned else "contiguous"
+    shapes = shapes_for(shapes, num_tasks)
+    grads, state = (draw(num_tasks, shapes, x, layout, missing=0.15) for x in (dtype, state_dtype))
+    before, coefficients = copy_of(state), torch.randn(4, num_tasks)
+    result = emulator.advance_(grads, state, coefficients, square, None, to, misaligned, seed=1)
+    given = dict(zip(NAMES, coefficients, strict=True))
+    assert_advanced(grads, before, given, square, state, result, to)
+
+    coefficients[num_tasks % 4, num_tasks // 2] = torch.nan
+    before = copy_of(state)
+    for x in emulator.advance_(grads, state, coefficients, square, None, to, misaligned, seed=1):
+        assert x is None or x.isnan().all()
+    for x, was in zip(state.flat(), before.flat(), strict=True):
+        assert x is None or torch.equal(x, was)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_advance_writes_its_sum_over_any_task(emulator: Emulator, dtype):
+    shapes, coefficients = [(4100,), (3,), (0,)], torch.randn(4, 3)
+    for own in range(3):
+        grads, state = draw(3, shapes, dtype), draw(3, shapes, torch.bfloat16)
+        wanted = emulator.advance_(grads, copy_of(state), coefficients)
+        result = emulator.advance_(grads, state, coefficients, out=grads.rows[own], seed=2)
+        assert all(torch.equal(x, want) for x, want in zip(result, wanted, strict=True))
+
+
+RISKS_CASES = grid(DTYPES, DTYPES, TASKS, list(EMULATED_SHAPES), ["contiguous", "misaligned"], per=2, take=3)
+
+
+@pytest.mark.parametrize(("dtype", "sums_dtype", "num_tasks", "shapes", "layout"), RISKS_CASES, ids=str)
+def test_excess_risks(emulator: Emulator, dtype, sums_dtype, num_tasks, shapes, layout):
+    shapes = shapes_for(shapes, num_tasks)
+    grads, sums = (draw(num_tasks, shapes, x, layout, missing=0.15) for x in (dtype, sums_dtype))
+    for entry in sums.flat():
+        if entry is not None:
+            entry.abs_()
+    factors = torch.randn(num_tasks)
+    risks = emulator.excess_risks(grads, sums, 1e-7, factors, seed=1)
+    assert torch.allclose(risks, reference.excess_risks(grads, sums, 1e-7, factors), rtol=1e-12, atol=0)
+    # Neither the order of blocks and threads nor addresses change a bit.
+    moved = copy_of(grads), copy_of(sums)
+    assert torch.equal(emulator.excess_risks(*moved, 1e-7, factors, seed=0), risks)
 
 
 @pytest.mark.parametrize("keys", [False, True])
