@@ -184,6 +184,7 @@ def backward(
             else:
                 weights, gram = None, jacobian.gram(precision) if diagnostics else None
                 step = step._replace(rtol=jacobian.num_tasks * jacobian.product_rtol(precision), mask=jacobian.mask)
+                aggregator.check(step, jacobian)  # whether gradients are sparse is known only now
                 rows = jacobian.rows()
                 direction = aggregator.targets(rows)
                 finish = aggregator.prepare(rows, step, direction)

@@ -14,6 +14,7 @@ READS = {
     Reads.EXACT_GRAM: "2 reads",
     Reads.CROSS_GRAM: "2 reads",
     Reads.ROWS: "1 read",
+    Reads.STATE: "2 reads of gradients and state",
 }
 AGGREGATORS = (
     "Aggregators (mtlfast.aggregation) make one update direction of the task gradients. A read is one pass over all "

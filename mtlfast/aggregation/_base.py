@@ -124,8 +124,10 @@ class Aggregator(ExactState, ABC):
                 f"{type(self).__name__}: got second=, expected the losses of one batch, because the method reads no "
                 "products of two batches"
             )
-        if self.reads is Reads.ROWS and jacobian.no_rows is not None:
+        if self.reads in (Reads.ROWS, Reads.STATE) and jacobian.no_rows is not None:
             raise TypeError(f"{type(self).__name__}: needs the task gradients themselves, but {jacobian.no_rows}")
+        if self.reads is Reads.STATE and jacobian.no_state is not None:
+            raise TypeError(f"{type(self).__name__}: keeps state for each parameter, but {jacobian.no_state}")
 
     @abstractmethod
     def aggregate(self, grads: TaskGradients, step: Step, out: list[Tensor | None]) -> Sequence[Tensor | None] | None:

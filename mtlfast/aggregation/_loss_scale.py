@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mtlfast.aggregation._solved import SolvedAggregator
-from mtlfast.aggregation._step import Step
+from mtlfast.aggregation._step import Step, scale_on
 
 
 class NeedsLossScale(SolvedAggregator):
@@ -17,10 +16,7 @@ class NeedsLossScale(SolvedAggregator):
 
     def inputs(self, gram: Tensor, step: Step) -> dict[str, Tensor]:
         """The base class's inputs; and the loss scale, one number for each group, if the step has one."""
-        scale, others = step.loss_scale, super().inputs(gram, step)
-        if scale is None:
+        others = super().inputs(gram, step)
+        if step.loss_scale is None:
             return others
-        groups = gram.shape[:-2]
-        if not isinstance(scale, Tensor):
-            return {**others, "loss_scale": gram.new_full(groups, scale)}
-        return {**others, "loss_scale": scale.detach().to(gram.device, torch.float64).reshape(()).expand(groups)}
+        return {**others, "loss_scale": scale_on(step, gram.device).expand(gram.shape[:-2])}

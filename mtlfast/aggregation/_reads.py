@@ -15,6 +15,7 @@ class Reads(IntEnum):
     EXACT_GRAM = 3  # the Gram matrix in exact sums: an error of float32 sums can turn a decision about ranks or hulls
     CROSS_GRAM = 4  # the products of two batches' gradients
     ROWS = 5  # the gradients themselves, element by element
+    STATE = 6  # the gradients, and state that is kept for each parameter
 
     @property
     def needs_gram(self) -> bool:

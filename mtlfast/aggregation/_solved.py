@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from mtlfast import ops
-from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._base import Aggregator, GramAggregator
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step
 
 
 def grown(
-    owner: GramAggregator,
+    owner: Aggregator,
     old: Tensor | None,
     groups: tuple[int, ...],
     shape: tuple[int, ...],

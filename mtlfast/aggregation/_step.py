@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mtlfast._by_task import take
@@ -54,6 +55,14 @@ class Step(NamedTuple):
     def present(self) -> Sequence[int]:
         """The present tasks' indices."""
         return range(self.num_tasks) if self.tasks is None else self.tasks
+
+
+def scale_on(step: Step, device: torch.device) -> Tensor:
+    """The loss scale as a float64 tensor without dimensions on `device`, 1 if there is none. No GPU is waited for."""
+    scale = step.loss_scale
+    if not isinstance(scale, Tensor):
+        return torch.full((), 1.0 if scale is None else scale, dtype=torch.float64, device=device)
+    return scale.detach().to(device, torch.float64).reshape(())
 
 
 def task_indices(tasks: Iterable[int] | None) -> tuple[int, ...] | None:

@@ -79,6 +79,14 @@ class StoredRows(RowsJacobian, Jacobian):
         return None
 
     @property
+    def no_state(self) -> str | None:
+        """Says so if a gradient is sparse, which is known as soon as there are gradients."""
+        for name, places in zip(self._names, self._places, strict=True):
+            if places is not None:
+                return f"the gradient of {name} is sparse, and holds other places at every step"
+        return None
+
+    @property
     def mask(self) -> Tensor | None:
         """[K] bool if only the device knows which tasks take part; None: all."""
         return self._mask

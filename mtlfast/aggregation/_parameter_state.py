@@ -1,0 +1,208 @@
+"""`ParameterState`: tensors that a method keeps from step to step for each parameter, and by task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtlfast._layout import same_layout
+from mtlfast.task_gradients import TaskGradients
+
+Key = tuple[str, int]  # what a tensor is, such as "mean", and the task that it belongs to
+SAVED = re.compile(r"([a-z]+)\.(\d+)\.(\d+)")  # the name of a saved tensor: its key and its parameter's position
+
+
+class Column:
+    """What is kept for one parameter.
+
+    Attributes:
+        parameter: the parameter; None if it is known by its position alone.
+        tensors: its tensors by what they are and by task. They have the shape of the parameter.
+        active: whether the last step's gradients had this parameter among their columns.
+    """
+
+    __slots__ = ("active", "parameter", "tensors")
+
+    def __init__(self, parameter: Tensor | None = None) -> None:
+        self.parameter, self.active = parameter, True
+        self.tensors: dict[Key, Tensor] = {}
+
+
+class Places(NamedTuple):
+    """Where the tensors of one step's gradients belong. Nothing has changed before `ParameterState.commit`.
+
+    Attributes:
+        columns: T columns, one for each tensor of the gradients.
+        parameters: the T parameters, if they are known.
+        order: all columns, in the order that they have from this step on.
+        made: tensors that are new in this step.
+    """
+
+    columns: list[Column]
+    parameters: Sequence[Tensor] | None
+    order: list[Column]
+    made: list[tuple[Column, Key, Tensor]]
+
+
+class ParameterState:
+    """Tensors for each parameter and task, with the gradients' strides, that stay with their parameter.
+
+    A parameter is recognised as the same tensor. Where the parameters are not known, as in a call on a matrix, after
+    loading and in a copy, the state belongs to the gradients' tensors by their position. Then their number and their
+    shapes must be those of the state.
+    """
+
+    def __init__(self) -> None:
+        self._columns: list[Column] = []
+
+    def dtype(self, what: str) -> torch.dtype | None:
+        """The dtype of the tensors that are called so; None if there are none."""
+        return next((x.dtype for c in self._columns for (name, _), x in c.tensors.items() if name == what), None)
+
+    def places(self, caller: str, grads: TaskGradients) -> Places:
+        """Where the gradients' tensors belong.
+
+        Raises:
+            ValueError: the gradients do not fit the state.
+        """
+        columns = self._known(caller, grads)
+        shapes = grads.shapes if grads.parameters is None else [parameter.shape for parameter in grads.parameters]
+        for t, (column, shape) in enumerate(zip(columns, shapes, strict=True)):
+            kept = next(iter(column.tensors.values()), None)
+            if shape is not None and kept is not None and kept.shape != shape:
+                raise ValueError(
+                    f"{caller}: tensor {t} has shape {list(shape)}, expected {list(kept.shape)} as its state has "
+                    "(reset() forgets it)"
+                )
+        return Places(columns, grads.parameters, self._ordered(columns), [])
+
+    def _known(self, caller: str, grads: TaskGradients) -> list[Column]:
+        """A column for each of the gradients' tensors, of which some may be new."""
+        parameters, count = grads.parameters, len(grads.shapes)
+        if parameters is None:
+            for some in ([column for column in self._columns if column.active], self._columns):
+                if len(some) == count:
+                    return some
+            if self._columns:
+                raise ValueError(
+                    f"{caller}: got {count} tensors, expected {len(self._columns)} as there is state for "
+                    "(reset() forgets it)"
+                )
+            return [Column() for _ in range(count)]
+        by_parameter = {id(column.parameter): column for column in self._columns if column.parameter is not None}
+        fresh = sum(id(parameter) not in by_parameter for parameter in parameters)
+        waiting = [column for column in self._columns if column.parameter is None]
+        others: Iterator[Column] = (Column(parameter) for parameter in parameters if id(parameter) not in by_parameter)
+        if fresh and waiting:  # loaded or copied: by position
+            for some in ([column for column in waiting if column.active], waiting):
+                if len(some) == fresh:
+                    others = iter(some)
+                    break
+            else:
+                raise ValueError(
+                    f"{caller}: got {fresh} parameters that it has not seen, expected {len(waiting)} as there is state "
+                    "for (reset() forgets it)"
+                )
+        return [by_parameter.get(id(parameter)) or next(others) for parameter in parameters]
+
+    def _ordered(self, columns: list[Column]) -> list[Column]:
+        """All columns: the given ones in their order, and each other one behind the one that it stood behind."""
+        if len(columns) == len(self._columns) and all(a is b for a, b in zip(columns, self._columns, strict=True)):
+            return columns
+        order, here = list(columns), {id(column) for column in columns}
+        for before, column in zip([None, *self._columns], self._columns, strict=False):
+            if id(column) not in here:
+                order.insert(0 if before is None else order.index(before) + 1, column)
+        return order
+
+    def tensor(
+        self, places: Places, t: int, key: Key, like: Tensor, dtype: torch.dtype, make: bool = True
+    ) -> Tensor | None:
+        """The tensor of column t, with the strides and on the device of `like`.
+
+        If there is none, it is a new one of zeros with `make`, and otherwise None. A tensor that has another memory
+        layout than `like`, as it may after loading, is copied.
+        """
+        column = places.columns[t]
+        kept = column.tensors.get(key)
+        if kept is None and not make:
+            return None
+        with torch.inference_mode(False):
+            if kept is None:
+                made = torch.zeros_like(like, dtype=dtype, requires_grad=False)
+            elif kept.device == like.device and kept.dtype == dtype and same_layout(kept, like.stride()):
+                return kept
+            else:
+                made = torch.empty_like(like, dtype=dtype, requires_grad=False).copy_(kept)
+        places.made.append((column, key, made))
+        return made
+
+    def commit(self, places: Places) -> None:
+        """Takes what is new in this step. It cannot fail."""
+        for column, key, made in places.made:
+            column.tensors[key] = made
+        for column in self._columns:
+            column.active = False
+        for column in places.columns:
+            column.active = True
+        if places.parameters is not None:
+            for column, parameter in zip(places.columns, places.parameters, strict=True):
+                column.parameter = parameter
+        self._columns = places.order
+
+    def apply(self, move: Callable[[Tensor], Tensor]) -> None:
+        """Moves all tensors as `nn.Module.to` does, but for their dtype, which they keep."""
+        for column in self._columns:
+            for key, tensor in column.tensors.items():
+                moved = move(tensor)
+                column.tensors[key] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    def saved(self) -> dict[str, Tensor]:
+        """All tensors by name, and which parameters were active."""
+        if not self._columns:
+            return {}
+        found = {"columns": torch.tensor([column.active for column in self._columns])}
+        for position, column in enumerate(self._columns):
+            for (what, task), tensor in column.tensors.items():
+                found[f"{what}.{task}.{position}"] = tensor.detach()
+        return found
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Takes copies of what `saved` returned, on the device of the tensors that are here."""
+        device = next((x.device for column in self._columns for x in column.tensors.values()), None)
+        active = saved.get("columns")
+        columns = [] if active is None else [Column() for _ in active]
+        if active is not None:
+            for column, was in zip(columns, active.tolist(), strict=True):  # host: a loaded state, once
+                column.active = was
+        for name, tensor in saved.items():
+            if (parts := SAVED.fullmatch(name)) is not None:
+                what, task, position = parts.groups()
+                copied = torch.empty_like(tensor, device=device).copy_(tensor)
+                columns[int(position)].tensors[what, int(task)] = copied
+        self._columns = columns
+
+    @staticmethod
+    def named(names: Sequence[str], prefix: str) -> list[str]:
+        """Those of a state dict's names that `saved` gave, behind a prefix."""
+        own = [name for name in names if name.startswith(prefix)]
+        return [x for x in own if x[len(prefix) :] == "columns" or SAVED.fullmatch(x[len(prefix) :])]
+
+    def clear(self) -> None:
+        """Forgets all."""
+        self._columns = []
+
+    def __getstate__(self) -> list[Any]:
+        """A copy knows its parameters by position, because copied parameters would be others."""
+        return [[(column.tensors, column.active) for column in self._columns]]  # in a list, which is never false
+
+    def __setstate__(self, state: list[Any]) -> None:
+        self._columns = []
+        for tensors, active in state[0]:
+            column = Column()
+            column.tensors, column.active = tensors, active
+            self._columns.append(column)
