@@ -1,7 +1,7 @@
 """The one table of element-wise aggregators: how each is made and what it promises. Tests run over its rows.
 
-An element-wise aggregator looks at the task gradients themselves, so its direction is no w(G)^T J. The rows here are
-written in plain PyTorch, as a user would write one.
+An element-wise aggregator looks at the task gradients themselves, so its direction is no w(G)^T J. The classes here
+are written in plain PyTorch, as a user would write one.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mtlfast import TaskGradients
-from mtlfast.aggregation import Aggregator, Step
+from mtlfast.aggregation import DBMTL, Aggregator, Bloop, ExcessMTL, MoCo, PseudoMomentum, Step
+from mtlfast.aggregation._keeps_state import KeepsState
 
 EQUIVARIANT = "the same direction for the tasks in another order"
 SCALE_FREE = "the direction is multiplied by what all gradients are multiplied by"
@@ -74,4 +75,18 @@ METHODS = {
     "Median": ElementWise(Median, frozenset({EQUIVARIANT, SCALE_FREE})),
     "Agreeing": ElementWise(Agreeing, frozenset({EQUIVARIANT, SCALE_FREE})),
     "Momentum": ElementWise(Momentum, frozenset({EQUIVARIANT, SCALE_FREE, STATEFUL})),
+    "MoCo": ElementWise(MoCo, frozenset({EQUIVARIANT, STATEFUL})),
+    "DBMTL": ElementWise(DBMTL, frozenset({EQUIVARIANT, SCALE_FREE, STATEFUL})),
+    "ExcessMTL": ElementWise(ExcessMTL, frozenset({EQUIVARIANT, STATEFUL})),
+    "PseudoMomentum": ElementWise(lambda: PseudoMomentum(4), frozenset({EQUIVARIANT, STATEFUL})),
+    "Bloop": ElementWise(Bloop, frozenset({SCALE_FREE, STATEFUL})),
 }
+
+
+def state_of(aggregator: Aggregator, parameter: Tensor) -> list[Tensor]:
+    """Copies of the tensors that a method keeps for a parameter."""
+    if isinstance(aggregator, KeepsState):
+        (column,) = [column for column in aggregator.kept._columns if column.parameter is parameter]
+        return [value.clone() for value in column.tensors.values()]
+    assert isinstance(aggregator, Momentum)
+    return [aggregator.means[parameter].clone()]

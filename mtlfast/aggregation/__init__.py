@@ -2,11 +2,14 @@
 
 from mtlfast.aggregation._aligned_mtl import AlignedMTL
 from mtlfast.aggregation._base import Aggregator, GramAggregator
+from mtlfast.aggregation._bloop import Bloop
 from mtlfast.aggregation._cagrad import CAGrad
 from mtlfast.aggregation._compose import Compose
 from mtlfast.aggregation._conflict_free import ConFIG
 from mtlfast.aggregation._crmogm import CRMOGM
+from mtlfast.aggregation._db_mtl import DBMTL
 from mtlfast.aggregation._dual_cone import DualProj, UPGrad
+from mtlfast.aggregation._excess_mtl import ExcessMTL
 from mtlfast.aggregation._fairgrad import FairGrad
 from mtlfast.aggregation._fixed import Constant, Mean, Sum
 from mtlfast.aggregation._gradvac import GradVac
@@ -14,10 +17,12 @@ from mtlfast.aggregation._imtlg import IMTLG
 from mtlfast.aggregation._jacobian import AsksJacobian, Part, Products, RowsJacobian, do_nothing
 from mtlfast.aggregation._krum import Krum
 from mtlfast.aggregation._mgda import MGDA
+from mtlfast.aggregation._moco import MoCo
 from mtlfast.aggregation._nash_mtl import NashMTL
 from mtlfast.aggregation._norm_balance import ClipNorm, CrossNorm, InverseNorm, NormBalance
 from mtlfast.aggregation._pcd import PCD
 from mtlfast.aggregation._pcgrad import PCGrad
+from mtlfast.aggregation._pseudo_momentum import PseudoMomentum
 from mtlfast.aggregation._random import Random
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step
@@ -60,6 +65,13 @@ FAMILIES: dict[str, dict[type[Aggregator], str]] = {
     "outliers": {
         Krum: "the mean of the gradients closest to their neighbours",
     },
+    "state for each parameter": {
+        MoCo: "averages of the gradients, weighted by their products",
+        DBMTL: "averages of the log-losses' gradients, scaled to one length",
+        ExcessMTL: "weights that grow with how far a task is from its optimum",
+        PseudoMomentum: "ConFIG of the tasks' momenta, for one task a step or several",
+        Bloop: "the main task's gradient, and the others' orthogonal to its average",
+    },
     "two batches": {
         MoDo: "a projected gradient step of the weights",
         SDMGrad: "the same, regularised towards a preference",
@@ -72,6 +84,7 @@ FAMILIES: dict[str, dict[type[Aggregator], str]] = {
 
 __all__ = [
     "CRMOGM",
+    "DBMTL",
     "FAMILIES",
     "IMTLG",
     "MGDA",
@@ -79,6 +92,7 @@ __all__ = [
     "Aggregator",
     "AlignedMTL",
     "AsksJacobian",
+    "Bloop",
     "CAGrad",
     "ClipNorm",
     "Compose",
@@ -86,18 +100,21 @@ __all__ = [
     "Constant",
     "CrossNorm",
     "DualProj",
+    "ExcessMTL",
     "FairGrad",
     "GradVac",
     "GramAggregator",
     "InverseNorm",
     "Krum",
     "Mean",
+    "MoCo",
     "MoDo",
     "NashMTL",
     "NormBalance",
     "PCGrad",
     "Part",
     "Products",
+    "PseudoMomentum",
     "Random",
     "Reads",
     "RowsJacobian",
