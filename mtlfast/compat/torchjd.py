@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlfast import ops
+from mtlfast.compat import _torchjd_excess as jd_excess
 from mtlfast.compat import _torchjd_weights as jd_weights
 from mtlfast.compat._torchjd_faces import Weighted, Weighting, is_hooked, rounded, unrounded
 from mtlfast.compat._torchjd_names import *  # noqa: F403
@@ -108,6 +109,8 @@ def _patch() -> None:
         _replace(weighting, "forward", forward)
     whole = torchjd.aggregation.ConFIG
     _replace(whole, "forward", _without_a_pseudo_inverse(whole.forward))
+    if (excess := getattr(torchjd.aggregation, "ExcessMTLWeighting", None)) is not None:
+        _replace(excess, "forward", _on_excess_risks(excess.forward))
     composition = _weighting_bases._Composition
     _replace(composition, "forward", _gram_first(composition.forward, compute_gramian))
     weighted = _aggregator_bases.WeightedAggregator
@@ -140,6 +143,16 @@ def _on_solver(weights_of: jd_weights.WeightsOf, original: Any) -> Any:
             if weights is not None:
                 return rounded(weights, gramian.dtype)
         result: Tensor = original(self, gramian)
+        return result
+
+    return forward
+
+
+def _on_excess_risks(original: Any) -> Any:
+    def forward(self: Any, matrix: Tensor, /) -> Tensor:
+        if matrix.dim() == 2 and _ours(matrix) and jd_excess.serves(matrix):
+            return jd_excess.weights(self, TaskGradients.from_matrix(matrix))
+        result: Tensor = original(self, matrix)
         return result
 
     return forward
@@ -216,8 +229,17 @@ def _without_a_matrix(module: Any) -> Any:
             return weighted(aggregator, jacobians, tensors)
         elif type(aggregator) is ConFIG and (directions := _config(aggregator, jacobians)) is not None:
             return _as_parameters(directions, tensors), None
+        elif jd_excess.is_as_made(aggregator) and jd_excess.serves(jacobians[0]):
+            return excess(aggregator, jacobians, tensors)
         result: tuple[list[Tensor], Tensor | None] = original(aggregator, jacobians, tensors)
         return result
+
+    def excess(aggregator: Any, jacobians: deque[Tensor], tensors: Any) -> tuple[list[Tensor], Tensor]:
+        with torch.no_grad():
+            grads = TaskGradients.from_stacked(list(jacobians))
+            weights = jd_excess.weights(aggregator.weighting, grads)
+        jacobians.clear()
+        return _as_parameters(_combined(grads, weights), tensors), weights
 
     def weighted(aggregator: Any, jacobians: deque[Tensor], tensors: Any) -> tuple[list[Tensor], Tensor]:
         from torchjd.aggregation._mixins import _NonDifferentiable

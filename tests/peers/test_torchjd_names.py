@@ -69,7 +69,7 @@ def test_the_page_names_what_accelerate_leaves_alone():
     items = [" ".join(item.split()) for item in re.split(r"\n- |\n\n", page.read_text())]
     (left_alone,) = [item for item in items if "pass through untouched" in item]
     methods = {method_of(name) for name in torchjd.__all__ if name not in BASES}
-    accelerated = {method_of(name) for name in jd_weights.WEIGHTS_OF} | NO_SOLVER | {"ConFIG"}
+    accelerated = {method_of(name) for name in jd_weights.WEIGHTS_OF} | NO_SOLVER | {"ConFIG", "ExcessMTL"}
     assert methods & set(re.findall(r"\w+", left_alone)) == methods - accelerated
 
 
