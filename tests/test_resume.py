@@ -7,6 +7,7 @@ import torch
 from elementwise import stacked
 from methods import METHODS, numbers_of_tasks, products
 from resumed import MICRO_BATCHES, Training
+from stateful import METHODS as STATEFUL
 from test_copies import DRAWING
 from weightings import WEIGHTINGS
 
@@ -44,6 +45,7 @@ METHODS_WITH_STATE: dict[str, Callable[[], Aggregator]] = {
         for name, make in DRAWING.items()
     },
     "Smoothed": Smoothed,
+    **{name: method.make for name, method in STATEFUL.items()},
 }
 WEIGHTINGS_WITH_STATE = {
     name: make for name, make in WEIGHTINGS.items() if make().keeps or name == "Random" or make().state_dict()

@@ -159,7 +159,8 @@ class KeepsState(Aggregator):
             if coefficients is not None:
                 finite = finite & coefficients.isfinite().all()
         keep = torch.where(finite, keep, math.nan)
-        new = torch.where(finite, new, numbers)
+        moved = state.clone()
+        put(moved, joint.tasks, torch.where(finite, new, numbers))
 
         @torch.no_grad()
         def finish() -> None:
@@ -167,8 +168,7 @@ class KeepsState(Aggregator):
             then()
             if step.training:
                 self.kept.commit(places)
-                put(state, joint.tasks, new)
-                self.state = state
+                self.state = state.copy_(moved)
 
         return finish
 

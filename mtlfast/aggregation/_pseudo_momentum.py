@@ -98,16 +98,9 @@ class PseudoMomentum(KeepsState):
         finite = gram.isfinite().all() & weights.isfinite().all()
         square = (averages * torch.outer(weights, weights)).sum().clamp(min=0)
         least = EPS * (square / max(1, joint.grads.numel())).sqrt()
-        last = _SecondMoment(self, joint.grads, step, out, places)
-        return Move(
-            keep,
-            taken,
-            weights * unbiased,
-            None,
-            torch.stack([steps, calls]),
-            finite,
-            lambda: last.divide(calls[0], torch.where(finite, ready.double(), torch.nan), least, scale),
-        )
+        ready = torch.where(finite, ready.double(), torch.nan)
+        last = _SecondMoment(self, joint.grads, step, out, places, calls[0], ready, least, scale)
+        return Move(keep, taken, weights * unbiased, None, torch.stack([steps, calls]), finite, last.divide)
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}, beta_1={self.beta_1}, beta_2={self.beta_2}, state_dtype={self.state_dtype}"
@@ -116,7 +109,7 @@ class PseudoMomentum(KeepsState):
 class _SecondMoment:
     """Divides a direction by the root of the second moment of its pseudo gradients.
 
-    The constructor allocates all memory.
+    The constructor makes all that needs memory.
 
     Args:
         owner: the method, which keeps the state.
@@ -124,6 +117,10 @@ class _SecondMoment:
         step: the step.
         out: where the direction will stand.
         places: where new tensors belong.
+        calls: how many directions there have been, with this one.
+        ready: 1 if there is a direction; 0 if it is zero; NaN if it is not finite, and all state stays.
+        eps: what is added to the root.
+        scale: the loss scale, by which the direction is multiplied.
     """
 
     def __init__(
@@ -133,43 +130,41 @@ class _SecondMoment:
         step: Step,
         out: Sequence[Tensor | None],
         places: Places,
+        calls: Tensor,
+        ready: Tensor,
+        eps: Tensor,
+        scale: Tensor,
     ) -> None:
-        self.owner, self.out = owner, out
+        self.out, self.scale = out, scale
         wide = torch.promote_types(grads.dtype, torch.float32)
         last, moments = (
             owner.tensors_of(places, (what, 0), grads, wide, step, True) for what in ("direction", "moment")
         )
-        pseudo = [None if x is None else torch.empty_like(x, dtype=wide) for x in out]
-        self.direction, self.pseudo = (TaskGradients.from_rows([row]) for row in (out, pseudo))
-        self.last, self.moments = (TaskGradients.from_rows([row]) for row in (last, moments))
-
-    def divide(self, calls: Tensor, ready: Tensor, eps: Tensor, scale: Tensor) -> None:
-        """Moves the second moment, and divides the direction.
-
-        Args:
-            calls: how many directions there have been, with this one.
-            ready: 1 if there is a direction; 0 if it is zero; NaN if it is not finite, and all state stays.
-            eps: what is added to the root.
-            scale: the loss scale, by which the direction is multiplied.
-        """
-        beta_1, beta_2 = self.owner.beta_1, self.owner.beta_2
-        bias = 1 - beta_1**calls
-
-        def all_of(*values: Tensor) -> list[Tensor]:
-            return [value.reshape(1) for value in values]
-
-        keep, take, of_last, of_direction = all_of(
-            1 + 0 * ready, 0 * ready, 0 * ready - beta_1 / (1 - beta_1), bias / (1 - beta_1)
+        self.pseudo = [None if x is None else torch.empty_like(x, dtype=wide) for x in out]
+        self.direction_row, self.pseudo_row, self.last, self.moments = (
+            TaskGradients.from_rows([row]) for row in (out, self.pseudo, last, moments)
         )
-        pseudo, out = self.pseudo.rows[0], self.direction.rows[0]
-        ops.advance_(self.direction, self.last, keep, take, of_last, of_direction, out=pseudo)
-        keep, take, of_direction = all_of(1 - ready, ready * bias, 1 + 0 * ready)
-        ops.advance_(self.direction, self.last, keep, take, None, of_direction, out=out)
-        keep, take, of_moments = all_of(
-            1 - ready * (1 - beta_2), ready * (1 - beta_2), ready / (1 - beta_2 ** calls.clamp(min=1))
-        )
-        ops.advance_(self.pseudo, self.moments, keep, take, of_moments, square=True, out=pseudo)
-        eps = torch.where(eps > 0, eps, 1.0)
-        for root, target in zip(pseudo, out, strict=True):
+        beta_1, beta_2 = owner.beta_1, owner.beta_2
+        bias, zero = 1 - beta_1**calls, 0 * ready
+        # The pseudo gradient takes the last direction before this one stands in its place.
+        self.to_pseudo = _of_one_row(zero + 1, zero, zero - beta_1 / (1 - beta_1), bias / (1 - beta_1))
+        self.to_last = _of_one_row(1 - ready, ready * bias, zero, zero + 1)
+        unbiased = ready / (1 - beta_2 ** calls.clamp(min=1))
+        self.to_moments = _of_one_row(1 - ready * (1 - beta_2), ready * (1 - beta_2), unbiased, zero)
+        self.eps = torch.where(eps > 0, eps, 1.0)
+
+    def divide(self) -> None:
+        """Moves the second moment, and divides the direction."""
+        ops.advance_(self.direction_row, self.last, *self.to_pseudo, out=self.pseudo)
+        ops.advance_(self.direction_row, self.last, *self.to_last, out=self.out)
+        ops.advance_(self.pseudo_row, self.moments, *self.to_moments, square=True, out=self.pseudo)
+        for root, target in zip(self.pseudo, self.out, strict=True):
             if root is not None and target is not None:
-                target.div_(root.sqrt_().add_(eps).div_(scale))
+                target.div_(root.sqrt_().add_(self.eps).div_(self.scale))
+
+
+def _of_one_row(
+    keep: Tensor, take: Tensor, of_state: Tensor, of_grads: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The coefficients of one row, [1] each."""
+    return keep.reshape(1), take.reshape(1), of_state.reshape(1), of_grads.reshape(1)
