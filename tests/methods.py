@@ -75,6 +75,11 @@ METHODS = {
     "MGDA, loss+": Method(lambda: MGDA(norms="loss+"), promising()),
     "CAGrad": Method(lambda: CAGrad(0.5), promising(EQUIVARIANT)),
     "CAGrad, c = 2": Method(lambda: CAGrad(2.0, rescale=1), promising(EQUIVARIANT, NON_CONFLICT, STATIONARY)),
+    "CAGrad, clipped": Method(lambda: CAGrad(0.5, clip=True), promising(EQUIVARIANT)),
+    "CAGrad, preferring": Method(lambda: CAGrad(0.5, pref_vector=[0.2, 0.5, 0.3]), promising(), any_tasks=False),
+    "CAGrad, clipped, preferring": Method(
+        lambda: CAGrad(0.7, pref_vector=[0.2, 0.5, 0.3], clip=True), promising(), any_tasks=False
+    ),
     "UPGrad": Method(UPGrad, promising(EQUIVARIANT)),
     "UPGrad, exact": Method(
         lambda: UPGrad(reg_eps=0.0), promising(EQUIVARIANT, LINEAR, NON_CONFLICT, STATIONARY), tolerance=1e-6

@@ -41,7 +41,7 @@ class NashMTL(HasPreferences, NeedsLossScale):
     keeps = "n weights"
     method = "nash_mtl"
     counts = ("unconverged", "decided_by_noise")
-    positive_preferences = True
+    least_preference = (0.0, False)
     n_tasks = Or(Whole(1), None)
     max_norm = Real(0)
     update_weights_every = Whole(1)

@@ -17,7 +17,7 @@ class HasPreferences(SolvedAggregator):
     """A method whose user may say how much each task counts. Without that each task counts 1/K."""
 
     preferences: Tensor | None
-    positive_preferences: ClassVar[bool] = False  # must every preference be above 0?
+    least_preference: ClassVar[tuple[float, bool]] = (-math.inf, True)  # the lower bound, and whether it is allowed
 
     def __init__(self, pref_vector: Vector | None) -> None:
         """`pref_vector` holds the preferences [n], one for each task: a tensor, an array or a list of numbers."""
@@ -32,7 +32,7 @@ class HasPreferences(SolvedAggregator):
 
     @pref_vector.setter
     def pref_vector(self, value: Vector | None) -> None:
-        least, itself = (0.0, False) if self.positive_preferences else (-math.inf, True)
+        least, itself = self.least_preference
         self.preferences = (
             None if value is None else vector(self, "pref_vector", value, size="K", least=least, least_itself=itself)
         )

@@ -117,7 +117,7 @@ def cagrad(weighting: Any, gram: Tensor, given: Tensor, rtol: float) -> Tensor |
     if not 0 < weighting.c < math.inf:
         return None
     eps = float(weighting.norm_eps)
-    params = {"c": float(weighting.c), "rescale": 0, "norm_eps": eps, "rtol": rtol / len(gram)}
+    params = {"c": float(weighting.c), "rescale": 0, "norm_eps": eps, "rtol": rtol / len(gram), "clip": False}
     weights = ops.solve(gram, "cagrad", params)
     return torch.where(gram.trace() < eps, 0.0, weights)
 

@@ -123,7 +123,7 @@ SOLVERS = {
         ("losses",),
         required=lambda params: ("losses",) if params["norms"] >= 2 else (),
     ),
-    "cagrad": Solver(cagrad, ("c", "rescale", "norm_eps", "rtol")),
+    "cagrad": Solver(cagrad, ("c", "rescale", "norm_eps", "rtol", "clip"), ("preferences",)),
     "upgrad": Solver(upgrad, ("reg_eps", "of_trace"), ("preferences",)),
     "dualproj": Solver(dualproj, ("reg_eps", "of_trace"), ("preferences",)),
     "pcd": Solver(pcd, ("beta", "eps", "tau", "rtol"), ("shares",), state=lambda known: 2 * (known + 1)),
