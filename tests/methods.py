@@ -67,6 +67,7 @@ METHODS = {
     "Random": Method(Random, promising()),
     "PCGrad": Method(PCGrad, promising()),
     "PCGrad, mean, fixed": Method(lambda: PCGrad(reduction="mean", order="fixed"), promising(LINEAR)),
+    "PCGrad, protecting": Method(lambda: PCGrad(order="fixed", protected=[3, 1]), promising(LINEAR), least_tasks=4),
     "GradVac": Method(GradVac, promising()),
     "GradVac, fixed": Method(lambda: GradVac(beta=0.3, order="fixed"), promising(LINEAR)),
     "MGDA": Method(MGDA, promising(EQUIVARIANT, NON_CONFLICT, STATIONARY)),

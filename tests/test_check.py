@@ -58,6 +58,7 @@ REFUSALS = {
     "CrossNorm": (CrossNorm, {}, "CrossNorm: got 3 tasks, expected at most 2"),
     "NormBalance": (lambda: NormBalance(3), {}, "NormBalance: got 3 tasks, expected task 3 among them"),
     "ConFIG, as the fourth": (lambda: ConFIG(length=3), {}, "ConFIG: got 3 tasks, expected task 3 among them"),
+    "PCGrad, protecting": (lambda: PCGrad(protected=[3]), {}, "PCGrad: got 3 tasks, expected task 3 among them"),
     "CAGrad": (lambda: CAGrad(0.5, pref_vector=TWO), {}, "CAGrad: got tasks .* as there are preferences"),
     "NashMTL": (lambda: NashMTL(n_tasks=2), {}, "NashMTL: got 3 tasks, expected at most 2 as n_tasks says"),
     "NashMTL, scale": (NashMTL, TOO_LARGE, r"NashMTL: loss_scale has shape \[2\], expected a number"),

@@ -30,8 +30,17 @@ def coefficients_of(group: Group) -> Tensor:
 
 
 def weights_of(group: Group) -> Tensor:
-    """The solver's twin: C's columns, added up or averaged (mean); does each meet itself (itself)?"""
-    coefficients = _walk(group.matrix, group.orders(itself=bool(group.params["itself"])))[1]
+    """The solver's twin: C's columns, added up or averaged (mean); does each meet itself (itself)?
+
+    With `turns` the protected tasks meet nobody, and the others meet those alone, by ascending turn.
+    """
+    if "turns" in group.inputs:
+        turns = group.inputs["turns"].tolist()
+        protected = sorted((k for k, turn in enumerate(turns) if turn >= 0), key=lambda k: turns[k])
+        orders = [[] if k in protected else protected for k in range(group.num_tasks)]
+    else:
+        orders = group.orders(itself=bool(group.params["itself"]))
+    coefficients = _walk(group.matrix, orders)[1]
     return coefficients.mean(dim=0) if group.params["mean"] else coefficients.sum(dim=0)
 
 

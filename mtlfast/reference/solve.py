@@ -22,7 +22,7 @@ from mtlfast.reference.pcgrad import coefficients_of, weights_of
 from mtlfast.reference.two_batches import modo, sdmgrad
 
 # An input's dimensions in each group, all of them K: 2 is [K, K], 0 is one number.
-DIMENSIONS = {"keys": 2, "losses": 1, "loss_scale": 0, "preferences": 1, "shares": 1}
+DIMENSIONS = {"keys": 2, "losses": 1, "loss_scale": 0, "min_weights": 1, "preferences": 1, "shares": 1, "turns": 1}
 
 
 class Solver(NamedTuple):
@@ -114,7 +114,7 @@ def factor_of(gram: Tensor) -> Tensor:
 
 
 SOLVERS = {
-    "pcgrad": Solver(weights_of, ("mean", "itself"), ("keys",)),
+    "pcgrad": Solver(weights_of, ("mean", "itself"), ("keys", "turns")),
     "pcgrad_coefficients": Solver(coefficients_of, (), ("keys",), square=True),
     "gradvac": Solver(gradvac, ("beta", "eps", "rtol"), ("keys",), state=lambda known: (known + 1) * known),
     "mgda": Solver(
