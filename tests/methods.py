@@ -74,6 +74,10 @@ METHODS = {
     "MGDA, Frank-Wolfe": Method(lambda: MGDA(epsilon=1e-3), promising(EQUIVARIANT)),
     "MGDA, l2": Method(lambda: MGDA(norms="l2"), promising(EQUIVARIANT)),
     "MGDA, loss+": Method(lambda: MGDA(norms="loss+"), promising()),
+    "MGDA, least weights": Method(lambda: MGDA(min_weights=1e-3), promising(EQUIVARIANT)),
+    "MGDA, least weights of each": Method(
+        lambda: MGDA(min_weights=[0.1, 0.0, 0.3], norms="l2"), promising(), any_tasks=False
+    ),
     "CAGrad": Method(lambda: CAGrad(0.5), promising(EQUIVARIANT)),
     "CAGrad, c = 2": Method(lambda: CAGrad(2.0, rescale=1), promising(EQUIVARIANT, NON_CONFLICT, STATIONARY)),
     "CAGrad, clipped": Method(lambda: CAGrad(0.5, clip=True), promising(EQUIVARIANT)),

@@ -88,6 +88,7 @@ def test_bad_arguments(make, message):
 VECTORS = {
     "CAGrad": lambda v: CAGrad(0.5, pref_vector=v),
     "Constant": lambda v: Constant(v),
+    "MGDA": lambda v: MGDA(min_weights=v),
     "UPGrad": lambda v: UPGrad(v),
     "DualProj": lambda v: DualProj(v),
     "AlignedMTL": lambda v: AlignedMTL(v),

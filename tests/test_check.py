@@ -59,6 +59,8 @@ REFUSALS = {
     "NormBalance": (lambda: NormBalance(3), {}, "NormBalance: got 3 tasks, expected task 3 among them"),
     "ConFIG, as the fourth": (lambda: ConFIG(length=3), {}, "ConFIG: got 3 tasks, expected task 3 among them"),
     "PCGrad, protecting": (lambda: PCGrad(protected=[3]), {}, "PCGrad: got 3 tasks, expected task 3 among them"),
+    "MGDA, least weights": (lambda: MGDA(min_weights=0.4), {}, "MGDA: min_weights is 0.4 for each of 3 tasks"),
+    "MGDA, least weights of each": (lambda: MGDA(min_weights=TWO), {}, "MGDA: got tasks .* as there are least weights"),
     "CAGrad": (lambda: CAGrad(0.5, pref_vector=TWO), {}, "CAGrad: got tasks .* as there are preferences"),
     "NashMTL": (lambda: NashMTL(n_tasks=2), {}, "NashMTL: got 3 tasks, expected at most 2 as n_tasks says"),
     "NashMTL, scale": (NashMTL, TOO_LARGE, r"NashMTL: loss_scale has shape \[2\], expected a number"),

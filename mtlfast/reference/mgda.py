@@ -8,7 +8,10 @@ from mtlfast.reference.nonnegative import shortest_in_hull
 
 
 def mgda(group: Group) -> Tensor:
-    """Weights [K]; epsilon: 0 for the optimum; norms: 1 by norm, 2 by loss, 3 both."""
+    """Weights [K]; epsilon: 0 for the optimum; norms: 1 by norm, 2 by loss, 3 both; min_weights: their lower bounds.
+
+    Within the bounds c the combinations are those of the points c J + (1 - sum c) g_i.
+    """
     epsilon, max_iters, norms = (group.params[name] for name in ("epsilon", "max_iters", "norms"))
     divisors = torch.ones_like(group.matrix[:, 0])
     if int(norms) & 1:
@@ -16,7 +19,13 @@ def mgda(group: Group) -> Tensor:
     if int(norms) & 2:
         divisors = divisors * group.inputs["losses"]
     matrix = torch.where(divisors[:, None] != 0, group.matrix / divisors[:, None], 0.0)
-    return frank_wolfe(matrix, epsilon, int(max_iters)) if epsilon > 0 else shortest_in_hull(matrix)
+    least = group.inputs.get("min_weights")
+    left = 1.0
+    if least is not None:
+        left = max(1 - float(least.sum()), 0.0)
+        matrix = least @ matrix + left * matrix
+    w = frank_wolfe(matrix, epsilon, int(max_iters)) if epsilon > 0 else shortest_in_hull(matrix)
+    return w if least is None else least + left * w
 
 
 def frank_wolfe(matrix: Tensor, epsilon: float, max_iters: int) -> Tensor:

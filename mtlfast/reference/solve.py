@@ -120,7 +120,7 @@ SOLVERS = {
     "mgda": Solver(
         mgda,
         ("epsilon", "max_iters", "norms"),
-        ("losses",),
+        ("losses", "min_weights"),
         required=lambda params: ("losses",) if params["norms"] >= 2 else (),
     ),
     "cagrad": Solver(cagrad, ("c", "rescale", "norm_eps", "rtol", "clip"), ("preferences",)),
