@@ -17,7 +17,7 @@ from mtlfast.weighting import _base
 every_weighting = pytest.mark.parametrize("name", WEIGHTINGS)
 OF_POSITIVE = [name for name, make in WEIGHTINGS.items() if isinstance(make(), _base.NeedsPositiveLosses)]
 # "FAMO, bounds" has bounds above 0
-TAKE_ZERO = ("FAMO", "ReLoBRaLo", "LossRescaling, first", "LossRescaling, mean")
+TAKE_ZERO = ("FAMO", "ReLoBRaLo", "LossRescaling, first", "LossRescaling, mean", "UWSO")
 
 
 def trained(name: str, device: str, steps: int = 3) -> weighting.LossWeighting:

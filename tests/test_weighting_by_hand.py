@@ -159,6 +159,27 @@ def test_go4align():
     assert weights_of(risky, 1, 2) == pytest.approx([3 * 2 / 3, 1.5 / 3])  # risks 1/2 : 1/4
 
 
+def test_uwso():
+    assert weights_of(weighting.UWSO(), 1, 0.5) == pytest.approx(softmax(1, 2))
+    cold = weighting.UWSO(temperature=0.5)
+    assert weights_of(cold, 1, 0.5, 2) == pytest.approx(softmax(2, 4, 1))
+    assert cold(vector(1, 0.5)).item() == pytest.approx(softmax(2, 4)[0] + 0.5 * softmax(2, 4)[1])
+    assert weights_of(cold, 1, 2, tasks=(0, 5)) == pytest.approx(softmax(2, 1))
+    # The inverse of a small loss is large or infinite, and the softmax of that is still one.
+    assert weights_of(weighting.UWSO(temperature=1e-9), 1e-3, 2e-3, 1e-300) == [0, 0, 1]
+    assert weights_of(weighting.UWSO(), 1, 5e-324) == [0, 1]
+    assert weights_of(weighting.UWSO(), 1, 0, -0.0) == [0, 0.5, 0.5]
+    # The authors' formula adds 1e-8.
+    losses = torch.rand(20, 4, dtype=torch.float64) + 0.1
+    for row in losses:
+        theirs = torch.softmax(1 / (row + 1e-8) / 2.0, dim=-1)
+        assert weights_of(weighting.UWSO(temperature=2.0), *row.tolist()) == pytest.approx(theirs.tolist(), rel=1e-5)
+    with pytest.raises(ValueError, match="UWSO: the loss of task 1 is -1, expected a number above 0 or equal to it"):
+        weighting.UWSO()(vector(1, -1))
+    with pytest.raises(ValueError, match="UWSO: temperature is 0, expected a number above 0"):
+        weighting.UWSO(temperature=0)
+
+
 def test_learned_weights():
     uncertainty = weighting.UW(2, classification=[False, True])
     uncertainty.log_var.data = torch.tensor([0.0, math.log(4)])

@@ -35,6 +35,7 @@ WEIGHTINGS: dict[str, Callable[[], LossWeighting]] = {
     "GO4Align": lambda: weighting.GO4Align(3, num_groups=2, eta=0.1),
     "UW": lambda: weighting.UW(3),
     "UW, classification": lambda: weighting.UW(3, [True, False, True]),
+    "UWSO": lambda: weighting.UWSO(temperature=0.5),
     "IMTLL": lambda: weighting.IMTLL(3),
     "GeometricMean": weighting.GeometricMean,
     "Tchebycheff": lambda: weighting.Tchebycheff(PREFERENCES, BOUNDS),

@@ -18,6 +18,7 @@ from mtlfast.weighting._random import Random
 from mtlfast.weighting._rescaling import LossRescaling
 from mtlfast.weighting._scalarizations import COSMOS, PBI, STCH, GeometricMean, Tchebycheff
 from mtlfast.weighting._schedules import AnnealingSchedule, CurriculumSchedule, PriorityTask
+from mtlfast.weighting._uwso import UWSO
 
 # The table of contents: each family's weightings, and what each does.
 FAMILIES: dict[str, dict[type[LossWeighting], str]] = {
@@ -38,6 +39,7 @@ FAMILIES: dict[str, dict[type[LossWeighting], str]] = {
         ReLoBRaLo: "losses that fell less since the last or first step weigh more",
         FAMO: "all losses fall at one relative rate",
         GO4Align: "groups of tasks that advance alike share a weight",
+        UWSO: "tasks with smaller losses weigh more, by a softmax",
     },
     "learned": {
         UW: "uncertainties that are learned with the model",
@@ -73,6 +75,7 @@ __all__ = [
     "PBI",
     "STCH",
     "UW",
+    "UWSO",
     "AnnealingSchedule",
     "ClassBalanced",
     "Constant",
