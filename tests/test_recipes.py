@@ -25,6 +25,7 @@ LOOPS = [
     "loaders",
     "closures",
     "second",
+    "state",
     "sparse",
     "storage",
     "hooks",

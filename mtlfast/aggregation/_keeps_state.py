@@ -20,6 +20,7 @@ from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import grown
 from mtlfast.aggregation._step import Step
 from mtlfast.ops._precision import product_rtol
+from mtlfast.ops.advance import prepared
 from mtlfast.task_gradients import DTYPES, Rows, TaskGradients
 
 
@@ -162,9 +163,11 @@ class KeepsState(Aggregator):
         moved = state.clone()
         put(moved, joint.tasks, torch.where(finite, new, numbers))
 
+        write, _ = prepared(joint.grads, joint.state, keep, to_take, of_state, of_grads, self.square, out)
+
         @torch.no_grad()
         def finish() -> None:
-            ops.advance_(joint.grads, joint.state, keep, to_take, of_state, of_grads, square=self.square, out=out)
+            write()
             then()
             if step.training:
                 self.kept.commit(places)

@@ -14,6 +14,7 @@ from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._keeps_state import Joint, KeepsState, Move, new_gram
 from mtlfast.aggregation._parameter_state import Places
 from mtlfast.aggregation._step import Step, scale_on
+from mtlfast.ops.advance import prepared
 from mtlfast.task_gradients import TaskGradients
 
 EPS = 1e-8  # of the direction's root mean square
@@ -135,29 +136,31 @@ class _SecondMoment:
         eps: Tensor,
         scale: Tensor,
     ) -> None:
-        self.out, self.scale = out, scale
+        self.out, self.scale, self.eps = out, scale, torch.where(eps > 0, eps, 1.0)
         wide = torch.promote_types(grads.dtype, torch.float32)
+        self.pseudo = [None if x is None else torch.empty_like(x, dtype=wide) for x in out]
         last, moments = (
             owner.tensors_of(places, (what, 0), grads, wide, step, True) for what in ("direction", "moment")
         )
-        self.pseudo = [None if x is None else torch.empty_like(x, dtype=wide) for x in out]
-        self.direction_row, self.pseudo_row, self.last, self.moments = (
+        direction, pseudo, before, moment = (
             TaskGradients.from_rows([row]) for row in (out, self.pseudo, last, moments)
         )
         beta_1, beta_2 = owner.beta_1, owner.beta_2
         bias, zero = 1 - beta_1**calls, 0 * ready
-        # The pseudo gradient takes the last direction before this one stands in its place.
-        self.to_pseudo = _of_one_row(zero + 1, zero, zero - beta_1 / (1 - beta_1), bias / (1 - beta_1))
-        self.to_last = _of_one_row(1 - ready, ready * bias, zero, zero + 1)
+        to_pseudo = _of_one_row(zero + 1, zero, zero - beta_1 / (1 - beta_1), bias / (1 - beta_1))
+        to_before = _of_one_row(1 - ready, ready * bias, zero, zero + 1)
         unbiased = ready / (1 - beta_2 ** calls.clamp(min=1))
-        self.to_moments = _of_one_row(1 - ready * (1 - beta_2), ready * (1 - beta_2), unbiased, zero)
-        self.eps = torch.where(eps > 0, eps, 1.0)
+        to_moment = _of_one_row(1 - ready * (1 - beta_2), ready * (1 - beta_2), unbiased, zero)
+        self.writes = [  # the pseudo gradient is made of the last direction before this one stands in its place
+            prepared(direction, before, *to_pseudo, out=self.pseudo)[0],
+            prepared(direction, before, *to_before, out=out)[0],
+            prepared(pseudo, moment, *to_moment, square=True, out=self.pseudo)[0],
+        ]
 
     def divide(self) -> None:
         """Moves the second moment, and divides the direction."""
-        ops.advance_(self.direction_row, self.last, *self.to_pseudo, out=self.pseudo)
-        ops.advance_(self.direction_row, self.last, *self.to_last, out=self.out)
-        ops.advance_(self.pseudo_row, self.moments, *self.to_moments, square=True, out=self.pseudo)
+        for write in self.writes:
+            write()
         for root, target in zip(self.pseudo, self.out, strict=True):
             if root is not None and target is not None:
                 target.div_(root.sqrt_().add_(self.eps).div_(self.scale))

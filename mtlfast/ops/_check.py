@@ -119,15 +119,18 @@ def _check_state_memory(
     """Raises if an entry of the state overlaps another one, a gradient or an output."""
     T = len(state.shapes)
     count = state.num_tasks * T
-    for first, second in overlaps([*state.flat(), *grads.flat(), *out], count):
-        other = f"out {second - 2 * count}"
-        if second < 2 * count:
-            kind, (k, t) = ("state" if second < count else "gradient"), divmod(second % count, T)
-            other = f"task {k}'s {kind} of tensor {t}"
-        k, t = divmod(first, T)
-        raise ValueError(
-            f"{op}: task {k}'s entry of {name} for tensor {t} shares memory with {other}, expected memory of its own"
-        )
+    found = sorted(overlaps([*state.flat(), *grads.flat(), *out], count))  # the first, whatever the addresses
+    if not found:
+        return
+    first, second = found[0]
+    other = f"out {second - 2 * count}"
+    if second < 2 * count:
+        kind, (k, t) = ("state" if second < count else "gradient"), divmod(second % count, T)
+        other = f"task {k}'s {kind} of tensor {t}"
+    k, t = divmod(first, T)
+    raise ValueError(
+        f"{op}: task {k}'s entry of {name} for tensor {t} shares memory with {other}, expected memory of its own"
+    )
 
 
 def fits_out(out: Sequence[Tensor | None], grads: TaskGradients, dtype: torch.dtype) -> bool:

@@ -1,6 +1,7 @@
 """One step of state that is kept for each task and parameter, and the direction made of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -67,6 +68,25 @@ def advance_(
         >>> state.rows
         ((tensor([0.5000, 1.0000]),), (tensor([ 1.5000, -2.0000]),))
     """
+    write, result = prepared(grads, state, keep, take, of_state, of_grads, square, out)
+    write()
+    return result
+
+
+def prepared(
+    grads: TaskGradients,
+    state: TaskGradients,
+    keep: Tensor,
+    take: Tensor,
+    of_state: Tensor | None = None,
+    of_grads: Tensor | None = None,
+    square: bool = False,
+    out: Sequence[Tensor | None] | None = None,
+) -> tuple[Callable[[], object], list[Tensor | None]]:
+    """Does all of `advance_` that can fail, and returns what writes, and the result that it will write.
+
+    Values of gradients, state and `out` are read by the writing function alone, so that they may come after this call.
+    """
     check_grads("advance_", grads)
     given = {"keep": keep, "take": take, "of_state": of_state, "of_grads": of_grads}
     for name, vector in given.items():
@@ -75,28 +95,28 @@ def advance_(
     if out is not None:
         check_out("advance_", out, grads, ())
     check_state("advance_", "state", state, grads, written=True, out=() if out is None else out)
-    if not _native.serves(grads.device):
-        return reference.advance_(grads, state, keep, take, of_state, of_grads, square, out)
     with torch.no_grad():
-        zeros = torch.zeros(grads.num_tasks, dtype=torch.float64, device=keep.device)
-        coefficients = torch.stack([zeros if x is None else x.double() for x in given.values()])
         if out is None:
             out = [None if example is None else torch.empty_like(example) for example in grads.examples()]
-        absent = keep.new_empty
-        targets = [absent(0) if target is None else target for target in out]
+        result = [None if shape is None else x for x, shape in zip(out, grads.shapes, strict=True)]
+        if not _native.serves(grads.device):
+            write = partial(reference.advance_, grads, state, keep, take, of_state, of_grads, square, out)
+            return write, result
+        zeros = torch.zeros(grads.num_tasks, dtype=torch.float64, device=keep.device)
+        coefficients = torch.stack([zeros if x is None else x.double() for x in given.values()])
+        absent = zeros.new_empty(0)
+        targets = [absent if target is None else target for target in out]
+        entries = [absent if entry is None else entry for entry in state.flat()]
+
+    @torch.no_grad()
+    def on_kernels() -> None:
         grads.run(
             lambda C, table, of_state: C.advance_(table, of_state, coefficients, square, targets),
-            lambda ops: ops.advance_(
-                grads.flat(),
-                grads.num_tasks,
-                [absent(0) if entry is None else entry for entry in state.flat()],
-                coefficients,
-                square,
-                targets,
-            ),
+            lambda ops: ops.advance_(grads.flat(), grads.num_tasks, entries, coefficients, square, targets),
             state,
         )
-    return [None if shape is None else x for x, shape in zip(out, grads.shapes, strict=True)]
+
+    return on_kernels, result
 
 
 @fake("advance_")
