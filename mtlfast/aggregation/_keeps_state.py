@@ -15,11 +15,11 @@ from mtlfast._by_task import put, take
 from mtlfast._settings import Choice
 from mtlfast.aggregation._base import Aggregator
 from mtlfast.aggregation._jacobian import AsksJacobian, do_nothing
-from mtlfast.aggregation._parameter_state import ParameterState, Places
+from mtlfast.aggregation._parameter_state import Key, ParameterState, Places
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import grown
 from mtlfast.aggregation._step import Step
-from mtlfast.ops._precision import product_rtol
+from mtlfast.ops._precision import exact_sums, product_rtol
 from mtlfast.ops.advance import prepared
 from mtlfast.task_gradients import DTYPES, Rows, TaskGradients
 
@@ -47,6 +47,7 @@ class Joint(NamedTuple):
         rows: Rows = (*self.grads.rows, *self.state.rows)
         if self.grads.dtype == self.state.dtype:
             return ops.gram(TaskGradients.from_rows(rows), precision=precision)
+        precision = "exact" if exact_sums("gram", self.grads, precision) else "fast"  # as for all parameters together
         dtype = torch.promote_types(self.grads.dtype, self.state.dtype)
         total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=self.grads.device)
         for t, shape in enumerate(self.grads.shapes):
@@ -179,29 +180,26 @@ class KeepsState(Aggregator):
         """The rows of this step, with new state for tasks that have none yet; copies of the state outside training."""
         tasks, present = self.rows_for(step.present), dict(zip(step.present, there, strict=True))
         dtype = self.state_dtype or self.kept.dtype(self.tensors) or grads.dtype
-        state = [self.tensors_of(places, (self.tensors, task), grads, dtype, step, task in present) for task in tasks]
+        examples, none = grads.examples(), [None] * len(grads.shapes)
+        state = [
+            self.tensors_of(places, (self.tensors, task), examples, dtype, step, task in present)
+            if self.has_state(task)
+            else none
+            for task in tasks
+        ]
         moving = torch.zeros(len(tasks), dtype=torch.bool, device=grads.device)
         ones = torch.ones(len(there), dtype=torch.bool, device=grads.device)
         put(moving, [tasks.index(task) for task in present], ones if step.mask is None else step.mask)
         if len(there) < grads.num_tasks or tasks != step.present:
-            none = (None,) * len(grads.shapes)
             rows = [grads.rows[present[task]] if task in present else none for task in tasks]
             grads = TaskGradients.from_rows(rows)
         return Joint(tasks, grads, TaskGradients.from_rows(state), moving)
 
     def tensors_of(
-        self, places: Places, key: tuple[str, int], grads: TaskGradients, dtype: torch.dtype, step: Step, make: bool
+        self, places: Places, key: Key, examples: Sequence[Tensor | None], dtype: torch.dtype, step: Step, make: bool
     ) -> list[Tensor | None]:
-        """The T tensors of one key; None for a parameter that no task reaches, and where there is none and not `make`.
-
-        Outside training they are copies.
-        """
-        if key[0] == self.tensors and not self.has_state(key[1]):
-            return [None] * len(grads.shapes)
-        own = [
-            None if example is None else self.kept.tensor(places, t, key, example, dtype, make)
-            for t, example in enumerate(grads.examples())
-        ]
+        """The T tensors of one key, as `ParameterState.tensors` gives them; copies of them outside training."""
+        own = self.kept.tensors(places, key, examples, dtype, make)
         return own if step.training else [None if x is None else x.clone() for x in own]
 
     def _numbers(self, joint: Joint) -> tuple[Tensor, Tensor]:

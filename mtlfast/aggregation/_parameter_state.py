@@ -119,27 +119,26 @@ class ParameterState:
                 order.insert(0 if before is None else order.index(before) + 1, column)
         return order
 
-    def tensor(
-        self, places: Places, t: int, key: Key, like: Tensor, dtype: torch.dtype, make: bool = True
-    ) -> Tensor | None:
-        """The tensor of column t, with the strides and on the device of `like`.
+    def tensors(
+        self, places: Places, key: Key, examples: Sequence[Tensor | None], dtype: torch.dtype, make: bool = True
+    ) -> list[Tensor | None]:
+        """The T tensors of one key, with the strides and on the device of `examples`; None where there is no example.
 
-        If there is none, it is a new one of zeros with `make`, and otherwise None. A tensor that has another memory
-        layout than `like`, as it may after loading, is copied.
+        Where there is no tensor yet, it is a new one of zeros with `make`, and otherwise None. A tensor that has other
+        strides than its example, as it may after loading, is copied.
         """
-        column = places.columns[t]
-        kept = column.tensors.get(key)
-        if kept is None and not make:
-            return None
-        with torch.inference_mode(False):
-            if kept is None:
-                made = torch.zeros_like(like, dtype=dtype, requires_grad=False)
-            elif kept.device == like.device and kept.dtype == dtype and same_layout(kept, like.stride()):
-                return kept
-            else:
-                made = torch.empty_like(like, dtype=dtype, requires_grad=False).copy_(kept)
-        places.made.append((column, key, made))
-        return made
+        found: list[Tensor | None] = []
+        for column, like in zip(places.columns, examples, strict=True):
+            kept = None if like is None else column.tensors.get(key)
+            if like is not None and (make if kept is None else not _fits(kept, like, dtype)):
+                with torch.inference_mode(False):
+                    if kept is None:
+                        kept = torch.zeros_like(like, dtype=dtype, requires_grad=False)
+                    else:
+                        kept = torch.empty_like(like, dtype=dtype, requires_grad=False).copy_(kept)
+                places.made.append((column, key, kept))
+            found.append(kept)
+        return found
 
     def commit(self, places: Places) -> None:
         """Takes what is new in this step. It cannot fail."""
@@ -206,3 +205,8 @@ class ParameterState:
             column = Column()
             column.tensors, column.active = tensors, active
             self._columns.append(column)
+
+
+def _fits(kept: Tensor, like: Tensor, dtype: torch.dtype) -> bool:
+    """Whether kernels take the tensor beside `like`."""
+    return kept.dtype == dtype and kept.device == like.device and same_layout(kept, like.stride())

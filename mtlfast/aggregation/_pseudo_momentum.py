@@ -140,7 +140,7 @@ class _SecondMoment:
         wide = torch.promote_types(grads.dtype, torch.float32)
         self.pseudo = [None if x is None else torch.empty_like(x, dtype=wide) for x in out]
         last, moments = (
-            owner.tensors_of(places, (what, 0), grads, wide, step, True) for what in ("direction", "moment")
+            owner.tensors_of(places, (what, 0), grads.examples(), wide, step, True) for what in ("direction", "moment")
         )
         direction, pseudo, before, moment = (
             TaskGradients.from_rows([row]) for row in (out, self.pseudo, last, moments)

@@ -102,6 +102,42 @@ def plain_excess_risks(grads: TaskGradients, sums: TaskGradients) -> Tensor:
     return torch.stack(risks)
 
 
+def plain_moco(grads: TaskGradients, losses: Tensor) -> Callable[[], Tensor]:
+    """MoCo's step on a flat Jacobian and a matrix of averages, as one writes it from the paper."""
+    kept: list[Tensor] = []  # the averages and the weights, which are as large as J: made at the first call
+    flatten, values = plain_flatten(grads), losses.to(grads.dtype)
+
+    def run() -> Tensor:
+        J = flatten()
+        J *= (values / J.norm(dim=1))[:, None]
+        if not kept:
+            kept.extend([torch.zeros_like(J), values / values.sum()])
+        averages, weights = kept
+        averages += 0.5 * (J - averages)
+        kept[1] = (weights - 0.1 * (averages @ averages.T) @ weights).softmax(dim=0)
+        return kept[1] @ averages
+
+    return run
+
+
+def plain_db_mtl(grads: TaskGradients, losses: Tensor) -> Callable[[], Tensor]:
+    """DB-MTL's step on a flat Jacobian and a matrix of averages, as one writes it from the paper."""
+    kept: list[Tensor] = []
+    flatten, values = plain_flatten(grads), losses.to(grads.dtype)
+
+    def run() -> Tensor:
+        J = flatten()
+        J /= values[:, None]
+        if not kept:
+            kept.append(torch.zeros_like(J))
+        kept[0] = J + 0.9 * (kept[0] - J)
+        norms = kept[0].norm(dim=1)
+        total: Tensor = (norms.max() / norms) @ kept[0]
+        return total
+
+    return run
+
+
 def plain_pcgrad(grads: TaskGradients) -> Callable[[], Tensor]:
     """PCGrad as public implementations write it: flatten, then K^2 walks over the gradients."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import ops
-from mtlfast.aggregation import PCGrad, Step
+from mtlfast.aggregation import DBMTL, Aggregator, MoCo, PCGrad, Step
 from mtlfast.bench import baselines
 from mtlfast.task_gradients import TaskGradients
 
@@ -92,6 +92,21 @@ def accumulating(grads: TaskGradients) -> dict[str, Contest]:
         return ops.combine(grads, weights, out=out, accumulate=True)
 
     return {"combine, accumulate": Contest(run, run, 1 + 2 / grads.num_tasks)}
+
+
+def with_state(grads: TaskGradients) -> dict[str, Contest]:
+    """Whole steps of methods that keep a tensor for each task and parameter, and read and write these beside J."""
+    K = grads.num_tasks
+    losses = torch.linspace(1, 2, K, dtype=torch.float64, device=grads.device)
+    out = Aggregator.targets(grads)
+
+    def native(method: Aggregator) -> Callable[[], object]:
+        return lambda: method.prepare(TaskGradients.from_rows(grads.rows), Step(K, losses), out)()
+
+    return {
+        "MoCo": Contest(native(MoCo()), baselines.plain_moco(grads, losses), 5 + 1 / K),
+        "DB-MTL": Contest(native(DBMTL()), baselines.plain_db_mtl(grads, losses), 5 + 1 / K),
+    }
 
 
 def _surgery(grads: TaskGradients, pcgrad: PCGrad, out: list[Tensor | None]) -> None:

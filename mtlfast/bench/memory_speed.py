@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mtlfast.bench import baselines
-from mtlfast.bench.contests import contests_on, many_outputs
+from mtlfast.bench.contests import contests_on, many_outputs, with_state
 from mtlfast.bench.section import Section
 from mtlfast.bench.timing import take_turns
 from mtlfast.bench.workload import scattered
@@ -46,7 +46,7 @@ def measure(
         if not beside_plain:
             contests = {name: contests[name] for name in FEW}
         if K == 8 and dtype == torch.float32:
-            contests |= many_outputs(grads)
+            contests |= many_outputs(grads) | with_state(grads)
         turns: dict[str, Callable[[], object]] = {
             "one stream": baselines.read_streams(grads, 1),
             "four streams": baselines.read_streams(grads, 4),
