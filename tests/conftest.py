@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import DEVICES
-from sampling import GRID, SEED, chosen
+from sampling import GRID, SEED, chosen, takes_long
 
 from mtlfast import _native
 
@@ -54,6 +54,8 @@ def sampled(items: list[pytest.Item]) -> Iterator[pytest.Item]:
         grids.setdefault((function, item.get_closest_marker("skip") is not None), []).append(item)
     kept: set[pytest.Item] = set()
     for (function, _), cases in grids.items():
+        if cases[0].get_closest_marker("long") and not takes_long(function):
+            continue
         if cases[0].get_closest_marker("whole"):
             kept.update(cases)
             continue

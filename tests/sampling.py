@@ -60,3 +60,10 @@ def chosen(
         return set(range(len(cases)))
     kept = sample(cases, f"{seed} {name}", together)
     return kept if grid == "sample" else kept | tenth(len(cases), int(grid), name)
+
+
+def takes_long(name: str, grid: str = GRID, seed: str = SEED) -> bool:
+    """Whether a run takes the test function `name`, which is marked `long`: one in five by the seed, or in its turn."""
+    if grid == "all" or random.Random(f"{seed} {name}").random() < 0.2:
+        return True
+    return grid != "sample" and random.Random(name).randrange(5) == int(grid) % 5

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from sampling import MOST, TURNS, chosen, sample
+from sampling import MOST, TURNS, chosen, sample, takes_long
 
 CASES = [
     {"dtype": dtype, "num_tasks": num_tasks, "name": name, "device": "cpu"}
@@ -61,6 +61,16 @@ def test_ten_turns_take_the_whole_grid_and_the_sample_in_each():
         assert len(taken) < len(CASES) / 2
 
 
+def test_what_takes_long_runs_in_its_turn_and_seldom_else():
+    names = [f"test_{i}" for i in range(200)]
+    for name in names:
+        turns = [takes_long(name, str(turn), "0") for turn in range(TURNS)]
+        assert sum(turns) in (2, TURNS)  # in its two turns, or by the seed in all
+        assert takes_long(name, "all")
+    assert 20 < sum(takes_long(name, "sample", "1") for name in names) < 60
+    assert [takes_long(name, "sample", "1") for name in names] != [takes_long(name, "sample", "2") for name in names]
+
+
 TESTS = """
 import pytest
 
@@ -77,6 +87,9 @@ def test_combinations(i, name): pass
 def test_what_can_run_is_sampled_apart(i, where): pass
 
 def test_alone(): pass
+
+@pytest.mark.long
+def test_long(): pass
 """
 
 
@@ -86,7 +99,7 @@ def outcome(tmp_path, *arguments: str, **environment: str) -> tuple[str, str]:
     here = os.path.dirname(__file__)
     env = {key: value for key, value in os.environ.items() if key not in ("MTLFAST_GRID", "MTLFAST_SEED")}
     env |= {"PYTHONPATH": os.pathsep.join([here, *sys.path]), **environment}
-    markers = "markers=cuda\n  native\n  grid"
+    markers = "markers=cuda\n  native\n  grid\n  long"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-c", "/dev/null", "-o", markers]
     command += ["--rootdir", str(tmp_path), "-p", "no:cacheprovider", *arguments, str(tmp_path)]
     run = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -98,11 +111,11 @@ def outcome(tmp_path, *arguments: str, **environment: str) -> tuple[str, str]:
 def test_pytest_takes_the_sample_and_says_so(tmp_path):
     assert outcome(tmp_path) == (
         "191 passed",
-        "grids: MTLFAST_GRID=sample MTLFAST_SEED=0, 241 of 501 cases",
+        "grids: MTLFAST_GRID=sample MTLFAST_SEED=0, 241 of 502 cases",
     )
     assert outcome(tmp_path, MTLFAST_GRID="all") == (
-        "451 passed",
-        "grids: MTLFAST_GRID=all MTLFAST_SEED=0, 501 of 501 cases",
+        "452 passed",
+        "grids: MTLFAST_GRID=all MTLFAST_SEED=0, 502 of 502 cases",
     )
 
 
@@ -110,7 +123,7 @@ def test_all_workers_agree_and_say_the_same(tmp_path):
     pytest.importorskip("xdist")
     assert outcome(tmp_path, "-n", "2", MTLFAST_SEED="some") == (
         "191 passed",
-        "grids: MTLFAST_GRID=sample MTLFAST_SEED=some, 241 of 501 cases",
+        "grids: MTLFAST_GRID=sample MTLFAST_SEED=some, 241 of 502 cases",
     )
 
 
