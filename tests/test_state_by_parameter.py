@@ -98,7 +98,8 @@ def test_the_state_follows_its_parameter_in_another_order_of_shared(name):
 
 @every_method
 @pytest.mark.parametrize("frozen", [None, 0, 1, 2])
-def test_a_resumed_run_is_the_uninterrupted_one_though_a_parameter_is_frozen(name, frozen):
+@pytest.mark.parametrize("unfrozen_at", [2, 4])
+def test_a_resumed_run_is_the_uninterrupted_one_though_a_parameter_was_frozen(name, frozen, unfrozen_at):
     net, method = Net(), METHODS[name].make()
     net.step(method, 0, net.layers)
     if frozen is not None:
@@ -111,7 +112,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_though_a_parameter_is_frozen(nam
     again.load_state_dict(saved[0])
     loaded.load_state_dict(saved[1])
     for step in (2, 3, 4):
-        if step == 4:
+        if step == unfrozen_at:
             net.requires_grad_(True)
             again.requires_grad_(True)
         assert torch.equal(net.step(method, step, net.layers), again.step(loaded, step, again.layers))
