@@ -68,6 +68,13 @@ def test_what_is_not_finite_comes_out(value, device):
     assert ops.excess_risks(grads, sums).isnan().tolist() == [False, True]
 
 
+def test_sums_that_overflowed_leave_nothing(device):
+    grads = TaskGradients.from_matrix(torch.ones(1, 100, device=device))
+    sums = TaskGradients.from_matrix(torch.full((1, 100), torch.inf, dtype=torch.float16, device=device))
+    sums.rows[0][0][::2] = 3
+    assert ops.excess_risks(grads, sums, 1e-30).item() == pytest.approx(25, rel=1e-14)
+
+
 def test_sizes_that_float32_cannot_hold(device):
     grads = TaskGradients.from_matrix(torch.full((1, 1000), 1e-30, device=device))
     sums = TaskGradients.from_matrix(torch.zeros(1, 1000, device=device))

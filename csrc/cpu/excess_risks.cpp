@@ -13,14 +13,19 @@ namespace {
 
 constexpr int64_t kRun = 4096;  // columns
 
-MTLFAST_INLINE F64 square_root(F64 v) {
+// x / sqrt(v) for v > 0.
+MTLFAST_INLINE F64 over_root(F64 x, F64 v) {
 #if MTLFAST_VECTOR_BYTES == 64
-  return (F64)_mm512_maskz_sqrt_pd(0xff, (__m512d)v);
+  // An estimate of 14 bits and two of Newton's steps take half the time of a square root and a division.
+  F64 root = (F64)_mm512_maskz_rsqrt14_pd(0xff, (__m512d)v);
+  for (int step = 0; step < 2; ++step) root *= 1.5 - 0.5 * v * root * root;
+  return x * (v > __DBL_MAX__ ? F64{} : root);  // the steps make NaN of an infinite v
 #elif defined(__F16C__)
-  return (F64)_mm256_sqrt_pd((__m256d)v);
+  return x / (F64)_mm256_sqrt_pd((__m256d)v);
 #else
-  for (int lane = 0; lane < kLanes / 2; ++lane) v[lane] = __builtin_sqrt(v[lane]);
-  return v;
+  double roots[kLanes / 2];
+  for (int lane = 0; lane < kLanes / 2; ++lane) roots[lane] = __builtin_sqrt(v[lane]);
+  return x / load_unaligned<F64>(roots);
 #endif
 }
 
@@ -36,7 +41,7 @@ double sum_run(const T* g, const H* h, int64_t n, double factor, double eps) {
     for (int part = 0; part < 2; ++part) {
       x[part] *= factor;
       x[part] *= x[part];
-      sums[part] += x[part] / square_root(before[part] + x[part] + eps);
+      sums[part] += over_root(x[part], before[part] + x[part] + eps);
     }
   };
   int64_t i = 0;

@@ -32,7 +32,7 @@ template <class T, class S>
 constexpr int kSmaller = kGroup<T> < kGroup<S> ? kGroup<T> : kGroup<S>;  // elements of a group
 // The least number of blocks that share a processor, for the compiler, which would otherwise spill to have more.
 template <class T, class S>
-constexpr int kAdvancing = kSmaller<T, S> > 4 ? 2 : 4;
+constexpr int kAdvancing = kSmaller<T, S> > 4 ? 2 : 3;
 
 template <class Out, int N>
 __device__ inline void store_sums(const double (&sums)[N], Out* row, long long at, int left, int bytes) {

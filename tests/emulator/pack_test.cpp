@@ -133,6 +133,14 @@ int main() {
                               reinterpret_cast<void*>(34)};
   const mtlfast::TaskView view{2, 3, data, offsets, mtlfast::DType::BFloat16};
   EXPECT(chunks_of(view) == (one << 28) + (one << 20) + 1);
+  EXPECT(row_blocks(view, 1) == 1024 && row_blocks(view, 64) == 256 && row_partials(view) == 2 * 512);
+  std::vector<std::pair<int64_t, int>> launches;
+  for_each_rows(130, [&](int64_t first, int rows) -> const char* {
+    launches.emplace_back(first, rows);
+    return nullptr;
+  });
+  EXPECT((launches == std::vector<std::pair<int64_t, int>>{{0, 64}, {64, 64}, {128, 2}}));
+  EXPECT(for_each_rows(130, [](int64_t first, int) { return first == 64 ? "failed" : nullptr; }) != nullptr);
   int tables = 0;
   for_each_table(view, 0, 2, [&](const Table& table, bool, bool) -> const char* {
     ++tables;
