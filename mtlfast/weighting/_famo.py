@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mtlfast._settings import Real
 from mtlfast._vectors import vector
+from mtlfast.weighting._adam import Moments, adam
 from mtlfast.weighting._base import NeedsPositiveLosses, readable
 from mtlfast.weighting._losses import Feedback
 
@@ -117,16 +118,9 @@ class FAMO(NeedsPositiveLosses):
         finite = fall.isfinite().all() & ~wrong.any()
         z = logits.softmax(dim=0)
         gradient = z * (fall - (z * fall).sum()) + self.weight_decay * logits
-        mean = 0.9 * self._of(self.mean, tasks) + 0.1 * gradient
-        square = 0.999 * self._of(self.square, tasks) + 0.001 * gradient**2
-        steps = self._of(self.steps, tasks) + 1
-        move = (mean / (1 - 0.9**steps)) / ((square / (1 - 0.999**steps)).sqrt() + 1e-8)
-        for state, new in (
-            (self.mean, mean),
-            (self.square, square),
-            (self.steps, steps),
-            (self.logits, logits - self.lr * move),
-        ):
+        states = (self.mean, self.square, self.steps)
+        move, moments = adam(gradient, Moments(*(self._of(state, tasks) for state in states)))
+        for state, new in zip((*states, self.logits), (*moments, logits - self.lr * move), strict=True):
             self._learn(state, tasks, new, when=finite)
 
     def reset(self) -> None:
