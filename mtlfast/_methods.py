@@ -23,7 +23,7 @@ AGGREGATORS = (
 )
 WEIGHTINGS = (
     "Loss weightings (mtlfast.weighting) make one weighted loss of the task losses, alone or before an aggregator: "
-    "mtlfast.backward(losses, aggregator, weighting=...). They read no gradients."
+    "mtlfast.backward(losses, aggregator, weighting=...). They read no gradients, but for those that say so."
 )
 Method = type[Aggregator] | type[LossWeighting]
 
@@ -71,6 +71,6 @@ def _note(method: Method) -> str:
 
 def _reads(method: Method) -> str:
     if issubclass(method, LossWeighting):
-        return ""
+        return "1 read for the norms" if method.reads_norms else ""
     reads = method.reads
     return READS[reads] if isinstance(reads, Reads) else "its methods' reads"  # a wrapper's is a property

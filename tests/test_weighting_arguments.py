@@ -157,6 +157,7 @@ VECTORS = {
     "InverseSampleSize": lambda v: weighting.InverseSampleSize(v),
     "ClassBalanced": lambda v: weighting.ClassBalanced(v),
     "FAMO": lambda v: weighting.FAMO(2, min_losses=v),
+    "GradNorm": lambda v: weighting.GradNorm(2, initial_losses=v),
     "Tchebycheff": lambda v: weighting.Tchebycheff(v),
     "Tchebycheff, reference": lambda v: weighting.Tchebycheff(None, v),
     "STCH": lambda v: weighting.STCH(1.0, v),

@@ -180,6 +180,84 @@ def test_uwso():
         weighting.UWSO(temperature=0)
 
 
+def stepped(made: weighting.LossWeighting, norms, losses=(1.0, 1.0), **context) -> list[float]:
+    """The weights of a step with these norms, after which the state moves."""
+    step = made.step_weights(vector(*losses), norms=vector(*norms), **context)
+    step.commit()
+    return step.loss_weights.tolist()
+
+
+def test_gradnorm():
+    made = weighting.GradNorm(2, alpha=1.0, lr=0.1, optimizer="sgd")
+    # The first losses: rates 1. Lengths 3 and 1 have the mean 2, so the slopes are 3 and -1; 0.7 and 1.1 add up to 1.8.
+    assert stepped(made, (3, 1), (2, 4)) == [1, 1]
+    assert made.current_weights.tolist() == pytest.approx([7 / 9, 11 / 9])
+    # The second loss has halved, the first not: rates 4/3 and 2/3. Lengths 7/9 and 11/9: mean 1, targets 4/3 and 2/3.
+    assert stepped(made, (1, 1), (2, 2)) == pytest.approx([7 / 9, 11 / 9])
+    assert made.current_weights.tolist() == pytest.approx([7 / 9 + 0.1, 11 / 9 - 0.1])
+    # alpha = 2: targets 16/9 and 4/9 of the mean length, 1, so that both are too short; with 1 the first were too long.
+    strong = weighting.GradNorm(2, alpha=2.0, lr=0.1, optimizer="sgd", initial_losses=[2, 4])
+    stepped(strong, (1.75, 0.25), (2, 2))
+    assert strong.current_weights.tolist() == pytest.approx([2 * 1.175 / 2.2, 2 * 1.025 / 2.2])
+
+
+def test_gradnorm_of_logarithms_and_logits():
+    log = weighting.GradNorm(2, alpha=0.0, lr=0.1, optimizer="sgd", form="log")
+    assert stepped(log, (3, 1)) == [1, 1]
+    assert log.current_weights.tolist() == pytest.approx([2 * w for w in softmax(-0.3, 0.1)])
+    # Slopes of the logarithms: the weights times the slopes.
+    w = log.current_weights.tolist()
+    stepped(log, (1, 3))
+    assert log.current_weights.tolist() == pytest.approx(
+        [2 * w for w in softmax(-0.3 + 0.1 * w[0], 0.1 - 0.1 * 3 * w[1])]
+    )
+    # Of the softmax: 3 and -1 less their weighted mean, 1.
+    logits = weighting.GradNorm(2, alpha=0.0, lr=0.1, optimizer="sgd", form="softmax")
+    stepped(logits, (3, 1))
+    assert logits.current_weights.tolist() == pytest.approx([2 * w for w in softmax(-0.2, 0.2)])
+
+
+def test_gradnorm_by_adam_and_without_negative_weights():
+    adam = weighting.GradNorm(2, alpha=0.0, lr=0.1)
+    stepped(adam, (3e-4, 1e-4))  # a first step of Adam is lr whatever the slope is
+    assert adam.current_weights.tolist() == pytest.approx([0.9, 1.1], rel=1e-4)
+    fast = weighting.GradNorm(2, alpha=0.0, lr=1.0, optimizer="sgd")
+    stepped(fast, (3, 1))
+    assert fast.current_weights.tolist() == [0, 2]
+    stepped(fast, (3, 1))  # 0 is below 1
+    assert fast.current_weights.tolist() == pytest.approx([3 / 4 * 2, 1 / 4 * 2])
+
+
+def test_inverse_norm_loss():
+    made = weighting.InverseNormLoss(2, decay=0.5)
+    assert stepped(made, (3, 1)) == pytest.approx([0.5, 1.5])
+    assert stepped(made, (1, 3)) == pytest.approx([1, 1])  # means 2 and 2
+    assert stepped(made, (0, 6)) == pytest.approx([4 / 3, 2 / 3])  # 2 and 4
+    assert weights_of(made, 1, 1) == pytest.approx([4 / 3, 2 / 3])
+    new = weighting.InverseNormLoss(3)
+    assert stepped(new, (0, 2, 1), (1, 1, 1)) == pytest.approx([1, 2 / 3, 4 / 3])  # no norm of the first is known
+
+
+def test_lr_annealing():
+    made = weighting.LRAnnealing(2, reference=1, decay=0.75)
+    assert stepped(made, (2, 6)) == pytest.approx([0.75 + 0.25 * 3, 1])
+    assert stepped(made, (2, 1)) == pytest.approx([0.75 * 1.5 + 0.25 * 0.5, 1])
+    for norms in ((2, 0), (0, 1)):
+        assert stepped(made, norms) == pytest.approx([0.75 * 1.5 + 0.25 * 0.5, 1])
+    assert made.norm_order == 1
+    assert weighting.LRAnnealing(2, norm_order=2).norm_order == 2
+
+
+def test_adaptive_weight():
+    made = weighting.AdaptiveWeight(3, factor=0.5, max_weight=10, eps=0.25, start=1)
+    assert stepped(made, (4, 1, 9), (1, 1, 1)) == [1, 0, 1]
+    assert stepped(made, (4, 1, 9), (1, 1, 1)) == [1, 0.5 * 4 / 2, 1]
+    assert stepped(made, (4, 0, 9), (1, 1, 1)) == [1, 0.5 * 4, 1]  # 1 / eps
+    assert stepped(made, (4, 9), tasks=(1, 2)) == [0.5 * 4, 1]  # without the reference: the last
+    largest = weighting.AdaptiveWeight(2, max_weight=3)
+    assert stepped(largest, (4, 1)) == [1, 3]
+
+
 def test_learned_weights():
     uncertainty = weighting.UW(2, classification=[False, True])
     uncertainty.log_var.data = torch.tensor([0.0, math.log(4)])

@@ -78,6 +78,7 @@ ONE_TASK = {
     "COSMOS": lambda: weighting.COSMOS(1.0, [1.0]),
     "CurriculumSchedule": lambda: weighting.CurriculumSchedule([0]),
     "AnnealingSchedule": lambda: weighting.AnnealingSchedule([1], [2], 4),
+    "AdaptiveWeight": lambda: weighting.AdaptiveWeight.for_tasks(1),
 }
 
 

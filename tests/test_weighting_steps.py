@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from weightings import WEIGHTINGS, feed, losses_at
+from weightings import WEIGHTINGS, call, feed, losses_at, norms_for
 
 from mtlfast import weighting
 
@@ -33,6 +33,7 @@ def test_feedback_counts_in_either_mode(name, device):
         made.update(losses=[0.5, 0.25, 0.75], metrics=[0.5, 0.25, 0.75])
     assert same_state(training, evaluated)
     fed = name.split(",")[0] in ("DWA", "FAMO", "InversePerformance", "DynamicTaskPrioritization")
+    fed = fed or training.reads_norms
     assert same_state(evaluated, trained(name, device)) != (fed or name == "AnnealingSchedule, updates")
 
 
@@ -64,9 +65,9 @@ def test_step_weights_is_a_step_in_either_mode(name, training, device):
     values = losses_at(3, device).requires_grad_()
     torch.manual_seed(1)
     parameters = list(called.parameters())
-    wanted = torch.autograd.grad(called(values), [values, *parameters])
+    wanted = torch.autograd.grad(call(called, values, 3), [values, *parameters])
     torch.manual_seed(1)
-    step = stepped.step_weights(values)
+    step = stepped.step_weights(values, **norms_for(stepped, 3, device))
     assert same_state(stepped, trained(name, device))  # not before it is over
     step.commit()
     assert same_state(stepped, called)
@@ -88,9 +89,9 @@ def test_step_weights_of_some_tasks(name, device):
     called, stepped = trained(name, device), trained(name, device)
     values = losses_at(3, device)[[0, 2]].requires_grad_()
     torch.manual_seed(1)
-    (wanted,) = torch.autograd.grad(called(values, tasks=(0, 2)), values)
+    (wanted,) = torch.autograd.grad(call(called, values, 3, tasks=(0, 2)), values)
     torch.manual_seed(1)
-    step = stepped.step_weights(values, tasks=(0, 2))
+    step = stepped.step_weights(values, tasks=(0, 2), **norms_for(stepped, 3, device, (0, 2)))
     step.commit()
     assert torch.equal(step.loss_weights, wanted)
     assert same_state(stepped, called)
@@ -101,10 +102,11 @@ def test_step_weights_of_some_tasks(name, device):
 def test_step_weights_of_scaled_losses(name, scale, device):
     plain, scaled = trained(name, device), trained(name, device)
     torch.manual_seed(1)
-    one = plain.step_weights(losses_at(3, device))
+    norms = norms_for(plain, 3, device)
+    one = plain.step_weights(losses_at(3, device), **norms)
     for given in (scale, torch.tensor(scale, device=device)):
         torch.manual_seed(1)
-        other = scaled.step_weights(scale * losses_at(3, device), loss_scale=given)
+        other = scaled.step_weights(scale * losses_at(3, device), loss_scale=given, **norms)
         assert torch.equal(other.loss_weights, one.loss_weights)
         for (_, gradient), (_, expected) in zip(other.learned, one.learned, strict=True):
             assert torch.equal(gradient, scale * expected)
@@ -114,10 +116,10 @@ def test_step_weights_of_scaled_losses(name, scale, device):
 def test_a_step_that_fails_leaves_everything(name):
     made = trained(name).eval()
     with pytest.raises(ValueError, match=": losses is a tensor of shape"):
-        made.step_weights(torch.ones(3, 1))
+        made.step_weights(torch.ones(3, 1), norms=torch.ones(3, 1))
     assert not made.training
-    assert made._held is None
-    made.step_weights(losses_at(3))  # dropped, as by a failure in a later backward pass
+    assert made._held is made._norms is None
+    made.step_weights(losses_at(3), **norms_for(made, 3))  # dropped, as by a failure in a later backward pass
     assert same_state(made, trained(name))
 
 

@@ -1,6 +1,7 @@
 """The one table of loss weightings: how each is made. Tests run over its rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,13 @@ WEIGHTINGS: dict[str, Callable[[], LossWeighting]] = {
     "FAMO": lambda: weighting.FAMO(3),
     "FAMO, bounds": lambda: weighting.FAMO(3, min_losses=BOUNDS, lr=0.1),
     "GO4Align": lambda: weighting.GO4Align(3, num_groups=2, eta=0.1),
+    "GradNorm": lambda: weighting.GradNorm(3),
+    "GradNorm, log": lambda: weighting.GradNorm(3, alpha=0.5, lr=0.1, form="log"),
+    "GradNorm, sgd": lambda: weighting.GradNorm(3, lr=0.1, optimizer="sgd", initial_losses=PREFERENCES),
+    "GradNorm, softmax": lambda: weighting.GradNorm(3, lr=0.1, optimizer="sgd", form="softmax"),
+    "InverseNormLoss": lambda: weighting.InverseNormLoss(3, decay=0.5),
+    "LRAnnealing": lambda: weighting.LRAnnealing(3, reference=2, decay=0.5),
+    "AdaptiveWeight": lambda: weighting.AdaptiveWeight(3, reference=2, task=1, factor=0.5),
     "UW": lambda: weighting.UW(3),
     "UW, classification": lambda: weighting.UW(3, [True, False, True]),
     "UWSO": lambda: weighting.UWSO(temperature=0.5),
@@ -58,10 +66,29 @@ def losses_at(step: int, device: str = "cpu") -> Tensor:
     return (rates**step * torch.tensor([1.0, 3.0, 0.5]) + 0.2 + 0.1 * torch.rand(3, generator=generator)).to(device)
 
 
+def norms_at(step: int, device: str = "cpu") -> Tensor:
+    """The norms of the three task gradients of a step."""
+    return losses_at(step + 100, device).double().flip(0)
+
+
+def norms_for(made: LossWeighting, step: int, device: str = "cpu", tasks: Sequence[int] = (0, 1, 2)) -> dict[str, Any]:
+    """What `step_weights` takes beside the losses: norms, where the weighting reads them."""
+    return {"norms": norms_at(step, device)[list(tasks)]} if made.reads_norms else {}
+
+
+def call(made: LossWeighting, losses: Tensor, step: int, tasks: Sequence[int] = (0, 1, 2)) -> Tensor:
+    """A direct call, which sees the norms of the step as `step_weights` does."""
+    made._norms = norms_for(made, step, losses.device, tasks).get("norms")
+    try:
+        return made(losses, tasks=tasks)
+    finally:
+        made._norms = None
+
+
 def feed(weighting: LossWeighting, step: int) -> None:
     """What a training loop tells a weighting after a step, or an epoch."""
     values = losses_at(step + 1)
     if type(weighting).__name__ != "DWA":
-        weighting.update(losses=values, metrics=1 / (1 + values))
+        weighting.update(losses=values, norms=norms_at(step), metrics=1 / (1 + values))
     elif step % 2:
         weighting.update()

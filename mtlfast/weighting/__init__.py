@@ -11,8 +11,10 @@ from mtlfast.weighting._famo import FAMO
 from mtlfast.weighting._fixed import ClassBalanced, Constant, InverseSampleSize, Mean, Sum
 from mtlfast.weighting._freeze_converged import FreezeConverged
 from mtlfast.weighting._go4align import GO4Align
+from mtlfast.weighting._gradnorm import GradNorm
 from mtlfast.weighting._learned import IMTLL, UW
 from mtlfast.weighting._loss_rates import DWA, ReLoBRaLo, SoftAdapt
+from mtlfast.weighting._norm_ratios import AdaptiveWeight, InverseNormLoss, LRAnnealing
 from mtlfast.weighting._performance import DynamicTaskPrioritization, InversePerformance
 from mtlfast.weighting._random import Random
 from mtlfast.weighting._rescaling import LossRescaling
@@ -40,6 +42,12 @@ FAMILIES: dict[str, dict[type[LossWeighting], str]] = {
         FAMO: "all losses fall at one relative rate",
         GO4Align: "groups of tasks that advance alike share a weight",
         UWSO: "tasks with smaller losses weigh more, by a softmax",
+    },
+    "by gradient norms": {
+        GradNorm: "gradients of one norm, longer for tasks that train slowly",
+        InverseNormLoss: "each loss weighs by the inverse of its gradient's norm",
+        LRAnnealing: "all gradients are brought to the size of one task's",
+        AdaptiveWeight: "one gradient is brought to the length of another's",
     },
     "learned": {
         UW: "uncertainties that are learned with the model",
@@ -76,6 +84,7 @@ __all__ = [
     "STCH",
     "UW",
     "UWSO",
+    "AdaptiveWeight",
     "AnnealingSchedule",
     "ClassBalanced",
     "Constant",
@@ -86,8 +95,11 @@ __all__ = [
     "FreezeConverged",
     "GO4Align",
     "GeometricMean",
+    "GradNorm",
+    "InverseNormLoss",
     "InversePerformance",
     "InverseSampleSize",
+    "LRAnnealing",
     "LossRescaling",
     "LossWeighting",
     "Mean",

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import mtlfast
 from mtlfast import weighting
+from mtlfast.aggregation import Sum
 from mtlfast.weighting import LossWeighting
 
 MATRICES = 200
@@ -113,3 +115,42 @@ def test_libmtl(name):
             assert torch.allclose(mine, yours.grad, rtol=1e-4, atol=1e-6), (epoch, step)
         means.append(torch.stack([losses(20 * epoch + step) for step in range(20)]).mean(dim=0))
         ours.update()
+
+
+class Shared(torch.nn.Module):
+    """Parameters that three tasks share, with losses of different size and no heads: LibMTL does not weigh these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.last = torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)
+
+    def losses(self, step: int) -> Tensor:
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        errors = self.last(self.hidden(x).tanh()) - torch.tensor([1.0, 3.0, 0.5]) * x[:, :3].sin()
+        return errors.square().mean(dim=0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_gradnorm_of_libmtl(optimizer):
+    theirs, kind = libmtl("GradNorm"), {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
+    models = mine, yours = Shared(), Shared()
+    descents = [torch.optim.SGD(model.parameters(), lr=0.05) for model in models]
+    of_weights = kind([theirs.loss_scale], lr=0.05)
+    theirs.epoch, theirs.rep_grad = 1, False  # it takes the mean losses of epoch 0 as initial ones
+    theirs.train_loss_buffer = yours.losses(MATRICES).detach()[:, None].numpy()
+    theirs.get_share_params = yours.parameters
+    theirs.zero_grad_share_params = lambda: yours.zero_grad(set_to_none=False)
+    initial = mine.losses(MATRICES).detach()
+    ours = weighting.GradNorm(3, 1.5, 0.05, optimizer, "softmax", initial_losses=initial)
+    for step in range(MATRICES):
+        for descent in (*descents, of_weights):
+            descent.zero_grad(set_to_none=False)
+        expected = theirs.backward(yours.losses(step), alpha=1.5)
+        result = mtlfast.backward(list(mine.losses(step)), Sum(), shared=mine, weighting=ours)
+        assert torch.allclose(result.loss_weights, torch.from_numpy(expected), rtol=1e-4), step
+        for one, other in zip(mine.parameters(), yours.parameters(), strict=True):
+            assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+        for descent in (*descents, of_weights):
+            descent.step()
+    assert max(expected) > 1.3 * min(expected)
