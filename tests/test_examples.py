@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
+TOY = Path(__file__).parents[1] / "examples" / "gradnorm_toy"
 CODE = """
 import sys
 from pathlib import Path
@@ -64,3 +65,25 @@ def test_digits_refuse_a_name_that_is_none():
     code = "from experiment import experiment; experiment('PCGrad', 'Equal', 1, 1, 'cpu', False)"
     run = subprocess.run([sys.executable, "-c", code], cwd=DIGITS, capture_output=True, text=True)
     assert "ValueError: 'Equal' is none of Sum, Mean, Constant," in run.stderr
+
+
+TOY_CODE = """
+import sys
+from pathlib import Path
+from main import final, run
+runs = run(steps=150, out=Path(sys.argv[1]))
+print([(final(run).max() / final(run).min()).item() for run in runs.values()])
+"""
+
+
+@pytest.mark.skipif(not TOY.exists(), reason="needs the checkout")
+def test_gradnorm_brings_the_rates_of_its_toy_problem_together(tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "toy.png"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", TOY_CODE, str(picture)], cwd=TOY, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    equal, gradnorm = json.loads(run.stdout)
+    assert gradnorm < equal / 1.3
+    assert picture.stat().st_size > 10_000

@@ -35,6 +35,7 @@ LOOPS = [
     "activations",
     "learned",
     "update",
+    "gradnorm",
 ]  # the other snippets have tests of their own
 OTHERS = ["lora", "checkpoint", "resume", "tensorboard", "ranks", "lightning", "accelerate", "sweep"]
 
@@ -136,6 +137,7 @@ def test_a_loader_at_its_end_is_an_absent_task():
 def test_what_a_weighting_learns_is_learned():
     assert recipe_of("learned").run().weighting.log_var.ne(0).all()
     assert recipe_of("update").run().weighting.logits.ne(0).all()
+    assert recipe_of("gradnorm").run().weighting.current_weights.ne(1).all()
 
 
 def test_the_page_names_the_weightings_that_want_to_be_told():
