@@ -91,7 +91,7 @@ def gram(work: Workload, bytes_moved: float, chip: Chip, kernels: dict[str, Any]
         multiply_adds += converted(rows, chip) if exact else 0
         return Launch(name.format(rows), bytes_moved, multiply_adds, THREAD_BYTES * K)
     classes, other_classes = -(-split // 4), -(-(K - split) // 4)
-    capacity = next(rows for rows in (32, 64, 128) if 4 * (classes + other_classes) <= rows)
+    capacity = next(rows for rows in (32, 64, 128) if (2 * max(split, K - split) if split else K) <= rows)
     tiles = classes * other_classes if split else other_classes * (other_classes + 1) / 2
     # A tile takes 16 multiply-adds a column and, for each group of 16 bytes, 8 loads from shared memory, which take a
     # warp 4 cycles each at worst; 16-bit elements are converted besides.

@@ -69,7 +69,8 @@ const char* gram_of(const TaskView& grads, int64_t split_at, const Workspace& wo
     return visit_rows(typename GramRows<Sum>::counts{}, grads.num_tasks,
                       [&]<int Rows>() { return gram_registers<T, Rows, Sum>(grads, split, workspace, out, stream); });
   return for_each_row_blocks(grads.num_tasks, split, [&](const RowBlocks& rows) {
-    const int staged = padded_rows(rows.rows_a) + padded_rows(rows.rows_b);
+    const int longer = rows.rows_a < rows.rows_b ? rows.rows_b : rows.rows_a;
+    const int staged = rows.rows_b > 0 ? 2 * longer : longer;
     if (staged > kStagedRows) return gram_staged<T, 2 * kStagedRows, Sum>(grads, rows, split, workspace, out, stream);
     if (staged > 32) return gram_staged<T, kStagedRows, Sum>(grads, rows, split, workspace, out, stream);
     return gram_staged<T, 32, Sum>(grads, rows, split, workspace, out, stream);

@@ -29,10 +29,7 @@ struct RowBlocks {
   int first_a, first_b;
 };
 
-// Rows of a stage that a row block takes: what is missing in its last tile is zeros.
-MTLFAST_HD constexpr int padded_rows(int rows) { return (rows + kTile - 1) / kTile * kTile; }
-
-// The shape of a stage. Rows: the most that shared memory holds, padded rows of one row block or of both.
+// The shape of a stage. Rows: the most that shared memory holds (with two row blocks, half of them each).
 template <class T, int Rows>
 struct Stage {
   static constexpr int kRowBytes = 16384 / Rows;              // of one row's columns
@@ -47,7 +44,7 @@ struct Stage {
 // The tiles of a launch and this thread's place among them.
 struct Tiles {
   int classes_a, classes_b, tiles, slices;  // classes: ceil(rows / kTile)
-  int tile, slice, i, j;                    // this thread's; slice < 0: it has none
+  int tile, slice, i, j;                    // this thread's; slice < 0: it has none; i, j: its first rows of a stage
 };
 
 __device__ inline Tiles tiles_of(const RowBlocks& blocks, int most_slices) {
@@ -75,14 +72,15 @@ __device__ inline void place_of(const RowBlocks& blocks, const Tiles& t, int til
 }
 
 // Starts the copy of columns [begin, begin + n), n <= kColumns, of an entry into a stage; zeros behind n and in rows
-// that are missing. Row r of a stands at stage row r, row r of b behind the padded rows of a.
+// that are missing. Row r of a stands at stage row r, row r of b at Rows / 2 + r.
 template <class T, int Rows>
 __device__ inline void copy_stage(const Table& table, const RowBlocks& blocks, const Piece& piece, int offset, int n,
                                   unsigned char* stage) {
   using S = Stage<T, Rows>;
   const int groups = (n + kGroup<T> - 1) / kGroup<T>;
-  const int padded_a = padded_rows(blocks.rows_a), padded = padded_a + padded_rows(blocks.rows_b);
-  const int bytes = table.tag(piece.entry);
+  const int padded_a = (blocks.rows_a + kTile - 1) / kTile * kTile;
+  const int padded_b = (blocks.rows_b + kTile - 1) / kTile * kTile;
+  const int bytes = table.tag(piece.entry), padded = padded_a + padded_b;
   // Where group `group` of a padded row is, nullptr for zeros, and where it goes.
   const auto source_of = [&](int row, int group) -> const T* {
     const bool in_a = row < padded_a;
@@ -91,7 +89,9 @@ __device__ inline void copy_stage(const Table& table, const RowBlocks& blocks, c
     const T* source = table.row<const T>(piece.entry, in_a ? r : blocks.rows_a + r);
     return source ? source + piece.begin + offset + group * kGroup<T> : nullptr;
   };
-  const auto target_of = [&](int row, int group) { return stage + row * S::kStride + group * 16; };
+  const auto target_of = [&](int row, int group) {
+    return stage + ((row < padded_a ? row : Rows / 2 + row - padded_a) * S::kStride + group * 16);
+  };
   if constexpr (sizeof(T) < 4) {
     if (bytes < 4) {  // what cp.async cannot copy goes through registers, all rows' loads in flight together
       constexpr int kApart = kThreads / S::kGroups;  // a thread takes one group of every kApart-th row
@@ -143,8 +143,8 @@ __device__ inline void load_wide(const unsigned char* from, Sum (&wide)[kGroup<T
 
 // Multiplies this thread's tile over its groups of a stage of n columns.
 template <class T, int Rows, class Sum>
-__device__ inline void multiply_stage(const unsigned char* stage, const Tiles& t, int first_b, int n,
-                                      Sum (&sums)[kTile][kTile], double (&run)[kTile][kTile], int& adds) {
+__device__ inline void multiply_stage(const unsigned char* stage, const Tiles& t, int n, Sum (&sums)[kTile][kTile],
+                                      double (&run)[kTile][kTile], int& adds) {
   using S = Stage<T, Rows>;
   for (int group = t.slice; group * kGroup<T> < n; group += t.slices) {
     Sum a[kTile][kGroup<T>];
@@ -153,7 +153,7 @@ __device__ inline void multiply_stage(const unsigned char* stage, const Tiles& t
 #pragma unroll
     for (int j = 0; j < kTile; ++j) {
       Sum b[kGroup<T>];
-      load_wide<T, Sum>(stage + (first_b + t.j + j * t.classes_b) * S::kStride + group * 16, b);
+      load_wide<T, Sum>(stage + (t.j + j * t.classes_b) * S::kStride + group * 16, b);
 #pragma unroll
       for (int i = 0; i < kTile; ++i)
 #pragma unroll
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ __align__(16) unsigned char stages[2 * S::kBytes];
   Tiles t = tiles_of(blocks, S::kGroups);
   place_of(blocks, t, t.tile, t.i, t.j);
-  const int first_b = blocks.rows_b > 0 ? padded_rows(blocks.rows_a) : 0;
+  if (blocks.rows_b > 0) t.j += Rows / 2;
   Sum tile_sums[kTile][kTile] = {};
   double run[kTile][kTile] = {};
   int adds = 0;
@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(kThreads)
     __pipeline_commit();
     __pipeline_wait_prior(1);  // all but the copy just begun
     __syncthreads();
-    if (t.slice >= 0) multiply_stage<T, Rows, Sum>(stages + turn * S::kBytes, t, first_b, n, tile_sums, run, adds);
+    if (t.slice >= 0) multiply_stage<T, Rows, Sum>(stages + turn * S::kBytes, t, n, tile_sums, run, adds);
     __syncthreads();  // before the next copy into the memory just read
     n = next_n;
     turn = 1 - turn;

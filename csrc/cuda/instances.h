@@ -23,8 +23,8 @@ struct GramRows<double> {
   static constexpr int most = 8;
 };
 
-// gram_staged_kernel<T, Rows, Sum>: 32 and 64 rows with themselves, and 128 for 64 rows with 64 others. More rows in
-// the same shared memory make shorter stages.
+// gram_staged_kernel<T, Rows, Sum>: 32 and 64 rows with themselves, or half of them with as many others, and 128 for 64
+// rows with 64 others. More rows in the same shared memory make shorter stages.
 constexpr int kStagedRows = 64;  // the most rows that one launch multiplies with each other
 
 // combine_kernel<T, Out, Outs>: one output at a time, or four.
