@@ -164,6 +164,30 @@ PYBIND11_MODULE(_C, m) {
       [](const mtlfast::TaskTable& grads, const at::Tensor& coefficients, const std::vector<at::Tensor>& out,
          bool accumulate, double scale) { mtlfast::combine_(grads, coefficients, out, accumulate, scale); },
       NoGil());
+  m.def(
+      "grad_drop",
+      [](const mtlfast::TaskTable& grads, const std::string& form, bool round_each,
+         const std::optional<at::Tensor>& seed, const std::vector<at::Tensor>& uniform,
+         const std::vector<at::Tensor>& thresholds, const std::optional<at::Tensor>& leak) {
+        return mtlfast::grad_drop(grads, {form, round_each, seed, uniform, thresholds, leak});
+      },
+      NoGil());
+  m.def(
+      "grad_drop_",
+      [](const mtlfast::TaskTable& grads, const std::string& form, bool round_each,
+         const std::optional<at::Tensor>& seed, const std::vector<at::Tensor>& uniform,
+         const std::vector<at::Tensor>& thresholds, const std::optional<at::Tensor>& leak,
+         const std::vector<at::Tensor>& out) {
+        mtlfast::grad_drop_(grads, {form, round_each, seed, uniform, thresholds, leak}, out);
+      },
+      NoGil());
+  m.def("trimmed_mean", &mtlfast::trimmed_mean, NoGil());
+  m.def(
+      "trimmed_mean_",
+      [](const mtlfast::TaskTable& grads, int64_t trim_number, const std::vector<at::Tensor>& out) {
+        mtlfast::trimmed_mean_(grads, trim_number, out);
+      },
+      NoGil());
   m.def("flatten", &mtlfast::flatten, NoGil());
   m.def("scale_", &mtlfast::scale_, NoGil());
   m.def("same_tensors", &mtlfast::TaskTable::same_tensors);

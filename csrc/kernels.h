@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "dropping.h"
+
 namespace mtlfast {
 
 enum class DType : int32_t { Float32, Float64, BFloat16, Float16 };
@@ -37,6 +39,8 @@ struct TaskView {
   int64_t numel() const { return offsets[num_tensors]; }
   const void* const* tensor(int64_t t) const { return data + t * num_tasks; }
 };
+
+constexpr int64_t kMostSorted = 64;  // tasks that trimmed_mean takes
 
 // Pairs are the lower triangle of the Gram matrix, row by row: (0,0) (1,0) (1,1) (2,0) ...
 inline int64_t num_pairs(int64_t num_tasks) { return num_tasks * (num_tasks + 1) / 2; }

@@ -24,6 +24,21 @@ std::vector<at::Tensor> combine(const TaskTable& grads, const at::Tensor& coeffi
 void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::TensorList out, bool accumulate,
               double scale);
 
+// What grad_drop takes besides the gradients and the outputs; form: drawn, given, expected or purity (dropping.h).
+struct DropArguments {
+  std::string_view form;
+  bool round_each;
+  const std::optional<at::Tensor>& seed;  // one int64 number, for drawn
+  at::TensorList uniform, thresholds;     // float, or double for double gradients; empty: absent
+  const std::optional<at::Tensor>& leak;  // [K]
+};
+std::vector<at::Tensor> grad_drop(const TaskTable& grads, const DropArguments& arguments);
+void grad_drop_(const TaskTable& grads, const DropArguments& arguments, at::TensorList out);
+
+// At most kMostSorted tasks; 2 trim_number < K.
+std::vector<at::Tensor> trimmed_mean(const TaskTable& grads, int64_t trim_number);
+void trimmed_mean_(const TaskTable& grads, int64_t trim_number, at::TensorList out);
+
 at::Tensor flatten(const TaskTable& grads, at::ScalarType dtype);  // [K, P]
 void scale_(const TaskTable& grads, const at::Tensor& factors);    // factors: [K]
 

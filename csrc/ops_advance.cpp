@@ -21,15 +21,16 @@ void advance_(const TaskTable& grads, const TaskTable& state, const at::Tensor& 
   TORCH_CHECK_VALUE(coefficients.sizes() == at::IntArrayRef({4, K}) && coefficients.device() == device,
                     "advance_: coefficients have shape ", coefficients.sizes(), " on ", coefficients.device(),
                     ", expected [4, ", K, "] on ", device);
-  const std::vector<void*> places = grads.places("advance_", out, std::nullopt);
-  const DType out_dtype = dtype_of(grads.dtype_of_out(out));
+  const at::ScalarType dtype = grads.dtype_of_out(out);
+  const DType out_dtype = dtype_of(dtype);
+  const std::vector<void*> pointers = grads.pointers_of("advance_: out", out, std::nullopt, dtype);
   const at::Tensor wide = coefficients.to(at::kDouble).contiguous();
   const double* values = wide.const_data_ptr<double>();
   if (!device.is_cpu()) {
     TORCH_CHECK_VALUE(K <= cuda::kMostAdvanced, "advance_: got ", K, " tasks, expected at most ", cuda::kMostAdvanced,
                       " on a GPU");
     on_gpu("advance_", device, [&](void* stream) {
-      return cuda::advance(view, state.view(), values, square, out_dtype, places.data(), stream);
+      return cuda::advance(view, state.view(), values, square, out_dtype, pointers.data(), stream);
     });
     return;
   }
@@ -39,7 +40,7 @@ void advance_(const TaskTable& grads, const TaskTable& state, const at::Tensor& 
     return;
   }
   Chunks(view.numel()).run(0, [&](int64_t, int64_t begin, int64_t end, void*) {
-    kernels().advance(view, state.view(), begin, end, values, square, out_dtype, places.data());
+    kernels().advance(view, state.view(), begin, end, values, square, out_dtype, pointers.data());
   });
 }
 

@@ -16,13 +16,6 @@ std::optional<int64_t> leading(const at::Tensor& coefficients) {
   return coefficients.dim() == 2 ? std::make_optional(coefficients.size(0)) : std::nullopt;
 }
 
-std::vector<at::Tensor> make_out(const TaskTable& grads, const at::Tensor& coefficients, at::ScalarType dtype) {
-  std::vector<at::Tensor> out;
-  out.reserve(grads.num_tensors());
-  for (int64_t t = 0; t < grads.num_tensors(); ++t) out.push_back(grads.empty_like(t, leading(coefficients), dtype));
-  return out;
-}
-
 }  // namespace
 
 void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::TensorList out, bool accumulate,
@@ -33,8 +26,9 @@ void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::Tensor
                         coefficients.device() == grads.options().device(),
                     "combine: weights have shape ", coefficients.sizes(), " on ", coefficients.device(), ", expected [",
                     K, "] or [R, ", K, "] on ", grads.options().device());
-  const std::vector<void*> pointers = grads.places("combine", out, leading(coefficients));
-  const DType out_dtype = dtype_of(grads.dtype_of_out(out));
+  const at::ScalarType dtype = grads.dtype_of_out(out);
+  const DType out_dtype = dtype_of(dtype);
+  const std::vector<void*> pointers = grads.pointers_of("combine: out", out, leading(coefficients), dtype);
   if (R == 0) return;
   const at::Tensor wide = coefficients.to(at::kDouble).contiguous();
   if (!coefficients.is_cpu()) {
@@ -55,7 +49,7 @@ void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::Tensor
 
 std::vector<at::Tensor> combine(const TaskTable& grads, const at::Tensor& coefficients, double scale,
                                 std::optional<at::ScalarType> dtype) {
-  std::vector<at::Tensor> out = make_out(grads, coefficients, dtype.value_or(grads.dtype()));
+  std::vector<at::Tensor> out = grads.make_out(leading(coefficients), dtype.value_or(grads.dtype()));
   combine_(grads, coefficients, out, false, scale);
   return out;
 }

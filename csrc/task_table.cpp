@@ -168,6 +168,27 @@ bool TaskTable::matches(int64_t t, std::optional<int64_t> leading, at::ScalarTyp
          (out.numel() <= numel || out.stride(0) == numel);
 }
 
+std::vector<at::Tensor> TaskTable::make_out(std::optional<int64_t> leading, at::ScalarType dtype) const {
+  std::vector<at::Tensor> out;
+  out.reserve(num_tensors());
+  for (int64_t t = 0; t < num_tensors(); ++t) out.push_back(empty_like(t, leading, dtype));
+  return out;
+}
+
+std::vector<void*> TaskTable::pointers_of(const char* what, at::TensorList out, std::optional<int64_t> leading,
+                                          at::ScalarType dtype) const {
+  TORCH_CHECK_VALUE(static_cast<int64_t>(out.size()) == num_tensors(), what, " has ", out.size(), " tensors, expected ",
+                    num_tensors());
+  std::vector<void*> pointers(out.size());
+  for (int64_t t = 0; t < num_tensors(); ++t) {
+    TORCH_CHECK_VALUE(matches(t, leading, dtype, out[t]), what, " ", t, " has shape ", out[t].sizes(), ", strides ",
+                      out[t].strides(), ", dtype ", out[t].scalar_type(), " on ", out[t].device(),
+                      ", expected those of the task gradients of tensor ", t, ", and dtype ", dtype);
+    pointers[t] = out[t].mutable_data_ptr();
+  }
+  return pointers;
+}
+
 at::ScalarType TaskTable::dtype_of_out(at::TensorList out) const {
   for (size_t t = 0; t < out.size() && t < first_dim_.size(); ++t)
     if (first_dim_[t] >= 0 && out[t].defined()) return out[t].scalar_type();
@@ -208,20 +229,6 @@ bool TaskTable::apart_from(const TaskTable& state, const std::vector<at::Tensor>
     if (span_in(of_state, entry.begin, entry.end)) return false;
   }
   return true;
-}
-
-std::vector<void*> TaskTable::places(const char* op, at::TensorList out, std::optional<int64_t> leading) const {
-  TORCH_CHECK_VALUE(static_cast<int64_t>(out.size()) == num_tensors(), op, ": out has ", out.size(),
-                    " tensors, expected ", num_tensors());
-  const at::ScalarType dtype = dtype_of_out(out);
-  std::vector<void*> pointers(out.size());
-  for (int64_t t = 0; t < num_tensors(); ++t) {
-    TORCH_CHECK_VALUE(matches(t, leading, dtype, out[t]), op, ": out ", t, " has shape ", out[t].sizes(), ", strides ",
-                      out[t].strides(), ", dtype ", out[t].scalar_type(), " on ", out[t].device(),
-                      ", expected those of the task gradients of tensor ", t, ", and dtype ", dtype);
-    pointers[t] = out[t].mutable_data_ptr();
-  }
-  return pointers;
 }
 
 TaskTable table_of(const char* op, const OptionalTensors& rows, int64_t num_tasks) {

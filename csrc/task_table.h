@@ -53,6 +53,13 @@ class TaskTable {
   // entries and with no output.
   bool apart_from(const TaskTable& state, const std::vector<at::Tensor>& out) const;
 
+  // New outputs for all tensors: empty_like of each.
+  std::vector<at::Tensor> make_out(std::optional<int64_t> leading, at::ScalarType dtype) const;
+  // The memory of given outputs, or of other tensors that an op takes for each tensor. Raises unless all match; `what`
+  // is the op and the argument.
+  std::vector<void*> pointers_of(const char* what, at::TensorList out, std::optional<int64_t> leading,
+                                 at::ScalarType dtype) const;
+
   // The dtype of the first output whose tensor a task reaches, which all must share; the gradients' dtype without one.
   at::ScalarType dtype_of_out(at::TensorList out) const;
 
@@ -61,10 +68,6 @@ class TaskTable {
   // output stands for a tensor that no task reaches.
   bool accepts(const std::vector<at::Tensor>& out, std::optional<int64_t> leading,
                std::optional<at::ScalarType> dtype) const;
-
-  // The addresses of outputs that fit; raises an error that begins with the op's name if one does not. All have one
-  // dtype. Whether they share memory is not looked at.
-  std::vector<void*> places(const char* op, at::TensorList out, std::optional<int64_t> leading) const;
 
  private:
   at::IntArrayRef sizes(int64_t t) const;

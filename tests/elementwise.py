@@ -1,7 +1,7 @@
 """The one table of element-wise aggregators: how each is made and what it promises. Tests run over its rows.
 
-An element-wise aggregator looks at the task gradients themselves, so its direction is no w(G)^T J. The classes here
-are written in plain PyTorch, as a user would write one.
+An element-wise aggregator looks at the task gradients themselves, so its direction is no w(G)^T J. Besides mtlfast's
+own there are two in plain PyTorch, as a user would write one.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 
 from mtlfast import TaskGradients
-from mtlfast.aggregation import DBMTL, Aggregator, Bloop, ExcessMTL, MoCo, PseudoMomentum, Step
+from mtlfast.aggregation import (
+    DBMTL,
+    Aggregator,
+    Bloop,
+    ExcessMTL,
+    GradDrop,
+    Median,
+    MoCo,
+    PseudoMomentum,
+    Step,
+    TrimmedMean,
+)
 from mtlfast.aggregation._keeps_state import KeepsState
 
 EQUIVARIANT = "the same direction for the tasks in another order"
@@ -24,15 +35,6 @@ def stacked(grads: TaskGradients, t: int) -> Tensor:
     example = grads.examples()[t]
     assert example is not None
     return torch.stack([torch.zeros_like(example) if g is None else g for g in grads.column(t)])
-
-
-class Median(Aggregator):
-    """The lower median of the K gradients, coordinate by coordinate."""
-
-    def aggregate(self, grads: TaskGradients, step: Step, out: list[Tensor | None]) -> None:
-        for t, target in enumerate(out):
-            if target is not None:
-                torch.median(stacked(grads, t), dim=0, out=(target, torch.empty_like(target, dtype=torch.int64)))
 
 
 class Agreeing(Aggregator):
@@ -71,7 +73,17 @@ class ElementWise:
     promises: frozenset[str] = frozenset()
 
 
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
 METHODS = {
+    "GradDrop": ElementWise(lambda: GradDrop(generator=seeded()), frozenset({EQUIVARIANT, SCALE_FREE})),
+    "GradDrop, f": ElementWise(
+        lambda: GradDrop(f=torch.square, generator=seeded()), frozenset({EQUIVARIANT, SCALE_FREE})
+    ),
+    "GradDrop, average": ElementWise(lambda: GradDrop().eval(), frozenset({EQUIVARIANT, SCALE_FREE})),
+    "TrimmedMean": ElementWise(lambda: TrimmedMean(0), frozenset({EQUIVARIANT, SCALE_FREE})),
     "Median": ElementWise(Median, frozenset({EQUIVARIANT, SCALE_FREE})),
     "Agreeing": ElementWise(Agreeing, frozenset({EQUIVARIANT, SCALE_FREE})),
     "Momentum": ElementWise(Momentum, frozenset({EQUIVARIANT, SCALE_FREE, STATEFUL})),

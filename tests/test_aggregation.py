@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from cases import draw, matrix
+from elementwise import METHODS as ELEMENT_WISE
 from methods import METHODS
 
 from mtlfast import TaskGradients, aggregation, ops, reference
@@ -227,6 +228,6 @@ def test_the_table_of_contents_has_every_method_once():
     for method in listed:
         # `keeps`, the docstring and the buffer must agree about the state.
         assert bool(method.keeps) == ("State:" in method.__doc__), method
-        made = next(row.make() for row in METHODS.values() if type(row.make()) is method)
+        made = next(row.make() for row in [*METHODS.values(), *ELEMENT_WISE.values()] if type(row.make()) is method)
         if isinstance(made, SolvedAggregator):
             assert bool(method.keeps) == (made.state_shape(5) != made.state_shape(6)), method

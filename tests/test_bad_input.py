@@ -163,6 +163,87 @@ CASES = [
         ValueError,
         "combine: out 0 shares memory with out 1, expected memory of its own",
     ),
+    (
+        lambda g: ops.trimmed_mean([[g.weights]], 1),
+        TypeError,
+        "trimmed_mean: grads is a list, expected TaskGradients (TaskGradients.from_rows makes one)",
+    ),
+    (
+        lambda g: ops.trimmed_mean(g.grads, 2),
+        ValueError,
+        "trimmed_mean: trim_number is 2, expected less than half of the 3 tasks",
+    ),
+    (
+        lambda g: ops.trimmed_mean(g.grads, 0.5),
+        ValueError,
+        "trimmed_mean: trim_number is 0.5, expected an integer of at least 0",
+    ),
+    (
+        lambda g: ops.trimmed_mean(g.grads, 1, [g.zeros(2, 3).half(), g.zeros(4)]),
+        TypeError,
+        "trimmed_mean: out 0 has dtype torch.float16, expected torch.float32 as dtype says",
+    ),
+    (
+        lambda g: ops.grad_drop(g.grads, 3),
+        TypeError,
+        "grad_drop: seed is a int, expected a Tensor of one int64 number",
+    ),
+    (
+        lambda g: ops.grad_drop(g.grads, g.zeros(1)),
+        ValueError,
+        "grad_drop: seed is [1] torch.float32, expected one number of torch.int64",
+    ),
+    (
+        lambda g: ops.grad_drop(g.grads, torch.ones(1, dtype=torch.int64, device="meta")),
+        ValueError,
+        "grad_drop: seed is on meta, expected {device} as the task gradients",
+    ),
+    (
+        lambda g: ops.grad_drop(g.grads, g.zeros(1).long(), uniform=g.zeros(10)),
+        ValueError,
+        "grad_drop: got both seed and uniform, expected one of them",
+    ),
+    (
+        lambda g: ops.grad_drop(g.grads, uniform=g.zeros(9)),
+        ValueError,
+        "grad_drop: uniform has shape [9], expected [10]",
+    ),
+    (
+        lambda g: ops.grad_drop(g.grads, thresholds=[g.zeros(2, 3)]),
+        ValueError,
+        "grad_drop: thresholds has 1 tensors, expected 2",
+    ),
+    (
+        lambda g: ops.grad_drop(g.grads, thresholds=[g.zeros(2, 3), g.zeros(5)]),
+        ValueError,
+        "grad_drop: thresholds 1 has shape [5], expected [4]",
+    ),
+    (
+        lambda g: ops.grad_drop(g.grads, thresholds=[g.zeros(2, 3), None]),
+        TypeError,
+        "grad_drop: thresholds 1 is a NoneType, expected a Tensor",
+    ),
+    (
+        lambda g: ops.grad_drop(g.grads, uniform=g.zeros(10).double()),
+        TypeError,
+        "grad_drop: uniform 0 has dtype torch.float64, expected torch.float32",
+    ),
+    (
+        lambda g: ops.grad_drop(g.grads, uniform=g.zeros(10).to("meta")),
+        ValueError,
+        "grad_drop: uniform 0 is on meta, expected {device} as the gradients",
+    ),
+    (lambda g: ops.grad_drop(g.grads, leak=g.zeros(2)), ValueError, "grad_drop: leak has shape [2], expected [3]"),
+    (
+        lambda g: ops.grad_drop(g.grads, round_each=True),
+        ValueError,
+        "grad_drop: round_each is True and uniform is None, expected the random numbers",
+    ),
+    (
+        lambda g: ops.sign_purity(g.halves, round_each=True),
+        TypeError,
+        "sign_purity: round_each is True for torch.float16 gradients, expected float32 or float64",
+    ),
     (lambda g: ops.scale_(g.grads, g.zeros(2)), ValueError, "scale_: factors has shape [2], expected [3]"),
     (lambda g: ops.scale_(g.grads, g.zeros(1, 3)), ValueError, "scale_: factors has shape [1, 3], expected [3]"),
     (lambda g: ops.advance_(g.weights, g.state, *g.two), TypeError, "advance_: grads is a Tensor, " + MAKES),

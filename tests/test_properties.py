@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_combine import assert_close
 from test_cross_gram import assert_cross_gram_is_exact
+from test_grad_drop import assert_kept, seed_of
 from test_gram import assert_gram_is_exact
 from test_scale import assert_scaled, copy_of
+from test_trimmed_mean import assert_trimmed
 
 from mtlfast import TaskGradients, ops
 
@@ -220,3 +222,20 @@ def test_scale_is_torchs_product(problem):
     grads = problem.grads()
     before, factors = copy_of(grads), torch.randn(problem.num_tasks)
     assert_scaled(ops.scale_(grads, factors), before, factors)
+
+
+@holds_for(problems(), st.integers(-(2**63), 2**63 - 1), st.booleans())
+def test_grad_drop(problem, seed, leaking):
+    grads, arguments = problem.grads(), {"seed": seed_of(seed)}
+    if leaking:
+        arguments["leak"] = torch.rand(problem.num_tasks)
+    out = [tensor for _, tensor in room_for(grads, (), problem.farthest, torch.nan)]
+    assert_kept(grads, ops.grad_drop(grads, **arguments, out=out), **arguments)
+
+
+@holds_for(problems(), st.integers(0, 9))
+def test_trimmed_mean(problem, trim_number):
+    grads = problem.grads()
+    trim_number %= (problem.num_tasks + 1) // 2
+    out = [tensor for _, tensor in room_for(grads, (), problem.farthest, torch.nan)]
+    assert_trimmed(grads, ops.trimmed_mean(grads, trim_number, out), trim_number)

@@ -9,6 +9,7 @@ from mtlfast import TaskGradients, ops
 pytestmark = pytest.mark.native
 MT = torch.ops.mtlfast
 OPS = ["gram", "norms", "combine", "combine_", "flatten", "unflatten", "scale_", "advance_", "excess_risks", "solve"]
+OPS += ["grad_drop", "grad_drop_", "trimmed_mean", "trimmed_mean_"]
 
 
 def samples(dtype, device):
@@ -21,6 +22,13 @@ def samples(dtype, device):
     state = draw(3, [(5, 7), (), (130,), (0,)], torch.bfloat16, missing=0.2, device=device).flat()
     present_state = [weights.new_zeros(0) if x is None else x for x in state]
     forms = torch.randn(4, 3, device=device)
+    seed = torch.tensor([5], device=device)
+    numbers = [torch.empty(0, device=device) if x is None else x for x in ops.sign_purity(grads)]
+    drops = [
+        ("drawn", False, seed, [], [], weights.abs()),
+        ("given", False, None, numbers, numbers, None),
+        ("expected", False, None, [], [], None),
+    ]
     return {
         "gram": [(flat, 3, True), (flat, 3, False), (flat, 3, True, 1), (flat, 3, False, 2)],
         "norms": [(flat, 3)],
@@ -38,6 +46,10 @@ def samples(dtype, device):
             (torch.randn(9, device=device), [torch.randn(2, 3, device=device), torch.randn(3, device=device)]),
             (torch.randn(0, device=device), []),
         ],
+        "grad_drop": [(flat, 3, *drop) for drop in [*drops, ("purity", False, None, [], [], None)]],
+        "grad_drop_": [(flat, 3, *drop, out) for drop in drops],
+        "trimmed_mean": [(flat, 3, 1)],
+        "trimmed_mean_": [(flat, 3, 1, out)],
         "scale_": [([g for _, g in present], [k for k, _ in present], weights)],
         "advance_": [(flat, 3, present_state, x, x is forms, out) for x in (forms, forms / 0)],
         "excess_risks": [(flat, 3, [None if s is None else s * s for s in state], 1e-7, weights)],
@@ -67,9 +79,11 @@ def surgery(rows, weights):
     advanced = ops.advance_(grads, state, w, weights, w, weights, square=True)
     others = [ops.combine(grads, torch.stack([w, w]), dtype=to) for to in (None, *DTYPES)]
     moved = (*advanced, *state.flat())
+    kept = ops.grad_drop(grads, torch.tensor([3], device=weights.device), thresholds=ops.sign_purity(grads))
     cross = ops.gram(grads, other=TaskGradients.from_rows(rows[1:]))
     sums = (gram, cross, ops.norms(grads), ops.flatten(grads), risks)
-    return *sums, *moved, *scaled, *(x for other in others for x in other)
+    elementwise = [*kept, *ops.trimmed_mean(grads, 1)]
+    return *sums, *moved, *scaled, *(x for other in others for x in other), *elementwise
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -94,6 +108,8 @@ def test_meta_tensors_have_shapes():
     assert none is None
     assert x.shape == (2, 3, 4)
     assert ops.combine(grads, torch.empty(5, device="meta"), dtype=torch.float16)[0].dtype == torch.float16
+    assert ops.sign_purity(grads)[0].shape == ops.trimmed_mean(grads, 1)[0].shape == (3, 4)
+    assert ops.grad_drop(grads, torch.empty(1, dtype=torch.int64, device="meta"))[1] is None
 
 
 def test_direct_calls_that_do_not_fit(device):
@@ -123,5 +139,23 @@ def test_direct_calls_that_do_not_fit(device):
         MT.excess_risks([x, x], 2, [ones, ones], 1e-7, ones)
     with pytest.raises(ValueError, match=r"excess_risks: factors have shape \[1\]"):
         MT.excess_risks([x, x], 2, [x, x], 1e-7, ones[:1])
+    with pytest.raises(
+        ValueError, match="trimmed_mean: trim_number is 1 for 2 tasks, expected less than half of at most"
+    ):
+        MT.trimmed_mean([x, x], 2, 1)
+    with pytest.raises(
+        ValueError, match="trimmed_mean: trim_number is 1 for 65 tasks, expected less than half of at most"
+    ):
+        MT.trimmed_mean([x] * 65, 65, 1)
+    with pytest.raises(ValueError, match="grad_drop: form is other, expected drawn, given, expected or purity"):
+        MT.grad_drop([x], 1, "other", False, None, [], [], None)
+    with pytest.raises(ValueError, match="grad_drop: expected a seed of one int64 number on"):
+        MT.grad_drop([x], 1, "drawn", False, ones, [], [], None)
+    with pytest.raises(ValueError, match="grad_drop: round_each is true for Half, expected float32 or float64"):
+        MT.grad_drop([x.half()], 1, "purity", True, None, [], [], None)
+    with pytest.raises(ValueError, match=r"grad_drop: leak has shape \[2\]"):
+        MT.grad_drop([x], 1, "expected", False, None, [], [], ones)
+    with pytest.raises(ValueError, match="grad_drop: uniform has 0 tensors, expected 1"):
+        MT.grad_drop([x], 1, "given", False, None, [], [], None)
     with pytest.raises(ValueError, match="scale_: task index 2 of tensor 0 is not below 2"):
         MT.scale_([x], [2], ones)

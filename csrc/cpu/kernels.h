@@ -25,6 +25,17 @@ struct CpuKernels {
                   DType out_dtype, bool accumulate, void* scratch, void* const* out);
   int64_t (*combine_scratch)(int64_t num_tasks, int64_t num_out);
 
+  // out[t] = what dropping.h says over the range, in the gradients' dtype; for Purity in float, or double
+  // for double gradients. out[t] may be a task's own tensor. Scratch: grad_drop_scratch(K) bytes.
+  void (*grad_drop)(const TaskView& grads, int64_t begin, int64_t end, const Dropping& dropping, void* scratch,
+                    void* const* out);
+  int64_t (*grad_drop_scratch)(int64_t num_tasks);
+  // out[t] = the mean of an element's gradients without the `trim` least and the `trim` largest, over the range, for
+  // 2 trim < K <= kMostSorted. out[t] may be a task's own tensor. Scratch: trimmed_mean_scratch(K) bytes.
+  void (*trimmed_mean)(const TaskView& grads, int64_t begin, int64_t end, int64_t trim, void* scratch,
+                       void* const* out);
+  int64_t (*trimmed_mean_scratch)(int64_t num_tasks);
+
   // out[k, c] = g_k[c] over the range, converted to out_dtype; row_stride elements from row to row.
   void (*flatten)(const TaskView& grads, int64_t begin, int64_t end, DType out_dtype, int64_t row_stride, void* out);
   // g_k[c] *= factors[k] over the range.

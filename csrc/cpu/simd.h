@@ -130,6 +130,11 @@ struct Simd<BFloat16> {  // part 0: even elements, by a shift; part 1: odd ones,
 };
 
 #if defined(__F16C__)
+#if MTLFAST_VECTOR_BYTES == 64
+MTLFAST_INLINE __m256i half_bits(F32 v) { return _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT); }
+#else
+MTLFAST_INLINE __m128i half_bits(F32 v) { return _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+#endif
 template <>
 struct Simd<Float16> {  // part 0: the first kLanes elements; part 1: the next
   using Element = Float16;
@@ -145,12 +150,7 @@ struct Simd<Float16> {  // part 0: the first kLanes elements; part 1: the next
 #endif
   }
   static MTLFAST_INLINE void store(Float16* p, const Vec* v) {
-    for (int part = 0; part < kParts; ++part)
-#if MTLFAST_VECTOR_BYTES == 64
-      store_unaligned(p + part * kLanes, _mm512_maskz_cvtps_ph(0xffff, (__m512)v[part], _MM_FROUND_TO_NEAREST_INT));
-#else
-      store_unaligned(p + part * kLanes, _mm256_cvtps_ph((__m256)v[part], _MM_FROUND_TO_NEAREST_INT));
-#endif
+    for (int part = 0; part < kParts; ++part) store_unaligned(p + part * kLanes, half_bits(v[part]));
   }
 };
 #else
@@ -216,6 +216,64 @@ struct Widened<float> {
 };
 template <>
 struct Widened<double> : Simd<double> {};
+
+// A vector of kStep consecutive elements, in the type in which they are computed: float for the 16-bit formats. The
+// elements keep their order, so that a vector of another array can be met with them.
+template <class T>
+struct InOrder;
+typedef uint16_t HalfU16 __attribute__((vector_size(MTLFAST_VECTOR_BYTES / 2)));  // kLanes of them
+
+template <>
+struct InOrder<float> {
+  using Vec = F32;
+  static constexpr int kStep = kLanes;
+  static MTLFAST_INLINE Vec load(const float* p) { return load_unaligned<F32>(p); }
+  static MTLFAST_INLINE void store(float* p, Vec v) { store_unaligned(p, v); }
+};
+template <>
+struct InOrder<double> {
+  using Vec = F64;
+  static constexpr int kStep = kLanes / 2;
+  static MTLFAST_INLINE Vec load(const double* p) { return load_unaligned<F64>(p); }
+  static MTLFAST_INLINE void store(double* p, Vec v) { store_unaligned(p, v); }
+};
+template <>
+struct InOrder<BFloat16> {
+  using Vec = F32;
+  static constexpr int kStep = kLanes;
+  static MTLFAST_INLINE Vec load(const BFloat16* p) {
+    return (F32)(__builtin_convertvector(load_unaligned<HalfU16>(p), U32) << 16);
+  }
+  static MTLFAST_INLINE void store(BFloat16* p, Vec v) {
+    store_unaligned(p, __builtin_convertvector(bfloat16_bits(v) >> 16, HalfU16));
+  }
+};
+template <>
+struct InOrder<Float16> {
+  using Vec = F32;
+  static constexpr int kStep = kLanes;
+#if defined(__F16C__)
+  static MTLFAST_INLINE Vec load(const Float16* p) { return Simd<Float16>::load(p, 0); }
+  static MTLFAST_INLINE void store(Float16* p, Vec v) { store_unaligned(p, half_bits(v)); }
+#else
+  static MTLFAST_INLINE Vec load(const Float16* p) {
+    return half_to_float(__builtin_convertvector(load_unaligned<HalfU16>(p), U32));
+  }
+  static MTLFAST_INLINE void store(Float16* p, Vec v) {
+    store_unaligned(p, __builtin_convertvector(float_to_half(v), HalfU16));
+  }
+#endif
+};
+
+// A vector in order as kWides<Vec> vectors of doubles, and back.
+template <class Vec>
+constexpr int kWides = 2;
+template <>
+constexpr int kWides<F64> = 1;
+MTLFAST_INLINE F64 widened(F32 v, int i) { return to_double(i == 0 ? low_half(v) : high_half(v)); }
+MTLFAST_INLINE F64 widened(F64 v, int) { return v; }
+MTLFAST_INLINE F32 narrowed(const F64 (&v)[2]) { return join(to_float(v[0]), to_float(v[1])); }
+MTLFAST_INLINE F64 narrowed(const F64 (&v)[1]) { return v[0]; }
 
 // Copies n elements, a multiple of the step, to and from arrays of float or double in their order.
 template <class T, class Wide>

@@ -11,6 +11,10 @@ void square_sums(const TaskView&, int64_t, int64_t, void*, double*);
 int64_t gram_scratch(int64_t, DType);
 void combine(const TaskView&, int64_t, int64_t, const double*, int64_t, DType, bool, void*, void* const*);
 int64_t combine_scratch(int64_t, int64_t);
+void grad_drop(const TaskView&, int64_t, int64_t, const Dropping&, void*, void* const*);
+int64_t grad_drop_scratch(int64_t);
+void trimmed_mean(const TaskView&, int64_t, int64_t, int64_t, void*, void* const*);
+int64_t trimmed_mean_scratch(int64_t);
 void flatten(const TaskView&, int64_t, int64_t, DType, int64_t, void*);
 uint32_t read(const TaskView&, int64_t, int64_t, int64_t);
 void scale(const TaskView&, int64_t, int64_t, const double*);
@@ -26,6 +30,10 @@ const CpuKernels kernels = {
     .gram_scratch = gram_scratch,
     .combine = combine,
     .combine_scratch = combine_scratch,
+    .grad_drop = grad_drop,
+    .grad_drop_scratch = grad_drop_scratch,
+    .trimmed_mean = trimmed_mean,
+    .trimmed_mean_scratch = trimmed_mean_scratch,
     .flatten = flatten,
     .scale = scale,
     .advance = advance,

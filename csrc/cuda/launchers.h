@@ -29,6 +29,14 @@ constexpr int64_t kMostCombined = 4077;  // tasks that combine takes: one table 
 const char* combine(const TaskView& grads, const double* coefficients, int64_t num_out, double scale, bool accumulate,
                     DType out_dtype, void* const* out, void* stream);
 
+// out[t]: of the gradients' dtype, or for purities float, and double for double gradients; it may be one of tensor t's
+// gradients of that dtype. The pointers in `dropping` are those of tensors, in host memory.
+const char* grad_drop(const TaskView& grads, const Dropping& dropping, void* const* out, void* stream);
+constexpr int64_t kMostDropped = 4074;  // tasks that grad_drop takes: an entry holds four more words
+
+// out[t] as above; K <= kMostSorted and 2 trim < K.
+const char* trimmed_mean(const TaskView& grads, int64_t trim, void* const* out, void* stream);
+
 const char* flatten(const TaskView& grads, DType out_dtype, void* out, void* stream);  // out: [K, P]
 const char* scale(const TaskView& grads, const double* factors, void* stream);
 

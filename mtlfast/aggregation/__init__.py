@@ -12,6 +12,7 @@ from mtlfast.aggregation._dual_cone import DualProj, UPGrad
 from mtlfast.aggregation._excess_mtl import ExcessMTL
 from mtlfast.aggregation._fairgrad import FairGrad
 from mtlfast.aggregation._fixed import Constant, Mean, Sum
+from mtlfast.aggregation._grad_drop import GradDrop
 from mtlfast.aggregation._gradvac import GradVac
 from mtlfast.aggregation._imtlg import IMTLG
 from mtlfast.aggregation._jacobian import AsksJacobian, Part, Products, RowsJacobian, do_nothing
@@ -26,6 +27,7 @@ from mtlfast.aggregation._pseudo_momentum import PseudoMomentum
 from mtlfast.aggregation._random import Random
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step
+from mtlfast.aggregation._trimmed_mean import Median, TrimmedMean
 from mtlfast.aggregation._two_batches import MoDo, SDMGrad
 
 # The table of contents: each family's aggregators, and what each makes of the task gradients.
@@ -72,6 +74,11 @@ FAMILIES: dict[str, dict[type[Aggregator], str]] = {
         PseudoMomentum: "ConFIG of the tasks' momenta, for one task a step or several",
         Bloop: "the main task's gradient, and the others' orthogonal to its average",
     },
+    "element by element": {
+        GradDrop: "the gradients of one sign, drawn by how much the tasks agree",
+        TrimmedMean: "the mean without the most extreme gradients",
+        Median: "the middle gradient",
+    },
     "two batches": {
         MoDo: "a projected gradient step of the weights",
         SDMGrad: "the same, regularised towards a preference",
@@ -102,11 +109,13 @@ __all__ = [
     "DualProj",
     "ExcessMTL",
     "FairGrad",
+    "GradDrop",
     "GradVac",
     "GramAggregator",
     "InverseNorm",
     "Krum",
     "Mean",
+    "Median",
     "MoCo",
     "MoDo",
     "NashMTL",
@@ -121,6 +130,7 @@ __all__ = [
     "SDMGrad",
     "Step",
     "Sum",
+    "TrimmedMean",
     "UPGrad",
     "do_nothing",
 ]

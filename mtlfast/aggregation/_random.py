@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtlfast.aggregation._base import GramAggregator
 from mtlfast.aggregation._fixed import equal_weights, masked
 from mtlfast.aggregation._random_order import HasGenerator
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step
 
 
-class Random(HasGenerator):
+class Random(HasGenerator, GramAggregator):
     """Random positive weights that add up to 1, drawn at each call: the softmax of K standard normal numbers.
 
     Lin et al., "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning" (TMLR 2022),

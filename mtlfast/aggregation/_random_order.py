@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mtlfast._settings import Choice
-from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._base import Aggregator
 from mtlfast.aggregation._step import Step
 
 
-class HasGenerator(GramAggregator):
+class HasGenerator(Aggregator):
     """A method that draws random numbers from its own generator or from torch's global one.
 
     `state_dict()` holds the state of its own generator.

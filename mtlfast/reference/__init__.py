@@ -1,5 +1,6 @@
 """Every op again in plain PyTorch, written to be obviously right: the oracle, and what serves without the extension."""
 
+from mtlfast.reference.elementwise import grad_drop, sign_purity, trimmed_mean
 from mtlfast.reference.engine import (
     advance_,
     combine,
@@ -24,11 +25,14 @@ __all__ = [
     "combine",
     "excess_risks",
     "flatten",
+    "grad_drop",
     "gram",
     "norms",
     "pcgrad",
     "project",
     "scale_",
+    "sign_purity",
     "solve",
+    "trimmed_mean",
     "unflatten",
 ]
