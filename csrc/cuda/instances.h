@@ -27,6 +27,10 @@ struct GramRows<double> {
 // rows with 64 others. More rows in the same shared memory make shorter stages.
 constexpr int kStagedRows = 64;  // the most rows that one launch multiplies with each other
 
+// trimmed_mean_kernel<T, Rows>: the numbers for which a network has no comparison to spare. The missing rows cost
+// comparisons but no reads.
+using SortedRows = RowCounts<4, 8, 16, 32, 64>;
+
 // combine_kernel<T, Out, Outs>: one output at a time, or four.
 constexpr int kOutsAtOnce = 4;
 

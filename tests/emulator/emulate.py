@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import TaskGradients, reference
+from mtlfast.ops.grad_drop import wide_dtype
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
@@ -109,6 +110,17 @@ def view_of(grads: TaskGradients) -> TaskView:
     )
 
 
+def _address(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _addresses(tensors: Sequence[Tensor | None] | None) -> object:
+    """The tensors' addresses as an array, 0 for None; a null pointer without tensors."""
+    if tensors is None:
+        return ctypes.c_void_p(None)
+    return (ctypes.c_void_p * max(1, len(tensors)))(*(0 if x is None else x.data_ptr() for x in tensors))
+
+
 class Guarded:
     """New tensors, each of noise between two guards; `misaligned` by so many elements."""
 
@@ -197,7 +209,6 @@ class Emulator:
             leading = tuple(weights.shape[:-1])
             out = [None if s is None else memory.new((*leading, *s), dtype, misaligned) for s in grads.shapes]
         dtype = next((x.dtype for x in out if x is not None), dtype)
-        pointers = [0 if x is None else x.data_ptr() for x in out]
         coefficients = weights.double().contiguous()
         self.call(
             "combine",
@@ -208,9 +219,64 @@ class Emulator:
             ctypes.c_double(scale),
             int(accumulate),
             DTYPES.index(dtype),
-            (ctypes.c_void_p * max(1, len(pointers)))(*pointers),
+            _addresses(out),
             **options,
         )
+        memory.check()
+        return list(out)
+
+    def grad_drop(
+        self,
+        grads: TaskGradients,
+        seed: Tensor | None = None,
+        uniform: Sequence[Tensor | None] | None = None,
+        thresholds: Sequence[Tensor | None] | None = None,
+        leak: Tensor | None = None,
+        round_each: bool = False,
+        out: Sequence[Tensor | None] | None = None,
+        misaligned: int = 0,
+        purity: bool = False,
+        **options: int,
+    ) -> list[Tensor | None]:
+        """As ops.grad_drop, or with `purity` as ops.sign_purity; outputs are dense."""
+        form = 3 if purity else 0 if seed is not None else 1 if uniform is not None else 2
+        wide = None if leak is None else leak.double().contiguous()
+        return self._each(
+            "grad_drop",
+            grads,
+            (form, int(round_each), _address(wide), _address(seed), _addresses(uniform), _addresses(thresholds)),
+            out,
+            wide_dtype(grads) if purity else grads.dtype,
+            misaligned,
+            options,
+        )
+
+    def trimmed_mean(
+        self,
+        grads: TaskGradients,
+        trim_number: int,
+        out: Sequence[Tensor | None] | None = None,
+        misaligned: int = 0,
+        **options: int,
+    ) -> list[Tensor | None]:
+        """As ops.trimmed_mean; outputs are dense."""
+        return self._each("trimmed_mean", grads, (ctypes.c_int64(trim_number),), out, grads.dtype, misaligned, options)
+
+    def _each(
+        self,
+        name: str,
+        grads: TaskGradients,
+        arguments: tuple[object, ...],
+        out: Sequence[Tensor | None] | None,
+        dtype: torch.dtype,
+        misaligned: int,
+        options: dict[str, int],
+    ) -> list[Tensor | None]:
+        """Calls an op that writes one tensor for each tensor of the gradients."""
+        memory = Guarded()
+        if out is None:
+            out = [None if shape is None else memory.new(shape, dtype, misaligned) for shape in grads.shapes]
+        self.call(name, grads.num_tasks, ctypes.byref(view_of(grads)), *arguments, _addresses(out), **options)
         memory.check()
         return list(out)
 

@@ -61,6 +61,19 @@ const char* emulate_combine(const TaskView* grads, const double* coefficients, i
                             int accumulate, int out_dtype, void* const* out) {
   return cuda::combine(*grads, coefficients, num_out, scale, accumulate, static_cast<DType>(out_dtype), out, nullptr);
 }
+const char* emulate_grad_drop(const TaskView* grads, int form, int round_each, const double* leak, const int64_t* seed,
+                              const void* const* uniform, const void* const* thresholds, void* const* out) {
+  const Dropping dropping{static_cast<Dropping::Form>(form),
+                          round_each != 0,
+                          leak,
+                          reinterpret_cast<const unsigned long long*>(seed),
+                          uniform,
+                          thresholds};
+  return cuda::grad_drop(*grads, dropping, out, nullptr);
+}
+const char* emulate_trimmed_mean(const TaskView* grads, int64_t trim, void* const* out) {
+  return cuda::trimmed_mean(*grads, trim, out, nullptr);
+}
 const char* emulate_flatten(const TaskView* grads, int out_dtype, void* out) {
   return cuda::flatten(*grads, static_cast<DType>(out_dtype), out, nullptr);
 }

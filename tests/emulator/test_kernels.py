@@ -9,15 +9,18 @@ import random
 
 import pytest
 import torch
-from cases import DTYPES, SHAPES, draw, matrix, wide
+from cases import DTYPES, SHAPES, draw, laid_out, matrix, wide
 from emulate import Emulator
 from methods import METHODS, losses, products
 from test_advance import NAMES, assert_advanced
+from test_grad_drop import assert_kept
 from test_scale import copy_of
+from test_trimmed_mean import assert_trimmed
 
 from mtlfast import TaskGradients, _native, ops, reference
 from mtlfast.aggregation import Step
 from mtlfast.aggregation._solved import SolvedAggregator
+from mtlfast.ops.grad_drop import wide_dtype
 
 # The sample is made below, and the last test looks at what all the others ran.
 pytestmark = pytest.mark.whole
@@ -81,6 +84,9 @@ def test_nothing_to_do(emulator: Emulator, shapes, num_tasks):
     assert not emulator.norms(grads).any()
     assert emulator.flatten(grads).shape == (num_tasks, 0)
     assert [x.numel() for x in emulator.combine(grads, torch.ones(num_tasks))] == [0] * len(grads.shapes)
+    assert [x.numel() for x in emulator.grad_drop(grads, torch.tensor([1]))] == [0] * len(grads.shapes)
+    if num_tasks <= 64:
+        assert [x.numel() for x in emulator.trimmed_mean(grads, 0)] == [0] * len(grads.shapes)
     emulator.scale_(grads, torch.ones(num_tasks))
 
 
@@ -263,6 +269,79 @@ def test_a_surgery_of_eight_tasks_and_400_tensors_is_a_launch_an_op(emulator: Em
 def test_combine_leaves_what_no_task_reaches(emulator: Emulator):
     grads = TaskGradients.from_rows([[torch.ones(3), None], [None, None]])
     assert emulator.combine(grads, torch.ones(2))[1] is None
+
+
+DROP_CASES = grid(
+    DTYPES, [False, True], TASKS, list(EMULATED_SHAPES), ["contiguous", "misaligned"], [0, 1], per=2, take=4
+)
+
+
+@pytest.mark.parametrize(("dtype", "leaking", "num_tasks", "shapes", "layout", "misaligned"), DROP_CASES, ids=str)
+def test_grad_drop(emulator: Emulator, dtype, leaking, num_tasks, shapes, layout, misaligned):
+    grads = draw(num_tasks, shapes_for(shapes, num_tasks), dtype, layout, missing=0.15)
+    numbers = ops.unflatten(torch.rand(grads.numel(), dtype=wide_dtype(grads)), grads)
+    numbers = [None if x is None else laid_out(x, layout) for x in numbers]
+    arguments = {"leak": torch.rand(num_tasks)} if leaking else {}
+    drawn = {"seed": torch.tensor([num_tasks - 2**62]), **arguments}
+    for given in (drawn, {**drawn, "thresholds": numbers}, {"uniform": numbers, **arguments}, arguments):
+        result = emulator.grad_drop(grads, **given, misaligned=misaligned)
+        assert_kept(grads, result, **given)
+        # Both devices draw the same numbers, decide alike and round alike. What a factor multiplies may be fused.
+        if not leaking and len(given) > 0:
+            for x, want in zip(result, ops.grad_drop(grads, **given), strict=True):
+                assert x is want is None or torch.equal(x, want)
+    for x, want in zip(emulator.grad_drop(grads, purity=True), ops.sign_purity(grads), strict=True):
+        assert x is want is None or torch.equal(x, want)
+
+
+@pytest.mark.parametrize("leaking", [False, True])
+@pytest.mark.parametrize("num_tasks", [1, 8, 16, 33])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_grad_drop_that_rounds_each_operation(emulator: Emulator, dtype, num_tasks, leaking):
+    grads = draw(num_tasks, [*SHAPES["mixed"], (4099,)], dtype, missing=0.15)
+    numbers = ops.unflatten(torch.rand(grads.numel(), dtype=dtype), grads)
+    given = {"uniform": numbers, "leak": torch.rand(num_tasks) if leaking else None, "round_each": True}
+    for thresholds in (None, [None if x is None else 1 - x for x in numbers]):
+        result = emulator.grad_drop(grads, thresholds=thresholds, **given)
+        for x, want in zip(result, ops.grad_drop(grads, thresholds=thresholds, **given), strict=True):
+            assert x is want is None or torch.equal(x, want)
+    purities = ops.sign_purity(grads, round_each=True)
+    for x, want in zip(emulator.grad_drop(grads, round_each=True, purity=True), purities, strict=True):
+        assert x is want is None or torch.equal(x.nan_to_num(7), want.nan_to_num(7))
+
+
+TRIM_CASES = grid(DTYPES, [*TASKS[:-1], 5, 40], list(EMULATED_SHAPES), ["contiguous", "misaligned"], [0, 1], per=2)
+
+
+@pytest.mark.parametrize(("dtype", "num_tasks", "shapes", "layout", "misaligned"), TRIM_CASES, ids=str)
+def test_trimmed_mean(emulator: Emulator, dtype, num_tasks, shapes, layout, misaligned):
+    grads = draw(num_tasks, shapes_for(shapes, num_tasks), dtype, layout, missing=0.15)
+    for trim_number in {0, (num_tasks - 1) // 2}:
+        result = emulator.trimmed_mean(grads, trim_number, misaligned=misaligned, seed=1)
+        assert_trimmed(grads, result, trim_number)
+        for x, want in zip(result, ops.trimmed_mean(grads, trim_number), strict=True):
+            assert x is want is None or torch.equal(x, want)
+
+
+def test_element_by_element_over_any_task_and_what_is_not_finite(emulator: Emulator):
+    for own in range(3):
+        grads = draw(3, [(4100,), (3,), (0,)])
+        grads.rows[1][0][7], grads.rows[0][1][2] = torch.inf, torch.nan
+        seed = torch.tensor([3])
+        for run in (emulator.grad_drop, emulator.trimmed_mean):
+            argument = seed if run == emulator.grad_drop else 1
+            fresh = run(grads, argument)
+            assert [x.isnan().nonzero().flatten().tolist() for x in fresh] == [[7], [2], []]
+            copy = TaskGradients.from_rows([[g.clone() for g in row] for row in grads.rows])
+            for x, want in zip(run(copy, argument, out=copy.rows[own]), fresh, strict=True):
+                assert torch.equal(x.nan_to_num(9), want.nan_to_num(9))
+
+
+def test_grad_drop_of_as_many_tasks_as_a_table_holds(emulator: Emulator):
+    grads = TaskGradients.from_rows([[torch.ones(3)]] * 4074)
+    assert emulator.grad_drop(grads)[0].tolist() == [4074] * 3
+    with pytest.raises(RuntimeError, match="no room for that many tasks"):
+        emulator.grad_drop(TaskGradients.from_rows([*grads.rows, [torch.ones(3)]]))
 
 
 FLATTEN_CASES = grid(DTYPES, DTYPES, list(EMULATED_SHAPES), ["contiguous", "misaligned"], [0, 1], per=2, take=2)
