@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtlfast import _grad
 from mtlfast._arguments import Shared, check_methods, norm_layers, refuse_ranks
+from mtlfast._groups import GroupsArgument, partition
 from mtlfast._losses import Losses
 from mtlfast._step_result import StepResult
 from mtlfast.aggregation import Aggregator, GramAggregator, Step
@@ -35,6 +36,7 @@ def backward(
     precision: str | None = None,
     storage_dtype: torch.dtype | None = None,
     second: Losses | None = None,
+    groups: GroupsArgument | None = None,
 ) -> StepResult:
     """Computes each task's gradient, aggregates those of the shared parameters, and adds the results to `.grad`.
 
@@ -116,6 +118,19 @@ def backward(
             weights come from the products of two batches' gradients (MoDo, SDMGrad). Shared parameters get the weighted
             sum of the mean of the two batches' gradients, other parameters the mean of their plain gradients.
             `StepResult.losses` and what a weighting sees are the means of the losses.
+        groups: a partition of the shared parameters, each part of which gets weights of its own, from its own Gram
+            matrix; for methods with weights. One of:
+
+            - "tensor": each parameter; "module": the parameters of each module; "lora": LoRA's A, its B and the rest;
+            - a depth: the modules so many levels below `shared`, as names with dots count them;
+            - a list of module names and classes;
+            - an optimizer: its parameter groups;
+            - a dict of groups by name: names, parameters or modules each;
+            - a function that returns the name of a parameter's group for the parameter's name.
+
+            All but "tensor", an optimizer and parameters need names: give `shared` as a module, or as
+            `dict(module.named_parameters())`. A task that reaches nothing of a group is absent in it. State that a
+            method keeps belongs to the groups by name. None: one surgery for all shared parameters.
         allow_local: permit several ranks of a process group to aggregate each its own gradients. These differ from
             rank to rank, so that the replicas drift apart.
 
@@ -155,12 +170,14 @@ def backward(
     losses_known = jacobian.losses is not None  # not before the closures run
     weigh_later = not losses_known or (weighting is not None and weighting.reads_norms)
     layers = norm_layers(weighting, jacobian.parameters)
+    jacobian.groups = partition(groups, shared, jacobian)
     step = Step(
         jacobian.num_tasks,
         jacobian.losses if losses_known else torch.zeros(jacobian.num_tasks),  # the check does not read the values
         plain_number(loss_scale),
         jacobian.present.places,
         precision=precision,
+        groups=jacobian.groups,
     )
     aggregator.check(step, jacobian)
 
@@ -170,6 +187,8 @@ def backward(
     if not losses_known:
         step = step._replace(losses=jacobian.losses)
         layers = norm_layers(weighting, jacobian.parameters)  # which may have been found only now
+        jacobian.groups = partition(groups, shared, jacobian)
+        step = step._replace(groups=jacobian.groups)
         aggregator.check(step, jacobian)
     if weigh_later and (weighed := _weigh(weighting, step, jacobian, layers)) is not None:
         jacobian.weigh(weighed.loss_weights)
@@ -205,6 +224,7 @@ def backward(
         loss_weights=None if weighed is None else weighed.loss_weights,
         names=jacobian.present.names,
         plan=jacobian.plan,
+        groups=None if jacobian.groups is None else jacobian.groups.names,
     )
 
 
@@ -221,5 +241,5 @@ def _weigh(
     norms = None
     if weighting.reads_norms:
         assert jacobian is not None
-        norms = jacobian.norms(weighting.norm_order, layers) / (1.0 if step.loss_scale is None else step.loss_scale)
+        norms = jacobian.norms_at(layers, weighting.norm_order) / (1.0 if step.loss_scale is None else step.loss_scale)
     return weighting.step_weights(step.losses, tasks=step.tasks, loss_scale=step.loss_scale, norms=norms)

@@ -180,6 +180,7 @@ def weighted(
     ours: Sequence[bool],
     dtype: torch.dtype | None = None,
     finish: Sequence[Callable[[Tensor], Tensor]] = (),
+    groups: Sequence[int] | None = None,
 ) -> Pending:
     """The writes that add w J to `.grad` of the parameters.
 
@@ -189,10 +190,11 @@ def weighted(
     Args:
         parameters: T leaf tensors.
         grads: their K x T task gradients. A parameter that no task reaches is left alone.
-        weights: [K], on any device.
+        weights: [K], or [G, K] with groups, on any device.
         ours: for each of the T tensors, whether nothing else holds its gradients.
         dtype: the dtype of the result. None: that of the gradients.
         finish: T functions, each of which makes a parameter's gradient of a weighted sum; empty: the sums are those.
+        groups: for each of the T tensors the index of its group. None: no groups.
     """
     examples = grads.examples()
     weights, dtype = weights.to(grads.device), grads.dtype if dtype is None else dtype
@@ -200,12 +202,12 @@ def weighted(
     current = [None if examples[t] is None else parameter.grad for t, parameter in enumerate(parameters)]
     there = sum(current[t] is not None for t in reached)
     if not finish and there == len(reached) and fits_out(current, grads, dtype):
-        return [partial(write, grads, weights, current, accumulate=True)]
+        return [partial(write, grads, weights, current, accumulate=True, groups=groups)]
     if there or dtype != grads.dtype:
-        directions = ops.combine(grads, weights, dtype=dtype)
+        directions = ops.combine(grads, weights, dtype=dtype, groups=groups)
     else:
         out = [None if x is None else x if own else torch.empty_like(x) for x, own in zip(examples, ours, strict=True)]
-        directions = write(grads, weights, out)
+        directions = write(grads, weights, out, groups=groups)
     if finish:
         directions = [None if x is None else made(x) for x, made in zip(directions, finish, strict=True)]
     return prepared(parameters, directions, [True] * len(parameters))

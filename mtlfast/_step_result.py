@@ -1,7 +1,10 @@
 """The result of `mtlfast.backward`."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
+import torch
 from torch import Tensor
 
 
@@ -20,6 +23,8 @@ class StepResult:
         gram: [K, K] float64, the dot products of the task gradients of the shared parameters. None if the method did
             not need them and `diagnostics` was False.
         names: the K tasks' names, if the losses came as a dict; otherwise None.
+        groups: the names of the G groups of parameters, if the step had any. `weights`, `norms` are then [G, K], and
+            `gram`, `cosines` [G, K, K]; `by_group` has those of each group by its name.
         plan: how the task gradients were computed. "stored": one backward pass for each task through one graph.
             "closures": a forward and a backward pass for each task. "accumulated": over micro-batches. "features": at
             features, with one backward pass below them. "two batches": with `second`; `losses` are then the means of
@@ -46,14 +51,44 @@ class StepResult:
     loss_weights: Tensor | None = None
     names: tuple[str, ...] | None = None
     plan: str = "stored"
+    groups: tuple[str, ...] | None = None
 
     @property
     def norms(self) -> Tensor | None:
         """[K] float64, the norm of each task's gradient; None if `gram` is, even if a method reads norms alone."""
-        return None if self.gram is None else self.gram.diagonal().sqrt()
+        return None if self.gram is None else self.gram.diagonal(dim1=-2, dim2=-1).sqrt()
 
     @property
     def cosines(self) -> Tensor | None:
         """[K, K] float64, the cosines between task gradients, NaN for a zero gradient; None if `gram` is None."""
         norms = self.norms
-        return None if self.gram is None or norms is None else self.gram / norms.outer(norms)
+        if self.gram is None or norms is None:
+            return None
+        return self.gram / (norms.unsqueeze(-1) * norms.unsqueeze(-2))
+
+    @property
+    def alignment(self) -> Tensor | None:
+        """How well the gradients agree: 2 |mean of the unit gradients|^2 - 1, a number or [G]; None if `gram` is None.
+
+        It is 1 if all point the same way, and -1 if the unit gradients cancel. A task whose gradient is zero does not
+        count. arXiv 2502.00604.
+        """
+        norms = self.norms
+        if self.gram is None or norms is None:
+            return None
+        inverse = torch.where(norms == 0, 0, 1 / norms)
+        squares = (self.gram * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)).sum(dim=(-2, -1))
+        return 2 * squares / (norms != 0).sum(dim=-1).square() - 1
+
+    @property
+    def by_group(self) -> dict[str, StepResult]:
+        """The result of each group of parameters, as of a step with that group alone; empty without groups."""
+        return {
+            name: replace(
+                self,
+                groups=None,
+                weights=None if self.weights is None else self.weights[i],
+                gram=None if self.gram is None else self.gram[i],
+            )
+            for i, name in enumerate(self.groups or ())
+        }

@@ -87,3 +87,17 @@ def test_gradnorm_brings_the_rates_of_its_toy_problem_together(tmp_path):
     equal, gradnorm = json.loads(run.stdout)
     assert gradnorm < equal / 1.3
     assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.skipif(not DIGITS.exists(), reason="needs the checkout")
+def test_digits_run_the_method_once_more_in_groups(tmp_path):
+    pytest.importorskip("sklearn")
+    code = CODE.replace("epochs=8", "epochs=1, groups='tensor'").replace('"PCGrad")', '"PCGrad", "by tensor")')
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, str(tmp_path / "digits.png")],
+        cwd=DIGITS,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert len(json.loads(run.stdout)) == 4

@@ -24,6 +24,7 @@ LOOPS = [
     "scaler",
     "loaders",
     "closures",
+    "groups",
     "second",
     "state",
     "sparse",

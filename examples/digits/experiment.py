@@ -19,13 +19,14 @@ M = TypeVar("M")
 
 
 def experiment(
-    aggregator: str, weighting: str | None, seeds: int, epochs: int, device: str, progress: bool
+    aggregator: str, weighting: str | None, groups: str | None, seeds: int, epochs: int, device: str, progress: bool
 ) -> dict[str, list[Run]]:
-    """Trains single-task networks, and the shared one with Sum and with a method to compare.
+    """Trains single-task networks, and the shared one with Sum and with a method to compare, also in groups.
 
     Args:
         aggregator: the method's, by name.
         weighting: of the losses, by name; None: they are not weighted.
+        groups: of the trunk's parameters, in which the method is run once more; None: it is not.
         seeds: how many; each has its own split, initial weights and batches, the same for all methods.
         epochs: of each training.
         device: where to train.
@@ -40,21 +41,22 @@ def experiment(
     make_aggregator = _named(aggregator, mtlfast.methods(len(TASKS)))
     make_weighting = None if weighting is None else _named(weighting, mtlfast.weightings(len(TASKS)))
     compared = aggregator if weighting is None else f"{weighting} + {aggregator}"
-    runs: dict[str, list[Run]] = {method: [] for method in (SINGLE, SUM, compared)}
-    with tqdm(total=seeds * epochs * (len(TASKS) + 2), unit=" epochs", disable=not progress) as bar:
+    in_groups = {} if groups is None else {f"by {groups}": groups}
+    runs: dict[str, list[Run]] = {method: [] for method in (SINGLE, SUM, compared, *in_groups)}
+    with tqdm(total=seeds * epochs * (len(TASKS) + len(runs) - 1), unit=" epochs", disable=not progress) as bar:
         for seed in range(seeds):
             digits = split_digits(seed, torch.device(device))
             bar.set_description(f"seed {seed}, {SINGLE}")
             alone = [train([task], Sum(), digits, seed, epochs, bar.update) for task in TASKS]
             runs[SINGLE].append(_side_by_side(alone))
 
-            made = None if make_weighting is None else make_weighting().to(device)
-            for method, by, weighed in (
-                (SUM, Sum(), None),
-                (compared, make_aggregator().to(device), made),
-            ):
+            bar.set_description(f"seed {seed}, {SUM}")
+            runs[SUM].append(train(TASKS, Sum(), digits, seed, epochs, bar.update))
+            for method, of_trunk in {compared: None, **in_groups}.items():
                 bar.set_description(f"seed {seed}, {method}")
-                runs[method].append(train(TASKS, by, digits, seed, epochs, bar.update, weighed))
+                by = make_aggregator().to(device)
+                weighed = None if make_weighting is None else make_weighting().to(device)
+                runs[method].append(train(TASKS, by, digits, seed, epochs, bar.update, weighed, of_trunk))
     return runs
 
 

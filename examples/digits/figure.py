@@ -18,8 +18,8 @@ from train import Run
 
 # Throughout the picture a task is a colour and a method is a line style.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a0409c")
-STYLES = (":", "--", "-")
-MARKS = {"--": "- -", "-": "\u2014"}  # a line style in a note, where the method's name may not fit
+STYLES = (":", "--", "-", "-.")
+MARKS = {"--": "- -", "-": "\u2014", "-.": "-·-"}  # a line style in a note, where the method's name may not fit
 INK, FAINT, CONFLICT = "#333333", "#bbbbbb", "#f6e9e9"
 EXAMPLES = 8
 
@@ -43,7 +43,7 @@ def _draw_losses(panel: SubFigure, runs: dict[str, list[Run]]) -> None:
     seeds = "1 seed" if len(runs[SUM]) == 1 else f"{len(runs[SUM])} seeds"
     panel.suptitle(f"Test loss of each task (mean of {seeds}, band: lowest to highest)")
     for k, ax in enumerate(panel.subplots(1, len(TASKS), sharey=True)):
-        for style, (method, of_seeds) in zip(STYLES, runs.items(), strict=True):
+        for style, (method, of_seeds) in zip(STYLES, runs.items(), strict=False):
             curves = torch.stack([torch.stack(run.losses)[:, k] for run in of_seeds])
             _curve(ax, curves, style, INK if method == SINGLE else COLOURS[k])
         ax.set_yscale("log")
@@ -52,7 +52,7 @@ def _draw_losses(panel: SubFigure, runs: dict[str, list[Run]]) -> None:
         ax.yaxis.set_minor_locator(NullLocator())
         _frame(ax, [k])
     handles = [
-        Line2D([], [], color=INK, linestyle=style, label=method) for style, method in zip(STYLES, runs, strict=True)
+        Line2D([], [], color=INK, linestyle=style, label=method) for style, method in zip(STYLES, runs, strict=False)
     ]
     panel.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
@@ -64,7 +64,7 @@ def _draw_cosines(panel: SubFigure, runs: dict[str, list[Run]]) -> None:
         ax.axhspan(-1, 0, color=CONFLICT, zorder=0)
         ax.set_ylim(-0.3, 1)
         notes = []
-        for style, (method, of_seeds) in zip(STYLES, runs.items(), strict=True):
+        for style, (method, of_seeds) in zip(STYLES, runs.items(), strict=False):
             if method == SINGLE:
                 continue
             cosines = torch.stack([torch.stack(run.cosines)[:, i, j] for run in of_seeds])

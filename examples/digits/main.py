@@ -25,6 +25,7 @@ def run(
     device: str = "cpu",
     aggregator: str = "PCGrad",
     weighting: str | None = None,
+    groups: str | None = None,
 ) -> dict[str, dict[str, list[float]]]:
     """Trains every method on every seed.
 
@@ -36,6 +37,7 @@ def run(
         device: where to train.
         aggregator: of the method to compare, by name.
         weighting: of its losses, by name, or None.
+        groups: of the trunk's parameters, "tensor" or "module", in which the method is run once more; None: it is not.
 
     Returns:
         method -> task -> its test metric for each seed.
@@ -44,7 +46,7 @@ def run(
     # A second thread gains this small a network little, and costs it a lot where other work uses the cores.
     torch.set_num_threads(1)
     try:
-        runs = experiment(aggregator, weighting, seeds, epochs, device, progress)
+        runs = experiment(aggregator, weighting, groups, seeds, epochs, device, progress)
     finally:
         torch.set_num_threads(threads)
     if out is not None:
@@ -70,7 +72,7 @@ def comparison(metrics: dict[str, dict[str, list[float]]]) -> Table:
     table.add_column("task", no_wrap=True)
     compared = list(metrics)[-1]
     for method in (*metrics, f"{compared} - {SUM}"):
-        table.add_column(method, justify="right", no_wrap=True)
+        table.add_column(method, justify="right", no_wrap=len(metrics) < 4)  # more take two lines on a narrow terminal
     for task in TASKS:
         values = [of_tasks[task.name] for of_tasks in metrics.values()]
         pairs = zip(metrics[compared][task.name], metrics[SUM][task.name], strict=True)
@@ -94,10 +96,11 @@ def main(
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")] = "cpu",
     aggregator: Annotated[str, typer.Option(help="The method to compare, of `python -m mtlfast methods`.")] = "PCGrad",
     weighting: Annotated[str | None, typer.Option(help="Its loss weighting, of the same list.")] = None,
+    groups: Annotated[str | None, typer.Option(help="Run it once more by groups: tensor or module.")] = None,
 ) -> None:
     """Two overlaid digits, four tasks: each task alone, the sum of the task gradients, and a method to compare."""
     console = Console()
-    console.print(comparison(run(seeds, epochs, out, True, device, aggregator, weighting)))
+    console.print(comparison(run(seeds, epochs, out, True, device, aggregator, weighting, groups)))
     console.print(f"Picture: {out}")
 
 

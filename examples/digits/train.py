@@ -49,6 +49,7 @@ def train(
     epochs: int,
     tick: Callable[[], object],
     weighting: LossWeighting | None = None,
+    groups: str | None = None,
 ) -> Run:
     """Trains a fresh network on K tasks and tests it after each epoch.
 
@@ -60,6 +61,7 @@ def train(
         epochs: each shows every training digit once on the left and once on the right.
         tick: called after each epoch.
         weighting: of the losses; after each epoch it is told how well the tasks do, exp(-training loss).
+        groups: of the trunk's parameters, as in `mtlfast.backward`: "tensor", "module" or None.
 
     Returns:
         The history and the last test outputs.
@@ -79,7 +81,7 @@ def train(
             losses = [task.loss(output, batch) for task, output in zip(tasks, outputs, strict=True)]
             optimizer.zero_grad()
             result = mtlfast.backward(
-                losses, aggregator, shared=network.trunk.parameters(), weighting=weighting, diagnostics=True
+                losses, aggregator, shared=network.trunk, weighting=weighting, groups=groups, diagnostics=True
             )
             optimizer.step()
             cosines.append(result.cosines)
@@ -88,7 +90,7 @@ def train(
                 weighting.update(losses=_losses(network, tasks, batch))
         if weighting is not None and not isinstance(weighting, FAMO):
             weighting.update(metrics=(-torch.stack(seen).mean(0)).exp())
-        in_epoch = torch.stack(cosines).cpu()
+        in_epoch = torch.stack(cosines).cpu().flatten(0, -3)  # with groups, of every group
         run.cosines.append(in_epoch.mean(0))
         run.conflicts.append((in_epoch < 0).double().mean(0))
         _evaluate(network, tasks, run)

@@ -14,9 +14,11 @@ from mtlfast.aggregation._fairgrad import FairGrad
 from mtlfast.aggregation._fixed import Constant, Mean, Sum
 from mtlfast.aggregation._grad_drop import GradDrop
 from mtlfast.aggregation._gradvac import GradVac
+from mtlfast.aggregation._groups import Groups
 from mtlfast.aggregation._imtlg import IMTLG
 from mtlfast.aggregation._jacobian import AsksJacobian, Part, Products, RowsJacobian, do_nothing
 from mtlfast.aggregation._krum import Krum
+from mtlfast.aggregation._meta_balance import MetaBalance
 from mtlfast.aggregation._mgda import MGDA
 from mtlfast.aggregation._moco import MoCo
 from mtlfast.aggregation._nash_mtl import NashMTL
@@ -63,6 +65,7 @@ FAMILIES: dict[str, dict[type[Aggregator], str]] = {
         ClipNorm: "gradients clipped to a length",
         CrossNorm: "two gradients, each scaled to the other's length",
         InverseNorm: "weights inverse to the norms",
+        MetaBalance: "auxiliary gradients brought nearer to the main one's average length",
     },
     "outliers": {
         Krum: "the mean of the gradients closest to their neighbours",
@@ -112,10 +115,12 @@ __all__ = [
     "GradDrop",
     "GradVac",
     "GramAggregator",
+    "Groups",
     "InverseNorm",
     "Krum",
     "Mean",
     "Median",
+    "MetaBalance",
     "MoCo",
     "MoDo",
     "NashMTL",

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from mtlfast import ops
 from mtlfast._by_task import put, take
 from mtlfast._exact_state import ExactState
+from mtlfast.aggregation._groups import Groups
 from mtlfast.aggregation._jacobian import AsksJacobian, RowsJacobian, do_nothing
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step, check_loss_scale, check_tasks, plain_number, task_indices
@@ -61,6 +62,7 @@ class Aggregator(ExactState, ABC):
         loss_scale: float | Tensor | None = None,
         tasks: Sequence[int] | None = None,
         precision: str | None = None,
+        groups: Sequence[int | str] | None = None,
     ) -> list[Tensor | None] | Tensor:
         """The update direction.
 
@@ -71,6 +73,8 @@ class Aggregator(ExactState, ABC):
                 whose weights depend on the size of the gradients. None: 1.
             tasks: the K tasks' indices among all tasks, if some are absent. None: 0 to K - 1.
             precision: how the Gram matrix is summed, as in `mtlfast.ops.gram`. None: as exactly as the method needs.
+            groups: for each of the T tensors the number or the name of its group, where each group gets weights of its
+                own, or "tensor" for one group a tensor. None: one surgery for all.
 
         Returns:
             T tensors with None for a tensor that no task reaches, or a vector [P] for a matrix.
@@ -86,9 +90,15 @@ class Aggregator(ExactState, ABC):
         rows = TaskGradients.from_matrix(grads) if isinstance(grads, Tensor) else grads
         present = task_indices(tasks)
         step = Step(
-            rows.num_tasks, losses, plain_number(loss_scale), present, training=self.training, precision=precision
+            rows.num_tasks,
+            losses,
+            plain_number(loss_scale),
+            present,
+            training=self.training,
+            precision=precision,
+            groups=_groups_of_tensors(type(self).__name__, groups, len(rows.shapes)),
         )
-        self.check(step, RowsJacobian(rows))
+        self.check(step, RowsJacobian(rows, step.groups))
         directions = self.direction(rows, step)
         if not isinstance(grads, Tensor):
             return directions
@@ -114,6 +124,10 @@ class Aggregator(ExactState, ABC):
             check_loss_scale(type(self).__name__, step.loss_scale)
         if jacobian is None:
             return
+        if step.groups is not None and self.reads is Reads.ROWS:
+            raise TypeError(
+                f"{type(self).__name__}: got groups, expected none, because the method works element by element"
+            )
         if self.reads is Reads.CROSS_GRAM and jacobian.cross_gram is None:
             raise TypeError(
                 f"{type(self).__name__}: got the gradients of one batch, expected those of two, as in "
@@ -203,10 +217,12 @@ class Aggregator(ExactState, ABC):
 
     def _remember(self) -> Callable[[], None]:
         """Does what `snapshot` does, for this module without inner ones."""
-        state = self._buffers.get("state")
+        state, groups = self._buffers.get("state"), self._buffers.get("state_groups")
         values = None if state is None else state.clone()
 
         def back() -> None:
+            if "state_groups" in self._buffers:
+                self._buffers["state_groups"] = groups
             if "state" in self._buffers:
                 self._buffers["state"] = state if state is None or values is None else state.copy_(values)
 
@@ -218,9 +234,26 @@ class Aggregator(ExactState, ABC):
             if (saved := state_dict.get(prefix + name)) is not None:
                 device = saved.device if buffer is None else buffer.device
                 self._buffers[name] = torch.empty_like(saved, device=device)
-            elif name == "state":
+            elif name in ("state", "state_groups"):
                 self._buffers[name] = None
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _groups_of_tensors(name: str, groups: Sequence[int | str] | None, num_tensors: int) -> Groups | None:
+    """The groups of T tensors, from what a call of an aggregator takes.
+
+    Raises:
+        ValueError: there is not one entry for each tensor.
+    """
+    if groups is None:
+        return None
+    if groups == "tensor":
+        groups = range(num_tensors)
+    if isinstance(groups, str) or len(groups) != num_tensors:
+        raise ValueError(
+            f'{name}: groups is {groups!r}, expected "tensor" or an entry for each of {num_tensors} tensors'
+        )
+    return Groups.by_name([str(group) for group in groups])
 
 
 class GramAggregator(Aggregator):
@@ -329,11 +362,12 @@ class GramAggregator(Aggregator):
         elif gram is not None:
             read = gram
         elif self.reads is Reads.NORMS:
-            read = jacobian.norms().square().diag()
+            read = jacobian.norms().square().diag_embed()
         else:
             assert self.reads is Reads.NOTHING
-            K = jacobian.num_tasks
-            read = torch.empty(K, K, dtype=torch.float64, device=jacobian.device)
+            groups = () if step.groups is None else (len(step.groups.names),)
+            shape = (*groups, jacobian.num_tasks, jacobian.num_tasks)
+            read = torch.empty(shape, dtype=torch.float64, device=jacobian.device)
         places = jacobian.taking_part
         rtol, mask = jacobian.product_rtol(precision), jacobian.mask
         if places is None:
@@ -351,8 +385,8 @@ class GramAggregator(Aggregator):
         self, grads: TaskGradients, step: Step, out: list[Tensor | None] | None = None
     ) -> list[Tensor | None]:
         """Reads the gradients once for the Gram matrix or the norms, if the weights need them, and once for the sum."""
-        weights, _ = self.weigh(RowsJacobian(grads), step)
-        return ops.combine(grads, weights, out=out)
+        weights, _ = self.weigh(RowsJacobian(grads, step.groups), step)
+        return ops.combine(grads, weights, out=out, groups=None if step.groups is None else step.groups.of_column)
 
     def direction(self, grads: TaskGradients, step: Step) -> list[Tensor | None]:
         """The direction for arguments that `check` let pass: T new tensors, None for a tensor that no task reaches."""

@@ -13,6 +13,7 @@ from mtlfast._settings import Real
 from mtlfast._vectors import Vector, vector
 from mtlfast.aggregation._base import GramAggregator
 from mtlfast.aggregation._fixed import masked
+from mtlfast.aggregation._grouped_state import GroupedState
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._mgda import MGDA
 from mtlfast.aggregation._reads import Reads
@@ -20,7 +21,7 @@ from mtlfast.aggregation._solved import grown
 from mtlfast.aggregation._step import Step
 
 
-class CRMOGM(GramAggregator):
+class CRMOGM(GroupedState):
     """Smooths the weights of another aggregator over the steps: w = alpha w + (1 - alpha) w'.
 
     Zhou et al., "On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond" (NeurIPS 2022).
@@ -42,7 +43,6 @@ class CRMOGM(GramAggregator):
     paper = "Zhou et al., NeurIPS 2022"
     keeps = "n weights and its method's state"
     alpha = Real(0, 1)
-    state: Tensor | None
     first_weights: Tensor | None
 
     def __init__(self, aggregator: GramAggregator, alpha: float = 0.9, initial_weights: Vector | None = None) -> None:
@@ -53,7 +53,6 @@ class CRMOGM(GramAggregator):
             )
         self.aggregator = aggregator
         self.alpha = alpha
-        self.register_buffer("state", None)
         given = None if initial_weights is None else vector(self, "initial_weights", initial_weights, size="K")
         self.register_buffer("first_weights", given)
 
@@ -69,12 +68,15 @@ class CRMOGM(GramAggregator):
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Raises if the aggregator does, or if the tasks are not those that have initial weights."""
+        super().check(step, jacobian)
         self.aggregator.check(step, jacobian)
         if self.first_weights is not None:
             self.check_entries("first_weights", "weights", step)
 
     def solve(self, gram: Tensor, step: Step) -> Tensor:
         """The smoothed weights, [..., K] float64."""
+        if step.groups is not None:
+            self.keep_groups(step)
         new = self.aggregator.solve(gram, step)
         present = step.present
         known = max(present, default=-1) + 1
@@ -93,7 +95,7 @@ class CRMOGM(GramAggregator):
 
     def reset(self) -> None:
         """Forgets the smoothed weights and the aggregator's state."""
-        self.state = None
+        super().reset()
         self.aggregator.reset()
 
     def diagnostics(self) -> dict[str, int]:

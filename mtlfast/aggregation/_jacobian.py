@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from mtlfast import ops
+from mtlfast.aggregation._groups import Groups, mask_of
 from mtlfast.ops._precision import product_rtol
 from mtlfast.task_gradients import Rows, TaskGradients
 
@@ -38,12 +40,16 @@ class AsksJacobian(Protocol):
         """The relative precision of a dot product of two gradients. Decisions about ranks take K times that."""
 
     @property
+    def groups(self) -> Groups | None:
+        """The groups of columns. Gram matrix, norms and mask then have a leading dimension [G]. None: no groups."""
+
+    @property
     def taking_part(self) -> list[int] | None:
         """The tasks that take part in the direction, as far as the host knows; None: all."""
 
     @property
     def mask(self) -> Tensor | None:
-        """[K] bool, which of the tasks take part, for a selection that only the device knows; None: all."""
+        """[K] or [G, K] bool, which of the tasks take part, where that is no one list for all groups; None: all."""
 
     @property
     def cross_gram(self) -> Products | None:
@@ -141,13 +147,16 @@ class RowsJacobian:
     Args:
         rows: K tasks x T tensors, or its parts. What parts on several devices answer is added up on the
             device of the first.
+        groups: the groups of the T columns.
     """
 
     cross_gram: Products | None = None
+    groups: Groups | None = None
     _parts: list[Part]  # their products add up
 
-    def __init__(self, rows: TaskGradients | list[Part]) -> None:
+    def __init__(self, rows: TaskGradients | list[Part], groups: Groups | None = None) -> None:
         self._parts = [Part(None, rows)] if isinstance(rows, TaskGradients) else rows
+        self.groups = groups
 
     @property
     def num_tasks(self) -> int:
@@ -171,14 +180,26 @@ class RowsJacobian:
 
     @property
     def taking_part(self) -> list[int] | None:
-        """The tasks that reach at least one tensor; None: all."""
+        """The tasks that reach at least one tensor; None: all. With groups the mask says it."""
+        if self.groups is not None:
+            return None
         reaching = [task for task in range(self.num_tasks) if self._reaches(task)]
         return None if len(reaching) == self.num_tasks else reaching
 
     @property
     def mask(self) -> Tensor | None:
-        """None, because gradients that are given as they are have no loss weights."""
-        return None
+        """With groups, which tasks reach which group; None where all do, because gradients have no loss weights."""
+        if self.groups is None:
+            return None
+        reached = [[False] * self.num_tasks for _ in self.groups.names]
+        for part in self._parts:
+            for k, row in enumerate(part.grads.rows):
+                for group, gradient in zip(self.groups.at(part.places()), row, strict=True):
+                    if gradient is not None:
+                        reached[group][k] = True
+        if all(map(all, reached)):
+            return None
+        return mask_of(tuple(map(tuple, reached)), self.device)
 
     def _reaches(self, task: int) -> bool:
         for part in self._parts:
@@ -188,11 +209,17 @@ class RowsJacobian:
         return False
 
     def gram(self, precision: str | None = None) -> Tensor:
-        return _sum([ops.gram(part.grads, precision=precision).to(self.device) for part in self._parts])
+        return _sum([self._of(part, partial(ops.gram, precision=precision)) for part in self._parts])
 
     def norms(self, order: int = 2) -> Tensor:
-        norms = [ops.norms(part.grads, order).to(self.device) for part in self._parts]
+        norms = [self._of(part, partial(ops.norms, order=order)) for part in self._parts]
         return norms[0] if len(norms) == 1 else _sum([x.pow(order) for x in norms]).pow(1 / order)
+
+    def _of(self, part: Part, op: Callable[..., Tensor]) -> Tensor:
+        """What an op computes of a part's gradients, for each group if there are any, on the first part's device."""
+        if self.groups is None:
+            return op(part.grads).to(self.device)
+        return op(part.grads, groups=self.groups.at(part.places()), num_groups=len(self.groups.names)).to(self.device)
 
     def rows(self) -> TaskGradients:
         """The task gradients."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mtlfast import ops
-from mtlfast.aggregation._base import Aggregator, GramAggregator
+from mtlfast.aggregation._base import Aggregator
+from mtlfast.aggregation._grouped_state import GroupedState
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step
 
@@ -41,7 +42,7 @@ def grown(
     return new
 
 
-class SolvedAggregator(GramAggregator):
+class SolvedAggregator(GroupedState):
     """An aggregator whose weights a solver of `csrc/solve` computes.
 
     A subclass names the solver, and says which numbers of a step are its params, inputs and state.
@@ -51,11 +52,9 @@ class SolvedAggregator(GramAggregator):
     method: str
     state_fill = 0.0  # the initial state of a task
     counts: tuple[str, ...] = ()  # what the state's first numbers count, as `diagnostics` calls it
-    state: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("state", None)
         self._fits: tuple[object, ...] = (None,)  # a state, and the shapes of a call that it is known to fit
 
     @abstractmethod
@@ -78,6 +77,8 @@ class SolvedAggregator(GramAggregator):
         self, gram: Tensor, step: Step
     ) -> tuple[Tensor, str, dict[str, float], dict[str, Tensor], Tensor | None, tuple[int, ...] | None, Tensor | None]:
         """The arguments for `ops.solve`, with random numbers drawn and the state grown to the step's tasks."""
+        if step.groups is not None:
+            self.keep_groups(step)
         if not step.training:
             state = self._grown(gram, step)
             state = state.clone() if state is not None and state is self.state else state
@@ -106,10 +107,6 @@ class SolvedAggregator(GramAggregator):
         if self.state is not None:
             known = max(known, self.state.shape[-len(least)] - least[0])
         return grown(self, self.state, gram.shape[:-2], self.state_shape(known), self.state_fill, gram.device)
-
-    def reset(self) -> None:
-        """Forgets the state, as if new."""
-        self.state = None
 
     def diagnostics(self) -> dict[str, int]:
         """How many solves since `reset()` ended in a way that one may want to know of; on a GPU this waits for it.

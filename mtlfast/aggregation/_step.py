@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtlfast._by_task import take
+from mtlfast.aggregation._groups import Groups
 
 
 class Step(NamedTuple):
@@ -27,6 +28,7 @@ class Step(NamedTuple):
         mask: [..., K] bool, for a selection of tasks that only the device knows. A task whose entry is False gets the
             weight 0, its row is not read, and its state stays as it is. None: all tasks take part.
         precision: how the Gram matrix is summed, as in `mtlfast.ops.gram`; None: as exactly as the method needs.
+        groups: the groups of columns, each of which gets weights of its own; None: one surgery for all columns.
     """
 
     num_tasks: int
@@ -37,6 +39,7 @@ class Step(NamedTuple):
     training: bool = True
     mask: Tensor | None = None
     precision: str | None = None
+    groups: Groups | None = None
 
     def among(self, places: Sequence[int]) -> Step:
         """The same step with only those tasks that stand at these places among the K."""

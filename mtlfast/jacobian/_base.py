@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mtlfast._arguments import Columns
 from mtlfast._losses import Present
-from mtlfast.aggregation import Products, do_nothing
+from mtlfast.aggregation import Groups, Products, do_nothing
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -25,6 +26,8 @@ class Jacobian(ABC):
         plan: the name of this way, which is also `StepResult.plan`.
         cross_gram: computes the products J_1 J_2^T of two batches' gradients, [K, K] float64, with `precision` as in
             `gram`; None if there is one batch.
+        groups: the groups of columns, which the caller sets before `obtain`. What is asked of the Jacobian then has a
+            leading dimension [G]. None: no groups.
         parameters: the shared parameters that require grad. They are the columns of J, in the same order at every step,
             even if the losses do not reach them all.
         present: the K present tasks.
@@ -33,6 +36,7 @@ class Jacobian(ABC):
 
     plan: ClassVar[str]
     cross_gram: Products | None = None
+    groups: Groups | None = None
     parameters: tuple[Tensor, ...]
     present: Present
     losses: Tensor | None = None
@@ -57,6 +61,11 @@ class Jacobian(ABC):
             loss_weights: [K].
         """
         raise TypeError(f"weigh: a {type(self).__name__} takes loss weights in obtain")
+
+    @property
+    def columns(self) -> Columns:
+        """The shared parameters that require grad and their names; empty if these are not known yet."""
+        return Columns([], [])
 
     @property
     def no_rows(self) -> str | None:
@@ -88,21 +97,28 @@ class Jacobian(ABC):
 
     @property
     def mask(self) -> Tensor | None:
-        """[K] bool, which tasks have a loss weight other than 0, if only the device knows it; None: all."""
+        """[K] or [G, K] bool, which tasks take part in which group, where `taking_part` cannot say it; None: all."""
         return None
 
     @abstractmethod
     def gram(self, precision: str | None = None) -> Tensor:
-        """The Gram matrix G = J J^T, [K, K] float64, with `precision` as in `mtlfast.ops.gram`."""
+        """The Gram matrix G = J J^T, [K, K] or [G, K, K] float64, with `precision` as in `mtlfast.ops.gram`."""
 
     @abstractmethod
-    def norms(self, order: int = 2, layers: Sequence[Tensor] | None = None) -> Tensor:
-        """The norm of each row, [K] float64.
+    def norms(self) -> Tensor:
+        """The norm of each row, [K] or [G, K] float64."""
+
+    def norms_at(self, layers: Sequence[Tensor] | None = None, order: int = 2) -> Tensor:
+        """The norm of each row over some columns, whatever the groups, [K] float64.
 
         Args:
-            order: 2, or 1 for the sum of the absolute values.
             layers: the shared parameters whose columns count. None: all.
+            order: 2, or 1 for the sum of the absolute values.
+
+        Raises:
+            TypeError: this way does not know them.
         """
+        raise TypeError(f"norms_at: expected norms over some columns, but a {type(self).__name__} does not know them")
 
     def rows(self) -> TaskGradients:
         """The task gradients, for element-wise methods.
@@ -127,11 +143,11 @@ class Jacobian(ABC):
         An error leaves every `.grad` as it was.
 
         Args:
-            weights: [K].
+            weights: [K] or [G, K].
             loss_weights: [K], the factor of each task's part of the plain gradients. None: 1 each.
 
         Raises:
-            ValueError: `weights` is not [K].
+            ValueError: `weights` has another shape.
         """
 
     def put(
@@ -155,8 +171,9 @@ class Jacobian(ABC):
         raise TypeError(f"put: expected a direction made of task gradients, but {self.no_rows}")
 
     def check_weights(self, weights: Tensor) -> None:
-        """Raises unless there is one weight for each task."""
-        if weights.shape != (self.num_tasks,):
+        """Raises unless there is one weight for each task, and for each group if there are any."""
+        expected = [self.num_tasks] if self.groups is None else [len(self.groups.names), self.num_tasks]
+        if list(weights.shape) != expected:
             raise ValueError(
-                f"write: weights has shape {list(weights.shape)}, expected [{self.num_tasks}], one weight for each task"
+                f"write: weights has shape {list(weights.shape)}, expected {expected}, one weight for each task"
             )

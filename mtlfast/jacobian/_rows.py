@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -58,6 +59,10 @@ class StoredRows(RowsJacobian, Jacobian):
         self._places: list[Places | None] = [None] * len(self.parameters)
 
     @property
+    def columns(self) -> Columns:
+        return Columns(list(self._names), list(self.parameters))
+
+    @property
     def num_tasks(self) -> int:
         """K, the number of present tasks, which is known before the rows are."""
         return len(self.present.tasks)
@@ -88,8 +93,15 @@ class StoredRows(RowsJacobian, Jacobian):
 
     @property
     def mask(self) -> Tensor | None:
-        """[K] bool if only the device knows which tasks take part; None: all."""
-        return self._mask
+        """Which tasks take part: the device alone knows those of a loss weight of 0, and groups differ."""
+        by_group = super().mask
+        if self._mask is None or by_group is None:
+            return by_group if self._mask is None else self._mask.expand(self._leading(self.num_tasks))
+        return self._mask & by_group
+
+    def _leading(self, *shape: int) -> tuple[int, ...]:
+        """The shape with the dimension of the groups, if there are any."""
+        return shape if self.groups is None else (len(self.groups.names), *shape)
 
     def keep(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """One task's gradients of the shared parameters as they are stored.
@@ -208,21 +220,24 @@ class StoredRows(RowsJacobian, Jacobian):
         return gram if weights is None else gram * weights.outer(weights)
 
     def products(self, first: int, precision: str | None = None) -> Tensor:
-        """The products [first, K - first] of the first rows with the other ones, float64."""
-        products = []
+        """The products [first, K - first] of the first rows with the other ones, for each group, float64."""
+        products = torch.zeros(self._leading(first, self.num_tasks - first), dtype=torch.float64, device=self.device)
         for part in self._parts:
             one, other = (TaskGradients.from_rows(rows) for rows in (part.grads.rows[:first], part.grads.rows[first:]))
-            products.append(ops.gram(one, other=other, precision=precision).to(self.device))
-        gram, weights = torch.stack(products).sum(dim=0), self._row_weights
-        return gram if weights is None else gram * weights[:first].outer(weights[first:])
+            products += self._of(Part(part.columns, one), partial(ops.gram, other=other, precision=precision))
+        weights = self._row_weights
+        return products if weights is None else products * weights[:first].outer(weights[first:])
 
-    def norms(self, order: int = 2, layers: Sequence[Tensor] | None = None) -> Tensor:
-        if layers is None:
-            norms = super().norms(order=order)
-        else:
+    def norms(self, order: int = 2) -> Tensor:
+        norms = super().norms(order)
+        return norms if self._row_weights is None else norms * self._row_weights.abs()
+
+    def norms_at(self, layers: Sequence[Tensor] | None = None, order: int = 2) -> Tensor:
+        parts = self._parts
+        if layers is not None:
             wanted = {id(layer) for layer in layers}
-            some = [part.at([t for t in part.places() if id(self.parameters[t]) in wanted]) for part in self._parts]
-            norms = RowsJacobian(some).norms(order=order).to(self.device)
+            parts = [part.at([t for t in part.places() if id(self.parameters[t]) in wanted]) for part in parts]
+        norms = RowsJacobian(parts).norms(order=order).to(self.device)
         return norms if self._row_weights is None else norms * self._row_weights.abs()
 
     @property
@@ -245,7 +260,8 @@ class StoredRows(RowsJacobian, Jacobian):
                 ours = [self._ours[t] for t in columns]
                 dtype = None if self.storage_dtype is None else _grad.dtype_of(parameters[0])
                 finish = [places.tensor for t in columns if (places := self._places[t]) is not None]
-                pending += _grad.weighted(parameters, part.grads, weights, ours, dtype, finish)
+                groups = None if self.groups is None else self.groups.at(columns)
+                pending += _grad.weighted(parameters, part.grads, weights, ours, dtype, finish, groups)
             _grad.commit(pending)
 
     def put(

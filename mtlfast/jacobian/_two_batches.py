@@ -8,7 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mtlfast._arguments import Columns
 from mtlfast._losses import Present
+from mtlfast.aggregation import Groups
 from mtlfast.jacobian._base import Jacobian
 from mtlfast.jacobian._rows import StoredRows
 
@@ -61,6 +63,18 @@ class TwoBatchesJacobian(Jacobian):
         losses = self._joint.losses
         self.losses = None if losses is None else losses.view(2, -1).mean(dim=0)
 
+    @property
+    def groups(self) -> Groups | None:
+        return self._joint.groups
+
+    @groups.setter
+    def groups(self, groups: Groups | None) -> None:
+        self._joint.groups = groups
+
+    @property
+    def columns(self) -> Columns:
+        return self._joint.columns
+
     def obtain(self, loss_weights: Tensor | None = None) -> None:
         self._joint.obtain(None if loss_weights is None else loss_weights.repeat(2))
         self._look()
@@ -88,16 +102,23 @@ class TwoBatchesJacobian(Jacobian):
     @property
     def mask(self) -> Tensor | None:
         mask = self._joint.mask
-        return None if mask is None else mask.view(2, -1).all(dim=0)
+        return None if mask is None else self._halves(mask).all(dim=-2)
 
     def gram(self, precision: str | None = None) -> Tensor:
         """That of the mean of the two batches' gradients."""
-        K = self.num_tasks
-        return self._joint.gram(precision).view(2, K, 2, K).mean(dim=(0, 2))
+        return self._halves(self._halves(self._joint.gram(precision)).mean(dim=-2).mT.contiguous()).mean(dim=-2)
 
-    def norms(self, order: int = 2, layers: Sequence[Tensor] | None = None) -> Tensor:
+    def norms(self) -> Tensor:
         """The mean of the norms in the two batches."""
-        return self._joint.norms(order, layers).view(2, -1).mean(dim=0)
+        return self._halves(self._joint.norms()).mean(dim=-2)
+
+    def norms_at(self, layers: Sequence[Tensor] | None = None, order: int = 2) -> Tensor:
+        """The mean of the norms in the two batches."""
+        return self._halves(self._joint.norms_at(layers, order)).mean(dim=-2)
+
+    def _halves(self, values: Tensor) -> Tensor:
+        """What has an entry [..., 2 K] for each row as [..., 2, K]."""
+        return values.view(*values.shape[:-1], 2, self.num_tasks)
 
     @property
     def written(self) -> list[Tensor]:
@@ -106,4 +127,6 @@ class TwoBatchesJacobian(Jacobian):
     def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
         self.check_weights(weights)
         ones = weights.new_ones(self.num_tasks)
-        self._joint.write((weights / 2).repeat(2), ((ones if loss_weights is None else loss_weights) / 2).repeat(2))
+        self._joint.write(
+            torch.cat([weights, weights], dim=-1) / 2, ((ones if loss_weights is None else loss_weights) / 2).repeat(2)
+        )

@@ -47,6 +47,19 @@ def check_vector(op: str, name: str, vector: Tensor, grads: TaskGradients, matri
         raise ValueError(f"{op}: {name} is on {vector.device}, expected {grads.device} as the task gradients")
 
 
+def check_groups(
+    op: str, groups: Sequence[int], num_tensors: int, num_groups: int | None = None, source: str = ""
+) -> int:
+    """The number of groups; raises unless `groups` has the index of one of them for each tensor."""
+    if len(groups) != num_tensors:
+        raise ValueError(f"{op}: groups has {len(groups)} entries, expected {num_tensors}, one for each tensor")
+    number = max(groups, default=-1) + 1 if num_groups is None else num_groups
+    for t, group in enumerate(groups):
+        if not 0 <= group < number:
+            raise ValueError(f"{op}: tensor {t} is in group {group}, expected 0 to {number - 1}{source}")
+    return number
+
+
 def check_dtype(op: str, dtype: torch.dtype, subject: str = "dtype is") -> None:
     """Raises unless kernels take `dtype`."""
     if dtype not in DTYPES:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import _native, reference
-from mtlfast.ops._check import check_dtype, check_grads, check_out, check_vector
+from mtlfast.ops._check import check_dtype, check_grads, check_groups, check_out, check_vector
 from mtlfast.ops._fake import example, fake
 from mtlfast.task_gradients import TaskGradients
 
@@ -64,16 +64,7 @@ def combine(
         check_out("combine", out, grads, () if groups is not None else tuple(weights.shape[:-1]), dtype)
     elif accumulate:
         raise ValueError("combine: accumulate is True and out is None, expected the tensors to add to in out")
-    if groups is None:
-        return write(grads, weights, out, accumulate, scale, dtype)
-    result: list[Tensor | None] = [None] * len(groups)
-    for group, of_group in enumerate(weights):
-        columns = [t for t, its in enumerate(groups) if its == group]
-        some = TaskGradients.from_rows([[row[t] for t in columns] for row in grads.rows])
-        targets = None if out is None else [out[t] for t in columns]
-        for t, x in zip(columns, write(some, of_group, targets, accumulate, scale, dtype), strict=True):
-            result[t] = x
-    return result
+    return write(grads, weights, out, accumulate, scale, dtype, groups)
 
 
 def _check_groups(groups: Sequence[int], weights: Tensor, grads: TaskGradients) -> None:
@@ -81,15 +72,7 @@ def _check_groups(groups: Sequence[int], weights: Tensor, grads: TaskGradients) 
         raise ValueError(
             f"combine: weights has shape {list(weights.shape)}, expected [G, {grads.num_tasks}] as groups are given"
         )
-    if len(groups) != len(grads.shapes):
-        raise ValueError(
-            f"combine: groups has {len(groups)} entries, expected {len(grads.shapes)}, one for each tensor"
-        )
-    for t, group in enumerate(groups):
-        if not 0 <= group < len(weights):
-            raise ValueError(
-                f"combine: tensor {t} is in group {group}, expected 0 to {len(weights) - 1} as weights has rows"
-            )
+    check_groups("combine", groups, len(grads.shapes), len(weights), " as weights has rows")
 
 
 def write(
@@ -99,8 +82,18 @@ def write(
     accumulate: bool = False,
     scale: float = 1.0,
     dtype: torch.dtype | None = None,
+    groups: Sequence[int] | None = None,
 ) -> list[Tensor | None]:
     """Does what `combine` does, for arguments that are known to fit."""
+    if groups is not None:
+        result: list[Tensor | None] = [None] * len(groups)
+        for group, of_group in enumerate(weights):
+            columns = [t for t, its in enumerate(groups) if its == group]
+            some = TaskGradients.from_rows([[row[t] for t in columns] for row in grads.rows])
+            targets = None if out is None else [out[t] for t in columns]
+            for t, x in zip(columns, write(some, of_group, targets, accumulate, scale, dtype), strict=True):
+                result[t] = x
+        return result
     if not _native.serves(grads.device):
         return reference.combine(grads, weights, out, accumulate, scale, dtype)
     with torch.no_grad():

@@ -1,16 +1,24 @@
 """The Gram matrix of the task gradients, and their norms."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from mtlfast import _native, reference
-from mtlfast.ops._check import check_grads, check_other
+from mtlfast.ops._check import check_grads, check_groups, check_other
 from mtlfast.ops._fake import example, fake
 from mtlfast.ops._precision import exact_sums
 from mtlfast.task_gradients import TaskGradients
 
 
-def gram(grads: TaskGradients, other: TaskGradients | None = None, precision: str | None = None) -> Tensor:
+def gram(
+    grads: TaskGradients,
+    other: TaskGradients | None = None,
+    precision: str | None = None,
+    groups: Sequence[int] | None = None,
+    num_groups: int | None = None,
+) -> Tensor:
     """The Gram matrix G = J J^T: the dot products of the tasks' gradients.
 
     Args:
@@ -21,11 +29,14 @@ def gram(grads: TaskGradients, other: TaskGradients | None = None, precision: st
         precision: how products of float32, bfloat16 and float16 gradients are summed. "exact": exact products in
             float64 sums. "fast": float32 sums of at most 64 products, which are then added in float64. None: exact for
             K <= 4 (and K' <= 4) or P <= 4 * 2**20, fast otherwise. float64 gradients are always summed in float64.
+        groups: T indices that assign each tensor to a group. Each group has a matrix of its own.
+        num_groups: G, how many groups there are. None: one more than the largest index.
 
     Returns:
-        [K, K] float64 on the gradients' device, symmetric; with `other` [K, K']. For P up to 1e9 the error of an entry
-        is at most 1e-13 times the sum of |a_i b_i| with exact sums or float64 gradients, and at most 1e-6 times that
-        with fast sums. Fast sums need products that float32 can hold, so elements between 1e-19 and 1e19 in size.
+        [K, K] float64 on the gradients' device, symmetric; with `other` [K, K']; with `groups` [G, K, K] or [G, K, K'].
+        For P up to 1e9 the error of an entry is at most 1e-13 times the sum of |a_i b_i| with exact sums or float64
+        gradients, and at most 1e-6 times that with fast sums. Fast sums need products that float32 can hold, so
+        elements between 1e-19 and 1e19 in size.
 
     Raises:
         TypeError: `grads` or `other` is not a TaskGradients, or they differ in dtype.
@@ -48,6 +59,8 @@ def gram(grads: TaskGradients, other: TaskGradients | None = None, precision: st
     check_grads("gram", grads)
     if other is not None:
         check_other("gram", other, grads)
+    if groups is not None:
+        return by_group("gram", gram, grads, groups, num_groups, other, precision=precision)
     exact = all(exact_sums("gram", x, precision) for x in (grads, other) if x is not None)
     # The rows of both, of which the kernel sums the products of the first `split` with the others; 0: all products.
     rows, split = (grads, 0) if other is None else (TaskGradients([*grads.rows, *other.rows]), grads.num_tasks)
@@ -59,16 +72,20 @@ def gram(grads: TaskGradients, other: TaskGradients | None = None, precision: st
     return result
 
 
-def norms(grads: TaskGradients, order: int = 2) -> Tensor:
+def norms(
+    grads: TaskGradients, order: int = 2, groups: Sequence[int] | None = None, num_groups: int | None = None
+) -> Tensor:
     """The norm of each task's gradient over all tensors.
 
     Args:
         grads: K tasks x T tensors, P elements for each task.
         order: 2 for the Euclidean norm, or 1 for the sum of the absolute values, which plain torch computes tensor by
             tensor.
+        groups: as in `gram`.
+        num_groups: as in `gram`.
 
     Returns:
-        [K] float64 on the gradients' device, as exact as the diagonal of `gram` with exact sums.
+        [K] or [G, K] float64 on the gradients' device, as exact as the diagonal of `gram` with exact sums.
 
     Raises:
         TypeError: `grads` is not a TaskGradients.
@@ -77,6 +94,8 @@ def norms(grads: TaskGradients, order: int = 2) -> Tensor:
     Cost: one read of K * P. Deterministic: bitwise the same for any number of threads.
     """
     check_grads("norms", grads)
+    if groups is not None:
+        return by_group("norms", norms, grads, groups, num_groups, order=order)
     if order not in (1, 2):
         raise ValueError(f"norms: order is {order!r}, expected 1 or 2")
     if order == 1:
@@ -85,6 +104,29 @@ def norms(grads: TaskGradients, order: int = 2) -> Tensor:
         return reference.norms(grads)
     result: Tensor = grads.run(lambda C, table: C.norms(table), lambda ops: ops.norms(grads.flat(), grads.num_tasks))
     return result
+
+
+def by_group(
+    op: str,
+    compute: Callable[..., Tensor],
+    grads: TaskGradients,
+    groups: Sequence[int],
+    num_groups: int | None,
+    other: TaskGradients | None = None,
+    **options: object,
+) -> Tensor:
+    """What an op computes of each group of tensors by itself, [G, ...]."""
+    number = check_groups(op, groups, len(grads.shapes), num_groups)
+    results = []
+    for group in range(number):
+        columns = [t for t, its in enumerate(groups) if its == group]
+        some = [
+            TaskGradients.from_rows([[row[t] for t in columns] for row in x.rows])
+            for x in (grads, other)
+            if x is not None
+        ]
+        results.append(compute(*some, **options).to(grads.device))
+    return torch.stack(results)
 
 
 def _absolute_sums(grads: TaskGradients) -> Tensor:
