@@ -15,6 +15,10 @@ namespace py = pybind11;
 
 namespace {
 
+// The group of each tensor, as Python passes it.
+using Groups = std::optional<std::vector<int64_t>>;
+mtlfast::GroupOfTensors given(const Groups& groups) { return groups ? mtlfast::GroupOfTensors(*groups) : std::nullopt; }
+
 // The items of a list or tuple as borrowed references, without a Python call for each.
 class Items {
  public:
@@ -155,14 +159,31 @@ PYBIND11_MODULE(_C, m) {
   m.def("accepts", &accepts);
   m.def("exclusive", &exclusive);
   m.def("reached_by", &reached_by);
-  m.def("gram", &mtlfast::gram, py::arg("grads"), py::arg("exact"), py::arg("split") = 0, NoGil());
-  m.def("norms", &mtlfast::norms, NoGil());
+  m.def(
+      "gram",
+      [](const mtlfast::TaskTable& grads, bool exact, int64_t split, const Groups& groups, int64_t num_groups) {
+        return mtlfast::gram(grads, exact, split, given(groups), num_groups);
+      },
+      py::arg("grads"), py::arg("exact"), py::arg("split") = 0, py::arg("groups") = py::none(),
+      py::arg("num_groups") = 1, NoGil());
+  m.def(
+      "norms",
+      [](const mtlfast::TaskTable& grads, const Groups& groups, int64_t num_groups) {
+        return mtlfast::norms(grads, given(groups), num_groups);
+      },
+      py::arg("grads"), py::arg("groups") = py::none(), py::arg("num_groups") = 1, NoGil());
   m.def("gram_plain", &mtlfast::gram_plain, NoGil());
-  m.def("combine", &mtlfast::combine, NoGil());
+  m.def(
+      "combine",
+      [](const mtlfast::TaskTable& grads, const at::Tensor& coefficients, double scale,
+         std::optional<at::ScalarType> dtype,
+         const Groups& groups) { return mtlfast::combine(grads, coefficients, scale, dtype, given(groups)); },
+      NoGil());
   m.def(
       "combine_",
       [](const mtlfast::TaskTable& grads, const at::Tensor& coefficients, const std::vector<at::Tensor>& out,
-         bool accumulate, double scale) { mtlfast::combine_(grads, coefficients, out, accumulate, scale); },
+         bool accumulate, double scale,
+         const Groups& groups) { mtlfast::combine_(grads, coefficients, out, accumulate, scale, given(groups)); },
       NoGil());
   m.def(
       "grad_drop",

@@ -35,7 +35,11 @@ struct TaskView {
   const void* const* data;  // [T, K]; nullptr: task k does not reach tensor t (zeros, never read)
   const int64_t* offsets;   // [T + 1], offsets[T] = P
   DType dtype;
+  // [T] the group of each tensor, which has sums or weights of its own; nullptr: no groups. A kernel that sums takes
+  // tensors in the order of their groups.
+  const int64_t* groups = nullptr;
 
+  int64_t group(int64_t t) const { return groups ? groups[t] : 0; }
   int64_t numel() const { return offsets[num_tensors]; }
   const void* const* tensor(int64_t t) const { return data + t * num_tasks; }
 };

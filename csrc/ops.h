@@ -7,22 +7,24 @@
 #include <string>
 #include <vector>
 
+#include "groups.h"
 #include "task_table.h"
 
 namespace mtlfast {
 
 // [K, K] float64; with a split above 0 the products of the rows before it with those from it on, [split, K - split].
-// exact: sums in float64.
-at::Tensor gram(const TaskTable& grads, bool exact, int64_t split);
-at::Tensor norms(const TaskTable& grads);       // [K] float64
+// exact: sums in float64. With groups, one of num_groups for each tensor, each group has a matrix of its own: [G, ...].
+at::Tensor gram(const TaskTable& grads, bool exact, int64_t split, GroupOfTensors groups, int64_t num_groups);
+at::Tensor norms(const TaskTable& grads, GroupOfTensors groups, int64_t num_groups);  // [K] or [G, K] float64
 at::Tensor gram_plain(const TaskTable& grads);  // all products, by a plain slow CUDA kernel, for tests
 
 // coefficients [K] give T tensors [*shape], and [R, K] give T tensors [R, *shape]; all are multiplied by `scale`. dtype
-// is that of new outputs; without one they have the gradients' dtype. Given outputs may share another dtype.
+// is that of new outputs; without one they have the gradients' dtype. Given outputs may share another dtype. With
+// groups, one for each tensor, coefficients are [G, K], weights for each group, and give T tensors [*shape].
 std::vector<at::Tensor> combine(const TaskTable& grads, const at::Tensor& coefficients, double scale,
-                                std::optional<at::ScalarType> dtype);
-void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::TensorList out, bool accumulate,
-              double scale);
+                                std::optional<at::ScalarType> dtype, GroupOfTensors groups);
+void combine_(const TaskTable& grads, const at::Tensor& coefficients, at::TensorList out, bool accumulate, double scale,
+              GroupOfTensors groups);
 
 // What grad_drop takes besides the gradients and the outputs; form: drawn, given, expected or purity (dropping.h).
 struct DropArguments {

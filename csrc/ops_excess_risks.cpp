@@ -21,12 +21,14 @@ at::Tensor excess_risks(const TaskTable& grads, const TaskTable& sums, double ep
   const TaskView before = sums.view();
   if (!device.is_cpu())
     return sum_on_gpu(
-        "excess_risks", grads, {K}, [](const TaskView& view) { return cuda::excess_risks_partials(view); },
+        "excess_risks", grads, SortedByGroup("excess_risks", grads, std::nullopt, 1), {K},
+        [](const TaskView& view) { return cuda::excess_risks_partials(view); },
         [&](const TaskView& view, auto... args) { return cuda::excess_risks(view, before, eps, values, args...); });
   const std::vector<double> risks =
-      sum_chunks(grads.view(), K, [&](const TaskView& view, int64_t begin, int64_t end, void*, double* of_range) {
-        kernels().excess_risks(view, before, begin, end, eps, values, of_range);
-      });
+      sum_chunks(grads.view(), {0, grads.numel()}, K,
+                 [&](const TaskView& view, int64_t begin, int64_t end, void*, double* of_range) {
+                   kernels().excess_risks(view, before, begin, end, eps, values, of_range);
+                 });
   at::Tensor out = at::empty({K}, grads.options().dtype(at::kDouble));
   std::copy(risks.begin(), risks.end(), out.mutable_data_ptr<double>());
   return out;

@@ -9,29 +9,41 @@
 
 namespace mtlfast {
 
-at::Tensor gram(const TaskTable& grads, bool exact, int64_t split) {
-  const TaskView view = grads.view();
-  const int64_t K = view.num_tasks;
+namespace {
+
+// The shape of a result: that of each group behind a dimension of groups, if there are any.
+std::vector<int64_t> shape_of(GroupOfTensors groups, int64_t num_groups, std::vector<int64_t> of_each) {
+  if (groups) of_each.insert(of_each.begin(), num_groups);
+  return of_each;
+}
+
+}  // namespace
+
+at::Tensor gram(const TaskTable& grads, bool exact, int64_t split, GroupOfTensors groups, int64_t num_groups) {
+  const int64_t K = grads.num_tasks();
   TORCH_CHECK_VALUE(0 <= split && split < K, "gram: split is ", split, ", expected at least 0 and less than ", K,
                     ", the number of tasks");
-  const std::vector<int64_t> shape = split > 0 ? std::vector<int64_t>{split, K - split} : std::vector<int64_t>{K, K};
+  const SortedByGroup sorted("gram", grads, groups, num_groups);
+  const std::vector<int64_t> shape =
+      split > 0 ? shape_of(groups, num_groups, {split, K - split}) : shape_of(groups, num_groups, {K, K});
   if (!grads.options().device().is_cpu())
     return sum_on_gpu(
-        "gram", grads, shape, [=](const TaskView& view) { return cuda::gram_partials(view, split, exact); },
+        "gram", grads, sorted, shape, [=](const TaskView& view) { return cuda::gram_partials(view, split, exact); },
         [=](const TaskView& view, auto... args) { return cuda::gram(view, split, exact, args...); });
   const int64_t count = split > 0 ? split * (K - split) : num_pairs(K);
-  const std::vector<double> sums =
-      sum_chunks(view, count, [=](const TaskView& view, int64_t begin, int64_t end, auto... args) {
-        kernels().gram(view, begin, end, split, exact, args...);
-      });
+  const std::vector<double> sums = sum_chunks(sorted.view(), sorted.borders(), count,
+                                              [=](const TaskView& view, int64_t begin, int64_t end, auto... args) {
+                                                kernels().gram(view, begin, end, split, exact, args...);
+                                              });
   at::Tensor out = at::empty(shape, grads.options().dtype(at::kDouble));
   double* g = out.mutable_data_ptr<double>();
   if (split > 0) {
     std::copy(sums.begin(), sums.end(), g);
     return out;
   }
-  for (int64_t i = 0; i < K; ++i)
-    for (int64_t j = 0; j <= i; ++j) g[i * K + j] = g[j * K + i] = sums[num_pairs(i) + j];
+  for (int64_t group = 0; group < sorted.num_groups(); ++group, g += K * K)
+    for (int64_t i = 0; i < K; ++i)
+      for (int64_t j = 0; j <= i; ++j) g[i * K + j] = g[j * K + i] = sums[group * count + num_pairs(i) + j];
   return out;
 }
 
@@ -44,15 +56,19 @@ at::Tensor gram_plain(const TaskTable& grads) {
   return out;
 }
 
-at::Tensor norms(const TaskTable& grads) {
-  const TaskView view = grads.view();
-  if (!grads.options().device().is_cpu())
-    return sum_on_gpu(
-        "norms", grads, {view.num_tasks}, [](auto... args) { return cuda::norms_partials(args...); },
-        [](auto... args) { return cuda::norms(args...); });
-  const std::vector<double> sums = sum_chunks(view, view.num_tasks, kernels().square_sums);
-  at::Tensor out = at::empty({view.num_tasks}, grads.options().dtype(at::kDouble));
-  for (int64_t k = 0; k < view.num_tasks; ++k) out.mutable_data_ptr<double>()[k] = std::sqrt(sums[k]);
+at::Tensor norms(const TaskTable& grads, GroupOfTensors groups, int64_t num_groups) {
+  const int64_t K = grads.num_tasks();
+  const SortedByGroup sorted("norms", grads, groups, num_groups);
+  const std::vector<int64_t> shape = shape_of(groups, num_groups, {K});
+  if (!grads.options().device().is_cpu()) {
+    at::Tensor out = sum_on_gpu(
+        "norms", grads, sorted, shape, [](const TaskView& view) { return cuda::norms_partials(view); },
+        [](const TaskView& view, auto... args) { return cuda::norms(view, args...); });
+    return groups ? out.sqrt_() : out;
+  }
+  const std::vector<double> sums = sum_chunks(sorted.view(), sorted.borders(), K, kernels().square_sums);
+  at::Tensor out = at::empty(shape, grads.options().dtype(at::kDouble));
+  std::transform(sums.begin(), sums.end(), out.mutable_data_ptr<double>(), [](double sum) { return std::sqrt(sum); });
   return out;
 }
 
@@ -66,15 +82,16 @@ uint32_t read(const TaskTable& grads, int64_t streams) {
 }
 
 TORCH_LIBRARY_FRAGMENT(mtlfast, m) {
-  m.def("gram(Tensor?[] rows, int num_tasks, bool exact, int split=0) -> Tensor");
-  m.def("norms(Tensor?[] rows, int num_tasks) -> Tensor");
+  m.def("gram(Tensor?[] rows, int num_tasks, bool exact, int split=0, int[]? groups=None, int num_groups=1) -> Tensor");
+  m.def("norms(Tensor?[] rows, int num_tasks, int[]? groups=None, int num_groups=1) -> Tensor");
 }
 MTLFAST_IMPL(m) {
-  m.impl("gram", [](const OptionalTensors& rows, int64_t num_tasks, bool exact, int64_t split) {
-    return gram(table_of("gram", rows, num_tasks), exact, split);
+  m.impl("gram",
+         [](const OptionalTensors& rows, int64_t num_tasks, bool exact, int64_t split, GroupOfTensors groups,
+            int64_t num_groups) { return gram(table_of("gram", rows, num_tasks), exact, split, groups, num_groups); });
+  m.impl("norms", [](const OptionalTensors& rows, int64_t num_tasks, GroupOfTensors groups, int64_t num_groups) {
+    return norms(table_of("norms", rows, num_tasks), groups, num_groups);
   });
-  m.impl("norms",
-         [](const OptionalTensors& rows, int64_t num_tasks) { return norms(table_of("norms", rows, num_tasks)); });
 }
 
 }  // namespace mtlfast

@@ -137,7 +137,7 @@ bool TaskTable::same_tensors(const TaskTable& other) const {
 }
 
 TaskView TaskTable::view() const {
-  return {num_tasks_, num_tensors(), data_.data(), offsets_.data(), dtype_of(dtype())};
+  return {num_tasks_, num_tensors(), data_.data(), offsets_.data(), dtype_of(dtype()), nullptr};
 }
 
 at::IntArrayRef TaskTable::sizes(int64_t t) const {

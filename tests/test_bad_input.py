@@ -324,6 +324,27 @@ CASES = [
         ValueError,
         "project: order has shape [3, 3], expected [3, 2]",
     ),
+    (
+        lambda g: ops.gram(g.grads, groups=[0]),
+        ValueError,
+        "gram: groups has 1 entries, expected 2, one for each tensor",
+    ),
+    (
+        lambda g: ops.gram(g.grads, groups=[0, 1], num_groups=1),
+        ValueError,
+        "gram: tensor 1 is in group 1, expected 0 to 0",
+    ),
+    (lambda g: ops.norms(g.grads, groups=[0, -1]), ValueError, "norms: tensor 1 is in group -1, expected 0 to 0"),
+    (
+        lambda g: combine_into(g, g.zeros(2, 3), g.zeros(4), groups=[0, 0]),
+        ValueError,
+        "combine: weights has shape [3], expected [G, 3] as groups are given",
+    ),
+    (
+        lambda g: combine_into(g, g.zeros(2, 3), g.zeros(4), weights=g.zeros(2, 3), groups=[0, 2]),
+        ValueError,
+        "combine: tensor 1 is in group 2, expected 0 to 1 as weights has rows",
+    ),
 ]
 
 

@@ -222,19 +222,29 @@ def test_bitwise_equal_over_repeats_schedules_and_addresses(dtype, device, sched
 def test_weights_of_groups_make_one_sum(num_groups, accumulate, dtype, device):
     grads = draw(4, [(5, 7), (0,), (65,), (), (300,), (9,)], dtype, missing=0.2, device=device)
     weights, groups = weights_of(grads, num_groups), [t % num_groups for t in (2, 0, 1, 0, 2, 1)]
-    exact = reference.combine(wide(grads), weights.cpu(), groups=groups)
-    if accumulate:
-        out = [None if x is None else torch.ones_like(x) for x in grads.examples()]
-        result = ops.combine(grads, weights, out, accumulate=True, groups=groups)
-        exact = [None if x is None else x + 1 for x in exact]
-    else:
-        result = ops.combine(grads, weights, groups=groups)
-    for x, want, shape in zip(result, exact, grads.shapes, strict=True):
-        assert (x is None) == (shape is None)
-        if x is not None:
-            assert x.shape == shape
-            # Each sum's own grid of roundings is `assert_close`'s part: here the right row must have been taken.
-            assert torch.allclose(x.cpu().double(), want, rtol=1e-2 if dtype in DTYPES[2:] else 1e-5, atol=2e-2)
+    before = [None if x is None else torch.ones_like(x) for x in grads.examples()] if accumulate else None
+    for to in DTYPES:
+        plus = None if before is None else [None if x is None else x.to(to) for x in before]
+        out = None if plus is None else [None if x is None else x.clone() for x in plus]
+        result = ops.combine(grads, weights, out, accumulate, -0.5, to, groups)
+        for t, x in enumerate(result):
+            column = TaskGradients.from_rows([[row[t]] for row in grads.rows])
+            own = None if plus is None else [plus[t]]
+            assert_close(column, [x], weights[groups[t]], -0.5, own, dtype=to)
+            assert x is None or (x.shape == grads.shapes[t] and x.dtype == to)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights_of_groups_give_the_bits_of_each_alone(dtype, device):
+    grads = draw(7, [(20_000,), (3, 5), (8193,), (1,), (400, 33)], dtype, missing=0.1, device=device)
+    weights, groups = weights_of(grads, 3), [2, 0, 2, 1, 0]
+    fresh = ops.combine(grads, weights, groups=groups)
+    for t, x in enumerate(fresh):
+        (alone,) = ops.combine(TaskGradients.from_rows([[row[t]] for row in grads.rows]), weights[groups[t]])
+        assert x is alone is None or torch.equal(x, alone)
+    same = ops.combine(grads, weights, groups=[0] * 5)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(same, ops.combine(grads, weights[0]), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from test_advance import assert_advanced, coefficients
 from test_combine import assert_close, weights_of
 from test_cross_gram import assert_cross_gram_is_exact
 from test_excess_risks import assert_risks
-from test_gram import assert_gram_is_exact
+from test_gram import GROUPED, assert_gram_is_exact, assert_groups_are_exact, groups_of
 from test_scale import assert_scaled, copy_of
 from torch import Tensor, nn
 
@@ -50,6 +50,9 @@ def everything(grads: TaskGradients) -> list[Tensor]:
     scaled = ops.scale_(copy_of(grads), weights)
     cross = ops.gram(grads, other=TaskGradients.from_rows(grads.rows[1:]))
     results = [gram, cross, ops.norms(grads), ops.solve(gram, "pcgrad", [0.0, 0.0]), ops.flatten(grads)]
+    groups = [t % 2 for t in range(len(grads.shapes))]
+    results += [ops.gram(grads, groups=groups), ops.norms(grads, groups=groups)]
+    results += ops.combine(grads, torch.stack([weights, -weights]), groups=groups)
     state = copy_of(grads)
     results += [*ops.advance_(grads, state, weights, weights, weights, weights), *state.flat()]
     results += [ops.excess_risks(grads, copy_of(grads), factors=weights)]
@@ -271,6 +274,9 @@ def test_peak_beside_the_operands(num_tasks):
     assert peak_bytes(lambda: ops.gram(*batches)) < 2 * MIB
     assert peak_bytes(lambda: ops.norms(grads)) < 2 * MIB
     assert peak_bytes(lambda: ops.combine(grads, weights, out=own)) < MIB
+    groups = [t // 2 for t in range(len(own))]
+    assert peak_bytes(lambda: ops.gram(grads, groups=groups)) < 5 * MIB  # [75, K, K], and as large partial sums
+    assert peak_bytes(lambda: ops.combine(grads, weights.expand(75, -1), out=own, groups=groups)) < MIB
     state = copy_of(grads)
     assert peak_bytes(lambda: ops.advance_(grads, state, weights, weights, weights, out=own)) < MIB
     assert peak_bytes(lambda: ops.excess_risks(grads, state)) < 2 * MIB
@@ -284,9 +290,16 @@ def test_two_thousand_tensors_take_several_launches(num_tasks, dtype):
     grads = draw(num_tasks, [(1 + 7 * t % 40,) for t in range(2000)], dtype, missing=0.1, device="cuda")
     assert_gram_is_exact(grads)
     assert_cross_gram_is_exact(*(TaskGradients.from_rows(rows) for rows in (grads.rows[:2], grads.rows[2:])))
+    for how in GROUPED:
+        groups = groups_of(how, 2000)
+        assert_groups_are_exact(grads, groups, max(groups) + 1, "exact")
     for num_out in (None, 2):
         weights = weights_of(grads, num_out)
         assert_close(grads, ops.combine(grads, weights), weights)
+    by_group = ops.combine(grads, weights, groups=[t % 2 for t in range(2000)])
+    for group in range(2):
+        some = TaskGradients.from_rows([row[group::2] for row in grads.rows])
+        assert_close(some, by_group[group::2], weights[group])
     assert torch.equal(ops.flatten(grads).cpu(), matrix(grads).to(dtype))
     before, factors = copy_of(grads), weights_of(grads)
     assert_scaled(ops.scale_(grads, factors), before, factors)

@@ -11,13 +11,18 @@ from mtlfast.ops._precision import exact_sums, sum_rtol
 PRECISIONS = ["exact", "fast"]
 
 
+def products(J: torch.Tensor) -> torch.Tensor:
+    """J J^T, summed in pairs: a matrix product may add one element after another."""
+    return torch.stack([(J * row).sum(1) for row in J])
+
+
 def assert_gram_is_exact(grads: TaskGradients, precision: str | None = None) -> None:
     J = matrix(grads)
     # Times sum|a b|: 1e-6, or what a sum of P doubles errs by; of nothing, exactly 0.
     exact = grads.dtype == torch.float64 or precision != "fast"  # these P are small: None is exact
     rtol = 2e-16 * (10 + J.shape[1] ** 0.5) if exact else 1e-6
     size = J.abs() @ J.abs().T
-    truth = torch.stack([(J * row).sum(1) for row in J])  # in pairs: a matrix product may add one after another
+    truth = products(J)
     bound, exact_bound = size * rtol, size * 2e-16 * (10 + J.shape[1] ** 0.5)
     G, norms = ops.gram(grads, precision=precision), ops.norms(grads)
     assert G.dtype == norms.dtype == torch.float64
@@ -67,6 +72,93 @@ def test_constant_rows_are_the_worst_case(precision, num_tasks, dtype, device):
     error = (ops.gram(grads, precision=precision) - exact).abs()
     assert (error <= exact * sum_rtol(dtype, precision == "exact")).all()
     assert ((ops.norms(grads) ** 2 - exact).abs() <= exact * sum_rtol(dtype, exact=True)).all()
+
+
+def groups_of(how: str, num_tensors: int) -> list[int]:
+    """The groups of tensors: sorted or not, and with a group 1 that has none."""
+    if how == "each":
+        return list(range(num_tensors))
+    return [{"one": 0, "in turn": t % 3 * 2, "halves": t // ((num_tensors + 1) // 2)}[how] for t in range(num_tensors)]
+
+
+GROUPED = ["one", "each", "in turn", "halves"]
+
+
+def assert_groups_are_exact(grads: TaskGradients, groups: list[int], num_groups: int, precision: str) -> None:
+    G = ops.gram(grads, precision=precision, groups=groups, num_groups=num_groups)
+    first = max(1, grads.num_tasks // 2)
+    a, b = TaskGradients.from_rows(grads.rows[:first]), TaskGradients.from_rows(grads.rows[first - 1 :])
+    cross = ops.gram(a, b, precision, groups, num_groups)
+    norms, ones = (ops.norms(grads, order, groups, num_groups) for order in (2, 1))
+    assert G.shape == (num_groups, grads.num_tasks, grads.num_tasks)
+    assert norms.shape == ones.shape == G.shape[:2]
+    assert all(x.device == grads.device and x.dtype == torch.float64 for x in (G, cross, norms, ones))
+    slow_G = reference.gram(grads, None, precision, groups, num_groups)
+    assert torch.allclose(reference.norms(grads, 2, groups, num_groups), norms, rtol=1e-12, atol=0)
+    for group in range(num_groups):
+        columns = [t for t, its in enumerate(groups) if its == group]
+        J = matrix(TaskGradients.from_rows([[row[t] for t in columns] for row in grads.rows]))
+        size, truth = J.abs() @ J.abs().T, products(J)
+        exact = grads.dtype == torch.float64 or precision == "exact"
+        exact_bound = size * 2e-16 * (10 + J.shape[1] ** 0.5)
+        bound = exact_bound if exact else size * 1e-6
+        assert ((slow_G[group].cpu() - truth).abs() <= exact_bound).all()
+        assert torch.equal(G[group], G[group].T)
+        assert ((G[group].cpu() - truth).abs() <= bound).all()
+        assert ((cross[group].cpu() - truth[:first, first - 1 :]).abs() <= bound[:first, first - 1 :]).all()
+        assert torch.allclose(norms[group].cpu() ** 2, (J * J).sum(1), rtol=1e-12, atol=0)
+        assert torch.allclose(ones[group].cpu(), J.abs().sum(1), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("how", GROUPED)
+@pytest.mark.parametrize("num_tasks", [1, 4, 9])
+def test_groups_of_tensors(num_tasks, how, shapes, dtype, device):
+    grads = draw(num_tasks, shapes, dtype, missing=0.3, device=device)
+    groups = groups_of(how, len(shapes))
+    for precision in PRECISIONS:
+        assert_groups_are_exact(grads, groups, max(groups, default=0) + 2, precision)
+
+
+@pytest.mark.parametrize("num_tasks", [3, 20, 70])
+@pytest.mark.parametrize("how", GROUPED)
+def test_groups_of_tensors_longer_than_a_chunk_and_shorter(how, num_tasks, device):
+    shapes = [(20_000,), (1,), (8192,), (8191,), (3,), (30_001,), (255,), (64,)]
+    groups = groups_of(how, len(shapes))
+    for precision in PRECISIONS:
+        assert_groups_are_exact(draw(num_tasks, shapes, device=device), groups, max(groups) + 1, precision)
+
+
+@pytest.mark.native
+def test_one_group_gives_the_bits_of_none(device):
+    grads = draw(5, [(20_000,), (1,), (8192,), (300, 7)], device=device)
+    if device == "cpu":  # a GPU's blocks take other chunks
+        assert torch.equal(ops.gram(grads, groups=[0] * 4)[0], ops.gram(grads))
+        assert torch.equal(ops.norms(grads, groups=[0] * 4)[0], ops.norms(grads))
+    assert ops.gram(grads, groups=[0] * 4, num_groups=3)[1:].eq(0).all()
+
+
+def test_a_group_does_not_meet_what_is_not_finite_in_another(device):
+    rows = [[torch.full((700,), torch.inf, device=device), torch.ones(5, device=device)] for _ in range(2)]
+    grads = TaskGradients.from_rows(rows)
+    for groups in ([0, 1], [1, 0]):
+        assert ops.gram(grads, groups=groups)[groups[1]].unique().tolist() == [5]
+
+
+@pytest.mark.parametrize(
+    ("groups", "num_groups", "message"),
+    [
+        ([0], None, "{op}: groups has 1 entries, expected 2, one for each tensor"),
+        ([0, 2], 2, "{op}: tensor 1 is in group 2, expected 0 to 1"),
+        ([-1, 0], None, "{op}: tensor 0 is in group -1, expected 0 to 0"),
+    ],
+)
+def test_groups_that_do_not_fit(groups, num_groups, message, device):
+    grads = draw(2, [(3,), (4,)], device=device)
+    for op in (ops.gram, ops.norms):
+        with pytest.raises(ValueError, match=message.format(op=op.__name__)):
+            op(grads, groups=groups, num_groups=num_groups)
 
 
 @pytest.mark.native
@@ -140,14 +232,16 @@ def test_bitwise_equal_over_repeats_schedules_and_addresses(precision, num_tasks
     shapes = [(70_001,), (3, 5), (8193,), (255,), (400, 33), (1,)]
     rows = draw_rows(num_tasks, shapes, dtype, missing=0.1, device=device)
     elsewhere = [[None if g is None else laid_out(g, "misaligned") for g in row] for row in rows]
-    results = []
+    results, grouped, groups = [], [], [0, 2, 0, 1, 1, 2]
     for _ in schedules:
         for same in (rows, elsewhere):
             grads = TaskGradients.from_rows(same)
             results += [(ops.gram(grads, precision=precision), ops.norms(grads)) for _ in range(2)]
+            grouped.append((ops.gram(grads, None, precision, groups), ops.norms(grads, groups=groups)))
     for G, norms in results[1:]:
         assert torch.equal(G, results[0][0])
         assert torch.equal(norms, results[0][1])
+    assert all(torch.equal(a, b) for both in grouped[1:] for a, b in zip(both, grouped[0], strict=True))
 
 
 def test_symmetric_under_permutation_of_tasks_and_scaling_by_powers_of_two(device):

@@ -30,15 +30,20 @@ def samples(dtype, device):
         ("expected", False, None, [], [], None),
     ]
     return {
-        "gram": [(flat, 3, True), (flat, 3, False), (flat, 3, True, 1), (flat, 3, False, 2)],
-        "norms": [(flat, 3)],
+        "gram": [
+            *((flat, 3, True), (flat, 3, False), (flat, 3, True, 1), (flat, 3, False, 2)),
+            *((flat, 3, True, 0, [0, 1, 0, 1], 2), (flat, 3, True, 1, [3, 1, 0, 1], 4)),
+        ],
+        "norms": [(flat, 3), (flat, 3, [0, 1, 0, 1], 2)],
         "combine": [
             (flat, 3, weights, 0.5),
             (flat, 3, coefficients, 1.0),
             *((flat, 3, w, 1.0, to) for w in (weights, coefficients) for to in DTYPES),
+            (flat, 3, coefficients, 1.0, None, [0, 1, 1, 0]),
         ],
         "combine_": [
             (flat, 3, weights, out, True, 0.5),
+            (flat, 3, coefficients, out, True, 0.5, [0, 1, 1, 0]),
             *((flat, 3, weights, [x.to(to) for x in out], True, 0.5) for to in DTYPES),
         ],
         "flatten": [(flat, 3, dtype), (flat, 3, torch.float64)],
@@ -78,7 +83,9 @@ def surgery(rows, weights):
     risks = ops.excess_risks(grads, state)
     advanced = ops.advance_(grads, state, w, weights, w, weights, square=True)
     others = [ops.combine(grads, torch.stack([w, w]), dtype=to) for to in (None, *DTYPES)]
-    moved = (*advanced, *state.flat())
+    groups, coefficients = [1, 0, 1], torch.stack([w, weights])
+    others.append(ops.combine(grads, coefficients, groups=groups))
+    moved = (*advanced, *state.flat(), ops.gram(grads, groups=groups), ops.norms(grads, groups=groups))
     kept = ops.grad_drop(grads, torch.tensor([3], device=weights.device), thresholds=ops.sign_purity(grads))
     cross = ops.gram(grads, other=TaskGradients.from_rows(rows[1:]))
     sums = (gram, cross, ops.norms(grads), ops.flatten(grads), risks)
@@ -103,6 +110,9 @@ def test_meta_tensors_have_shapes():
     assert ops.gram(grads).shape == (5, 5)
     assert ops.gram(grads).is_meta
     assert ops.gram(grads, other=TaskGradients.from_rows(grads.rows[:2])).shape == (5, 2)
+    assert ops.gram(grads, groups=[0, 2]).shape == (3, 5, 5)
+    assert ops.norms(grads, groups=[0, 2], num_groups=4).shape == (4, 5)
+    assert ops.combine(grads, torch.empty(2, 5, device="meta"), groups=[1, 0])[0].shape == (3, 4)
     assert ops.flatten(grads).shape == (5, 12)
     x, none = ops.combine(grads, torch.empty(2, 5, device="meta"))
     assert none is None
@@ -121,6 +131,16 @@ def test_direct_calls_that_do_not_fit(device):
     for split in (-1, 2):
         with pytest.raises(ValueError, match=f"gram: split is {split}, expected at least 0 and less than 2"):
             MT.gram([x, x], 2, True, split)
+    for op, more in ((MT.gram, (2, True, 0)), (MT.norms, (2,))):
+        with pytest.raises(ValueError, match="groups has 2 entries, expected 1"):
+            op([x, x], *more, [0, 0], 1)
+        for group in (-1, 3):
+            with pytest.raises(ValueError, match=f"got a tensor of group {group}, expected 0 to 2"):
+                op([x, x], *more, [group], 3)
+    with pytest.raises(ValueError, match="combine: got a tensor of group 2, expected 0 to 1"):
+        MT.combine([x, x], 2, ones.new_ones(2, 2), 1.0, None, [2])
+    with pytest.raises(ValueError, match=r"combine: weights have shape \[2\], expected \[G, 2\] as groups are given"):
+        MT.combine_([x, x], 2, ones, [x.clone()], False, 1.0, [0])
     with pytest.raises(ValueError, match=r"combine: weights have shape \[2\]"):
         MT.combine([x, x, x], 3, ones, 1.0)
     with pytest.raises(ValueError, match="combine: out has 0 tensors, expected 1"):

@@ -150,7 +150,7 @@ void combine_range(const TaskView& grads, int64_t begin, int64_t end, const doub
     int64_t count = 0;
     for (int64_t k = 0; k < K; ++k)
       if (data[k]) {
-        for (int64_t r = 0; r < R; ++r) s.weights[r * K + count] = coefficients[r * K + k];
+        for (int64_t r = 0; r < R; ++r) s.weights[r * K + count] = coefficients[(r + grads.group(t)) * K + k];
         ++count;
       }
     for (int64_t at = first; at < first + length; at += block) {
@@ -194,7 +194,7 @@ void combine_to(const TaskView& grads, int64_t begin, int64_t end, const double*
         for_each_stage(n, [&](int64_t c, int64_t count) {
           unpack_stage(row + at + c, count, wide);
           for (int64_t r = 0; r < R; ++r) {
-            const double weight = coefficients[r * K + k];
+            const double weight = coefficients[(r + grads.group(t)) * K + k];
             double* sum = sums + r * kManyBlock + c;
             if (starts)
               for (int64_t i = 0; i < kStage; ++i) sum[i] = weight * wide[i];

@@ -19,8 +19,9 @@ struct CpuKernels {
   void (*square_sums)(const TaskView& grads, int64_t begin, int64_t end, void* scratch, double* sums);
   int64_t (*gram_scratch)(int64_t num_tasks, DType dtype);
 
-  // out[t][r] (+)= sum_k coefficients[r, k] * g_k over the range; out[t]: [R, numel(t)], of out_dtype. If that is the
-  // gradients' dtype, out[t] may be a task's own tensor (R = 1). Scratch: combine_scratch(K, R) bytes.
+  // out[t][r] (+)= sum_k coefficients[r, k] * g_k over the range; with groups, where R = 1, by the row of the tensor's
+  // group. out[t]: [R, numel(t)], of out_dtype. If that is the gradients' dtype, out[t] may be a task's own tensor
+  // (R = 1). Scratch: combine_scratch(K, R) bytes.
   void (*combine)(const TaskView& grads, int64_t begin, int64_t end, const double* coefficients, int64_t num_out,
                   DType out_dtype, bool accumulate, void* scratch, void* const* out);
   int64_t (*combine_scratch)(int64_t num_tasks, int64_t num_out);

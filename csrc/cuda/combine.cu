@@ -59,7 +59,7 @@ const char* combine(const TaskView& grads, const double* coefficients, int64_t n
     if (numel == 0) continue;
     unsigned long long places = reinterpret_cast<unsigned long long>(out[t]);
     if (num_out > 1) places |= static_cast<unsigned long long>(numel * item_size(out_dtype));
-    packer.add(numel, widest_access(rows, K) | widest_access(places) << 8,
+    packer.add(numel, tag_of(grads, t, widest_access(rows, K) | widest_access(places) << 5),
                [&](int r) { return r < K ? rows[r] : out[t]; });
   }
   return packer.finish();

@@ -17,9 +17,10 @@ namespace mtlfast::cuda {
 constexpr int kRowsAtOnce = 4;
 constexpr int kMostWeights = 4096;  // R * K of one launch: 32 KiB of shared memory
 
-// The outputs of one launch: num_out of the op's, from first_out on.
+// The outputs of one launch: num_out of the op's, from first_out on. With groups of tensors it is one output, by the
+// weights of each entry's group.
 struct Outputs {
-  const double* coefficients;  // [R, K]
+  const double* coefficients;  // [R, K], with groups [G, K]
   double scale;
   int num_tasks, out_row;  // K, and which of an entry's rows is written
   int first_out, num_out;
@@ -40,21 +41,25 @@ template <class T, class Out, int Outs>
 constexpr bool kReadFirst = Outs == 1 && sizeof(Group<Out, kGroup<T>>) <= 16;
 
 // An entry's rows are the K gradients and then the tensor [R, numel] that is written, unless that is one of them. Its
-// tag is the widest access to the gradients plus 256 times the widest to the output. Grid: any; block: kThreads;
-// dynamic shared memory: num_out * K doubles.
+// tag is the widest access to the gradients plus 32 times the widest to the output, and its group (table.h). Grid: any;
+// block: kThreads; dynamic shared memory: num_out * K doubles.
 template <class T, class Out, int Outs>
 __global__ void __launch_bounds__(kThreads, kResident<T, Outs>)
     combine_kernel(const Table __grid_constant__ table, const Outputs outputs) {
   constexpr int width = kGroup<T>;
   double* weights = static_cast<double*>(dynamic_shared());  // [num_out, K]
   const int K = outputs.num_tasks;
-  for (int i = thread(); i < outputs.num_out * K; i += kThreads)
-    weights[i] = outputs.coefficients[static_cast<long long>(outputs.first_out) * K + i] * outputs.scale;
-  __syncthreads();
-
+  int staged = -1;  // the group whose weights these are
   for (long long chunk = blockIdx.x; chunk < table.num_chunks; chunk += gridDim.x) {
     const Piece piece = piece_of(table, static_cast<int>(chunk));
-    const int load_bytes = table.tag(piece.entry) & 255, store_bytes = table.tag(piece.entry) >> 8;
+    const int tag = table.tag(piece.entry), load_bytes = tag & 31, store_bytes = tag >> 5 & 31;
+    if (const int group = tag >> kGroupBit; group != staged) {
+      __syncthreads();  // all have read those of the group before
+      const double* from = outputs.coefficients + static_cast<long long>(outputs.first_out + group) * K;
+      for (int i = thread(); i < outputs.num_out * K; i += kThreads) weights[i] = from[i] * outputs.scale;
+      __syncthreads();
+      staged = group;
+    }
     const long long numel = table.numel(piece.entry);
     for (int column = thread() * width; column < piece.n; column += kThreads * width) {
       const long long at = piece.begin + column;

@@ -9,8 +9,8 @@
 namespace mtlfast::cuda {
 
 namespace {
-constexpr int kMostStreams = 256;            // of all devices
-__device__ unsigned finished[kMostStreams];  // zeros when the program is loaded, and after every op
+constexpr int kMostStreams = 256;                        // of all devices
+__device__ unsigned finished[kMostStreams * kCounters];  // zeros when the program is loaded, and after every op
 }  // namespace
 
 // Launches of one stream run one after another, so that they can share a counter. Those of a captured graph cannot,
@@ -32,7 +32,7 @@ unsigned* counter_of(void* stream) {
   }
   const std::lock_guard<std::mutex> lock(mutex);
   const int slot = slots.try_emplace({device, id}, static_cast<int>(slots.size())).first->second;
-  return slot < kMostStreams ? static_cast<unsigned*>(counters) + slot : nullptr;
+  return slot < kMostStreams ? static_cast<unsigned*>(counters) + slot * kCounters : nullptr;
 }
 
 int runtime_version() {

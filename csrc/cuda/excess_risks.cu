@@ -11,7 +11,7 @@ const char* excess_risks(const TaskView& grads, const TaskView& sums, double eps
                          const Workspace& workspace, double* risks, void* stream) {
   return for_each_rows(grads.num_tasks, [&](int64_t first, int rows) {
     const auto launch_table = [&](const Table& table, bool starts, bool last) {
-      const Sums of_rows{workspace.partials, workspace.counter, risks + first, rows, starts, last, 0};
+      const Sums of_rows{workspace.partials, workspace.counter, risks + first, rows, starts, last, 0, 0, 0};
       const dim3 grid(row_blocks(grads, rows), rows);
       return visit(grads.dtype, [&]<class T>(T) {
         return visit(sums.dtype, [&]<class H>(H) {

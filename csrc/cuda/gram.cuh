@@ -32,10 +32,11 @@ __device__ inline void fold_warp(W (&sums)[N], double (&run)[(N + 31) / 32]) {
 // This block's pairs of the rows first_row .. first_row + Rows, in double: run[] as fold_warp leaves it. Rows that the
 // table does not have are zeros.
 template <class T, int Rows, class Sum>
-__device__ inline void multiply_rows(const Table& table, int first_row, double (&run)[(pairs_of(Rows) + 31) / 32]) {
+__device__ inline void multiply_rows(const Table& table, const Share& share, int first_row,
+                                     double (&run)[(pairs_of(Rows) + 31) / 32]) {
   Sum sums[pairs_of(Rows)] = {};
   int adds = 0;
-  for (long long chunk = first_chunk_of(table, blockIdx.x, gridDim.x); chunk < table.num_chunks; chunk += gridDim.x) {
+  for (long long chunk = share.chunk; chunk < share.end; chunk += share.step) {
     const Piece piece = piece_of(table, static_cast<int>(chunk));
     for (int step = 0; step < piece.n; step += kThreads * kGroup<T>) {
       const int column = step + thread() * kGroup<T>;
@@ -47,7 +48,7 @@ __device__ inline void multiply_rows(const Table& table, int first_row, double (
           const T* row = first_row + r < table.num_rows ? table.row<const T>(piece.entry, first_row + r) : nullptr;
           from[r] = row ? row + piece.begin + column : nullptr;
         }
-        load_groups(from, piece.n - column, table.tag(piece.entry), rows);
+        load_groups(from, piece.n - column, table.tag(piece.entry) & 31, rows);
 #pragma unroll
         for (int e = 0; e < kGroup<T>; ++e)
 #pragma unroll
@@ -83,29 +84,34 @@ __device__ inline void add_warps(const Sums& sums, double* partials, const doubl
   });
 }
 
-// Grid: min(blocks for pairs_of(Rows) sums, chunks); block: kThreads. partials: [grid, pairs_of(Rows)].
+// Grid: min(blocks for pairs_of(Rows) sums, chunks), with groups ceil(chunks of the table / each); block: kThreads.
+// partials: [grid, pairs_of(Rows)].
 template <class T, int Rows, class Sum>
 __global__ void __launch_bounds__(kThreads) gram_kernel(const Table __grid_constant__ table, const Sums sums) {
   constexpr int pairs = pairs_of(Rows);
   double run[(pairs + 31) / 32] = {};
-  multiply_rows<T, Rows, Sum>(table, 0, run);
+  multiply_rows<T, Rows, Sum>(table, share_of(table, sums), 0, run);
   add_warps<pairs>(sums, sums.partials + static_cast<long long>(blockIdx.x) * pairs, run);
-  if (!is_last_block(sums, gridDim.x)) return;
-  add_up(sums.partials, gridDim.x, pairs, [&](int pair, double sum) {
+  const GroupBlocks blocks = blocks_of_result(table, sums);
+  if (!is_last_block(sums, blocks.count, blocks.entry)) return;
+  add_up(sums.partials + static_cast<long long>(blocks.first) * pairs, blocks.count, pairs, [&](int pair, double sum) {
     int i = 0;
     while (pairs_of(i + 1) <= pair) ++i;
-    if (i < sums.num_tasks) write_product(sums, i, pair - pairs_of(i), sum);
+    if (i < sums.num_tasks) write_product(table, sums, blocks, i, pair - pairs_of(i), sum);
   });
 }
 
-// Grid: (blocks, rows of the table); block: kThreads. partials: [blocks, rows]; out: the rows' norms, of exact sums.
+// Grid: (blocks as for gram_kernel, rows of the table); block: kThreads. partials: [blocks, rows]; out: the rows'
+// norms, of exact sums; with groups their squares, because several launches may add to them.
 template <class T>
 __global__ void __launch_bounds__(kThreads) norms_kernel(const Table __grid_constant__ table, const Sums sums) {
   double run[1] = {};
-  multiply_rows<T, 1, double>(table, blockIdx.y, run);
+  multiply_rows<T, 1, double>(table, share_of(table, sums), blockIdx.y, run);
   add_warps<1>(sums, sums.partials + static_cast<long long>(blockIdx.x) * gridDim.y + blockIdx.y, run);
-  if (!is_last_block(sums, gridDim.x * gridDim.y)) return;
-  add_up(sums.partials, gridDim.x, gridDim.y, [&](int row, double sum) { sums.out[row] = sqrt(sum); });
+  const GroupBlocks blocks = blocks_of_result(table, sums);
+  if (!is_last_block(sums, blocks.count * gridDim.y, blocks.entry)) return;
+  add_up(sums.partials + static_cast<long long>(blocks.first) * gridDim.y, blocks.count, gridDim.y,
+         [&](int row, double sum) { write_sum(table, sums, blocks, row, sums.each > 0 ? sum : sqrt(sum)); });
 }
 
 }  // namespace mtlfast::cuda

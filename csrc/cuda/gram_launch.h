@@ -12,14 +12,29 @@
 
 namespace mtlfast::cuda {
 
+static_assert(kCounters >= capacity(1) && kMostGroups << kGroupBit <= int64_t{1} << 31, "each entry and group fits");
+
+// each > 0: with groups of tensors, where every launch finishes what it begins.
+inline Sums sums_of(const Workspace& workspace, double* out, int num_tasks, bool first, bool last, int split,
+                    int each) {
+  const int size = split > 0 ? split * (num_tasks - split) : num_tasks * num_tasks;
+  const bool whole = each > 0;
+  return {workspace.partials, workspace.counter, out, num_tasks, first || whole, last || whole, split, each, size};
+}
+inline unsigned grid_of(const Table& table, int blocks, int each) {
+  return each > 0 ? (table.num_chunks + each - 1) / each : blocks;
+}
+
 // 1. Few rows: all sums in registers.
 template <class T, int Rows, class Sum>
 const char* gram_registers(const TaskView& grads, int split, const Workspace& workspace, double* out, void* stream) {
-  const int blocks = blocks_for(pairs_of(Rows), chunks_of(grads)), K = static_cast<int>(grads.num_tasks);
-  return for_each_table(grads, 0, K, [&](const Table& table, bool first, bool last) {
-    const Sums sums{workspace.partials, workspace.counter, out, K, first, last, split};
-    return launch<gram_kernel<T, Rows, Sum>>(dim3(blocks), kThreads, 0, stream, table, sums);
-  });
+  const int blocks = blocks_for(pairs_of(Rows), chunks_of(grads)), each = chunks_each(grads, blocks);
+  const int K = static_cast<int>(grads.num_tasks);
+  const auto run = [&](const Table& table, bool first, bool last) {
+    const Sums sums = sums_of(workspace, out, K, first, last, split, each);
+    return launch<gram_kernel<T, Rows, Sum>>(dim3(grid_of(table, blocks, each)), kThreads, 0, stream, table, sums);
+  };
+  return for_each_table(grads, 0, K, run, each);
 }
 
 inline int64_t tile_sums(const RowBlocks& blocks) {
@@ -31,18 +46,20 @@ inline int64_t tile_sums(const RowBlocks& blocks) {
 template <class T, int Rows, class Sum>
 const char* gram_staged(const TaskView& grads, const RowBlocks& rows, int split, const Workspace& workspace,
                         double* out, void* stream) {
-  const int blocks = blocks_for(tile_sums(rows), chunks_of(grads)), K = static_cast<int>(grads.num_tasks);
+  const int blocks = blocks_for(tile_sums(rows), chunks_of(grads)), each = chunks_each(grads, blocks);
+  const int K = static_cast<int>(grads.num_tasks);
   const auto run = [&](const Table& table, bool first, bool last) {
-    const Sums sums{workspace.partials, workspace.counter, out, K, first, last, split};
-    return launch<gram_staged_kernel<T, Rows, Sum>>(dim3(blocks), kThreads, 0, stream, table, rows, sums);
+    const Sums sums = sums_of(workspace, out, K, first, last, split, each);
+    const dim3 grid(grid_of(table, blocks, each));
+    return launch<gram_staged_kernel<T, Rows, Sum>>(grid, kThreads, 0, stream, table, rows, sums);
   };
-  Packer<decltype(run)> packer(rows.rows_a + rows.rows_b, run);
+  Packer<decltype(run)> packer(rows.rows_a + rows.rows_b, run, each);
   for (int64_t t = 0; t < grads.num_tensors; ++t) {
     const void *const *a = grads.tensor(t) + rows.first_a, *const *b = grads.tensor(t) + rows.first_b;
     const int64_t numel = grads.offsets[t + 1] - grads.offsets[t];
     const int width_a = widest_access(a, rows.rows_a), width_b = widest_access(b, rows.rows_b);
     if (numel > 0)
-      packer.add(numel, width_a < width_b ? width_a : width_b,
+      packer.add(numel, tag_of(grads, t, width_a < width_b ? width_a : width_b),
                  [&](int r) { return r < rows.rows_a ? a[r] : b[r - rows.rows_a]; });
   }
   return packer.finish();
@@ -79,13 +96,16 @@ const char* gram_of(const TaskView& grads, int64_t split_at, const Workspace& wo
 
 template <class T, class Sum>
 int64_t gram_partials_of(const TaskView& grads, int64_t split) {
-  const auto partials = [&](int64_t sums) { return sums * blocks_for(sums, chunks_of(grads)); };
+  const auto partials = [&](int64_t sums, int64_t rows) {
+    return sums * most_blocks(grads, rows, blocks_for(sums, chunks_of(grads)));
+  };
   if (grads.num_tasks <= GramRows<Sum>::most)
     return visit_rows(typename GramRows<Sum>::counts{}, grads.num_tasks,
-                      [&]<int Rows>() { return partials(pairs_of(Rows)); });
+                      [&]<int Rows>() { return partials(pairs_of(Rows), grads.num_tasks); });
   int64_t most = 0;
   for_each_row_blocks(grads.num_tasks, static_cast<int>(split), [&](const RowBlocks& rows) -> const char* {
-    most = most < partials(tile_sums(rows)) ? partials(tile_sums(rows)) : most;
+    const int64_t count = partials(tile_sums(rows), rows.rows_a + rows.rows_b);
+    most = most < count ? count : most;
     return nullptr;
   });
   return most;
@@ -94,11 +114,13 @@ int64_t gram_partials_of(const TaskView& grads, int64_t split) {
 template <class T>
 const char* norms_of(const TaskView& grads, const Workspace& workspace, double* out, void* stream) {
   return for_each_rows(grads.num_tasks, [&](int64_t k, int rows) {
-    const dim3 grid(row_blocks(grads, rows), rows);
-    return for_each_table(grads, k, rows, [&](const Table& table, bool first, bool last) {
-      const Sums sums{workspace.partials, workspace.counter, out + k, rows, first, last, 0};
-      return launch<norms_kernel<T>>(grid, kThreads, 0, stream, table, sums);
-    });
+    const int blocks = row_blocks(grads, rows), each = chunks_each(grads, blocks);
+    const auto run = [&](const Table& table, bool first, bool last) {
+      Sums sums = sums_of(workspace, out + k, rows, first, last, 0, each);
+      sums.size = static_cast<int>(grads.num_tasks);
+      return launch<norms_kernel<T>>(dim3(grid_of(table, blocks, each), rows), kThreads, 0, stream, table, sums);
+    };
+    return for_each_table(grads, k, rows, run, each);
   });
 }
 

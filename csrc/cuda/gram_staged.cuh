@@ -80,7 +80,7 @@ __device__ inline void copy_stage(const Table& table, const RowBlocks& blocks, c
   const int groups = (n + kGroup<T> - 1) / kGroup<T>;
   const int padded_a = (blocks.rows_a + kTile - 1) / kTile * kTile;
   const int padded_b = (blocks.rows_b + kTile - 1) / kTile * kTile;
-  const int bytes = table.tag(piece.entry), padded = padded_a + padded_b;
+  const int bytes = table.tag(piece.entry) & 31, padded = padded_a + padded_b;
   // Where group `group` of a padded row is, nullptr for zeros, and where it goes.
   const auto source_of = [&](int row, int group) -> const T* {
     const bool in_a = row < padded_a;
@@ -175,24 +175,25 @@ __device__ inline void multiply_stage(const unsigned char* stage, const Tiles& t
 
 // One span of columns after another, through this block's chunks.
 struct StageWalk {
-  long long chunk;
+  Share share;  // what is left of it
   Piece piece;
   int offset;  // in the piece
 
-  __device__ bool valid(const Table& table) const { return chunk < table.num_chunks; }
+  __device__ bool valid() const { return share.chunk < share.end; }
   __device__ void start(const Table& table) {
     offset = 0;
-    if (valid(table)) piece = piece_of(table, static_cast<int>(chunk));
+    if (valid()) piece = piece_of(table, static_cast<int>(share.chunk));
   }
   __device__ void next(const Table& table, int columns) {
     offset += columns;
     if (offset < piece.n) return;
-    chunk += gridDim.x;
+    share.chunk += share.step;
     start(table);
   }
 };
 
-// Grid: min(blocks for the tiles' sums, chunks); block: kThreads. partials: [grid, tiles * 16], tile after tile.
+// Grid: min(blocks for the tiles' sums, chunks), with groups as gram_kernel's; block: kThreads. partials:
+// [grid, tiles * 16], tile after tile.
 template <class T, int Rows, class Sum>
 __global__ void __launch_bounds__(kThreads)
     gram_staged_kernel(const Table __grid_constant__ table, const RowBlocks blocks, const Sums sums) {
@@ -205,14 +206,14 @@ __global__ void __launch_bounds__(kThreads)
   double run[kTile][kTile] = {};
   int adds = 0;
 
-  StageWalk walk{first_chunk_of(table, blockIdx.x, gridDim.x), {}, 0};
+  StageWalk walk{share_of(table, sums), {}, 0};
   walk.start(table);
   const auto columns_of = [&] {
     const int left = walk.piece.n - walk.offset;
     return left < S::kColumns ? left : S::kColumns;
   };
   int n = 0, turn = 0;  // columns of the stage to multiply; which of the two it is
-  if (walk.valid(table)) {
+  if (walk.valid()) {
     n = columns_of();
     copy_stage<T, Rows>(table, blocks, walk.piece, walk.offset, n, stages);
     walk.next(table, S::kColumns);
@@ -220,7 +221,7 @@ __global__ void __launch_bounds__(kThreads)
   __pipeline_commit();
   while (n > 0) {
     int next_n = 0;
-    if (walk.valid(table)) {
+    if (walk.valid()) {
       next_n = columns_of();
       copy_stage<T, Rows>(table, blocks, walk.piece, walk.offset, next_n, stages + (1 - turn) * S::kBytes);
       walk.next(table, S::kColumns);
@@ -250,15 +251,17 @@ __global__ void __launch_bounds__(kThreads)
     for (int slice = 0; slice < t.slices; ++slice) sum += of_slice[slice * num_sums + i];
     return sum;
   });
-  if (!is_last_block(sums, gridDim.x)) return;
-  add_up(sums.partials, gridDim.x, num_sums, [&](int index, double sum) {
-    int i, j;
-    place_of(blocks, t, index / (kTile * kTile), i, j);
-    const int row_a = i + index / kTile % kTile * t.classes_a, row_b = j + index % kTile * t.classes_b;
-    if (row_a >= blocks.rows_a || row_b >= (blocks.rows_b > 0 ? blocks.rows_b : blocks.rows_a)) return;
-    if (blocks.rows_b == 0 && i == j && row_b > row_a) return;  // a tile on the diagonal has this pair twice
-    write_product(sums, blocks.first_a + row_a, blocks.first_b + row_b, sum);
-  });
+  const GroupBlocks together = blocks_of_result(table, sums);
+  if (!is_last_block(sums, together.count, together.entry)) return;
+  add_up(sums.partials + static_cast<long long>(together.first) * num_sums, together.count, num_sums,
+         [&](int index, double sum) {
+           int i, j;
+           place_of(blocks, t, index / (kTile * kTile), i, j);
+           const int row_a = i + index / kTile % kTile * t.classes_a, row_b = j + index % kTile * t.classes_b;
+           if (row_a >= blocks.rows_a || row_b >= (blocks.rows_b > 0 ? blocks.rows_b : blocks.rows_a)) return;
+           if (blocks.rows_b == 0 && i == j && row_b > row_a) return;  // a tile on the diagonal has this pair twice
+           write_product(table, sums, together, blocks.first_a + row_a, blocks.first_b + row_b, sum);
+         });
 }
 
 }  // namespace mtlfast::cuda

@@ -7,25 +7,29 @@ namespace mtlfast::cuda {
 // All but the last few return nullptr or an error text. Pointers, also those in a TaskView, point to memory of the
 // current device unless a comment says otherwise; `stream` is a cudaStream_t.
 
-// Memory for gram and norms: `partials` uninitialised doubles, and a counter that is 0 before and after the call. So
-// calls that one stream runs one after another can share a counter.
+// Memory for gram and norms: `partials` uninitialised doubles, and kCounters counters that are 0 before and after the
+// call. So calls that one stream runs one after another can share them.
+constexpr int kCounters = 1360;  // one for each entry of a table
 struct Workspace {
   double* partials;
   unsigned* counter;
 };
+constexpr int64_t kMostGroups = 1 << 21;  // of tensors, for the ops that take groups
 int64_t gram_partials(const TaskView& grads, int64_t split, bool exact);
 int64_t norms_partials(const TaskView& grads);
 
 // out: [K, K]; with a split above 0 the products of the tasks before it with those from it on, [split, K - split].
-// exact: sums in float64 throughout.
+// exact: sums in float64 throughout. With groups out is [G, ...]; of a group without elements nothing is written.
 const char* gram(const TaskView& grads, int64_t split, bool exact, const Workspace& workspace, double* out,
                  void* stream);
-const char* norms(const TaskView& grads, const Workspace& workspace, double* out, void* stream);  // out: [K]
+const char* norms(const TaskView& grads, const Workspace& workspace, double* out,
+                  void* stream);  // out: [K]; with groups [G, K], the squares of the norms
 const char* gram_plain(const TaskView& grads, double* out, void* stream);  // out: [K, K], by a plain slow kernel
 
 constexpr int64_t kMostCombined = 4077;  // tasks that combine takes: one table has all their addresses in a row
 
-// out[t]: [R, numel of t] of out_dtype, num_out = R; with R = 1 it may be one of tensor t's gradients of that dtype.
+// With groups coefficients are [G, K], num_out = 1. out[t]: [R, numel of t] of out_dtype, num_out = R; with R = 1 it
+// may be one of tensor t's gradients of that dtype.
 const char* combine(const TaskView& grads, const double* coefficients, int64_t num_out, double scale, bool accumulate,
                     DType out_dtype, void* const* out, void* stream);
 
@@ -68,7 +72,7 @@ struct SolveArguments {
 };
 const char* solve(const SolveArguments& arguments, void* stream);
 
-// A counter for the Workspace of calls on this stream; nullptr: the caller must allocate one.
+// The counters for the Workspace of calls on this stream; nullptr: the caller must allocate them.
 unsigned* counter_of(void* stream);
 
 // Returns nullptr if kernels can run on the current device, or the name of the error. Nothing is launched, so the call

@@ -41,8 +41,8 @@ def combine(
         T tensors [*shape] or [R, *shape], which are `out` if it is given; None for a tensor that no task reaches.
 
     Raises:
-        ValueError, TypeError: an argument does not fit, or there are more than 4077 tasks on a GPU. Nothing has been
-            written then.
+        ValueError, TypeError: an argument does not fit, or there are more than 4077 tasks or 2**21 groups on a GPU.
+            Nothing has been written then.
 
     Cost: one read of K * P and one write of R * P; with `accumulate` also one read of R * P. Weights, products and sums
     are float64 for every dtype, so that what is left of gradients that cancel is right too. Sums run over the tasks in
@@ -85,28 +85,19 @@ def write(
     groups: Sequence[int] | None = None,
 ) -> list[Tensor | None]:
     """Does what `combine` does, for arguments that are known to fit."""
-    if groups is not None:
-        result: list[Tensor | None] = [None] * len(groups)
-        for group, of_group in enumerate(weights):
-            columns = [t for t, its in enumerate(groups) if its == group]
-            some = TaskGradients.from_rows([[row[t] for t in columns] for row in grads.rows])
-            targets = None if out is None else [out[t] for t in columns]
-            for t, x in zip(columns, write(some, of_group, targets, accumulate, scale, dtype), strict=True):
-                result[t] = x
-        return result
     if not _native.serves(grads.device):
-        return reference.combine(grads, weights, out, accumulate, scale, dtype)
+        return reference.combine(grads, weights, out, accumulate, scale, dtype, groups)
     with torch.no_grad():
         if out is None:
             fresh: list[Tensor] = grads.run(
-                lambda C, table: C.combine(table, weights, scale, dtype),
-                lambda ops: ops.combine(grads.flat(), grads.num_tasks, weights, scale, dtype),
+                lambda C, table: C.combine(table, weights, scale, dtype, groups),
+                lambda ops: ops.combine(grads.flat(), grads.num_tasks, weights, scale, dtype, groups),
             )
             return [None if shape is None else x for x, shape in zip(fresh, grads.shapes, strict=True)]
         targets = [weights.new_empty(0) if target is None else target for target in out]
         grads.run(
-            lambda C, table: C.combine_(table, weights, targets, accumulate, scale),
-            lambda ops: ops.combine_(grads.flat(), grads.num_tasks, weights, targets, accumulate, scale),
+            lambda C, table: C.combine_(table, weights, targets, accumulate, scale, groups),
+            lambda ops: ops.combine_(grads.flat(), grads.num_tasks, weights, targets, accumulate, scale, groups),
         )
     return [None if shape is None else x for x, shape in zip(out, grads.shapes, strict=True)]
 
@@ -118,6 +109,7 @@ def _fake_combine(
     coefficients: Tensor,
     scale: float,
     dtype: torch.dtype | None = None,
+    groups: Sequence[int] | None = None,
 ) -> list[Tensor]:
     dtype = example(rows).dtype if dtype is None else dtype
     num_tensors = len(rows) // num_tasks
@@ -126,7 +118,7 @@ def _fake_combine(
         column = [row for row in rows[t::num_tensors] if row is not None]
         if not column:
             result.append(coefficients.new_empty((0,), dtype=dtype))
-        elif coefficients.dim() == 1:
+        elif coefficients.dim() == 1 or groups is not None:
             result.append(torch.empty_like(column[0], dtype=dtype))
         else:
             shape = (len(coefficients), *column[0].shape)
@@ -143,5 +135,6 @@ def _fake_combine_(
     out: list[Tensor],
     accumulate: bool,
     scale: float,
+    groups: Sequence[int] | None = None,
 ) -> None:
     return None

@@ -1,6 +1,6 @@
 """The Gram matrix of the task gradients, and their norms."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ def gram(
         precision: how products of float32, bfloat16 and float16 gradients are summed. "exact": exact products in
             float64 sums. "fast": float32 sums of at most 64 products, which are then added in float64. None: exact for
             K <= 4 (and K' <= 4) or P <= 4 * 2**20, fast otherwise. float64 gradients are always summed in float64.
-        groups: T indices that assign each tensor to a group. Each group has a matrix of its own.
+        groups: T indices that assign each tensor to a group. Each group has a matrix of its own, from the same read; P
+            counts the elements of all groups.
         num_groups: G, how many groups there are. None: one more than the largest index.
 
     Returns:
@@ -41,9 +42,11 @@ def gram(
     Raises:
         TypeError: `grads` or `other` is not a TaskGradients, or they differ in dtype.
         ValueError: `other` differs from `grads` in its number of tensors, the shape of one, or the device; `precision`
-            is none of these.
+            is none of these; `groups` does not have an index below G for each tensor, or a GPU gets more than 2**21
+            groups.
 
-    Cost: one read of K * P, or of (K + K') * P. Deterministic: bitwise the same for any number of threads.
+    Cost: one read of K * P, or of (K + K') * P, and on a GPU as many launches with groups as without. Deterministic:
+    bitwise the same for any number of threads.
 
     Example:
         >>> import torch, mtlfast
@@ -59,15 +62,15 @@ def gram(
     check_grads("gram", grads)
     if other is not None:
         check_other("gram", other, grads)
-    if groups is not None:
-        return by_group("gram", gram, grads, groups, num_groups, other, precision=precision)
+    number = 1 if groups is None else check_groups("gram", groups, len(grads.shapes), num_groups)
     exact = all(exact_sums("gram", x, precision) for x in (grads, other) if x is not None)
     # The rows of both, of which the kernel sums the products of the first `split` with the others; 0: all products.
     rows, split = (grads, 0) if other is None else (TaskGradients([*grads.rows, *other.rows]), grads.num_tasks)
     if not _native.serves(rows.device):
-        return reference.gram(grads, other, precision)
+        return reference.gram(grads, other, precision, groups, number)
     result: Tensor = rows.run(
-        lambda C, table: C.gram(table, exact, split), lambda ops: ops.gram(rows.flat(), rows.num_tasks, exact, split)
+        lambda C, table: C.gram(table, exact, split, groups, number),
+        lambda ops: ops.gram(rows.flat(), rows.num_tasks, exact, split, groups, number),
     )
     return result
 
@@ -89,62 +92,53 @@ def norms(
 
     Raises:
         TypeError: `grads` is not a TaskGradients.
-        ValueError: `order` is neither 1 nor 2.
+        ValueError: `order` is neither 1 nor 2; `groups` as in `gram`.
 
     Cost: one read of K * P. Deterministic: bitwise the same for any number of threads.
     """
     check_grads("norms", grads)
-    if groups is not None:
-        return by_group("norms", norms, grads, groups, num_groups, order=order)
+    number = 1 if groups is None else check_groups("norms", groups, len(grads.shapes), num_groups)
     if order not in (1, 2):
         raise ValueError(f"norms: order is {order!r}, expected 1 or 2")
     if order == 1:
-        return _absolute_sums(grads)
+        return _absolute_sums(grads, groups, number)
     if not _native.serves(grads.device):
-        return reference.norms(grads)
-    result: Tensor = grads.run(lambda C, table: C.norms(table), lambda ops: ops.norms(grads.flat(), grads.num_tasks))
+        return reference.norms(grads, groups=groups, num_groups=number)
+    result: Tensor = grads.run(
+        lambda C, table: C.norms(table, groups, number),
+        lambda ops: ops.norms(grads.flat(), grads.num_tasks, groups, number),
+    )
     return result
 
 
-def by_group(
-    op: str,
-    compute: Callable[..., Tensor],
-    grads: TaskGradients,
-    groups: Sequence[int],
-    num_groups: int | None,
-    other: TaskGradients | None = None,
-    **options: object,
-) -> Tensor:
-    """What an op computes of each group of tensors by itself, [G, ...]."""
-    number = check_groups(op, groups, len(grads.shapes), num_groups)
-    results = []
-    for group in range(number):
-        columns = [t for t, its in enumerate(groups) if its == group]
-        some = [
-            TaskGradients.from_rows([[row[t] for t in columns] for row in x.rows])
-            for x in (grads, other)
-            if x is not None
-        ]
-        results.append(compute(*some, **options).to(grads.device))
-    return torch.stack(results)
-
-
-def _absolute_sums(grads: TaskGradients) -> Tensor:
-    """[K] float64."""
-    sums = torch.zeros(grads.num_tasks, dtype=torch.float64, device=grads.device)
-    for row, total in zip(grads.rows, sums, strict=True):
-        for gradient in row:
+def _absolute_sums(grads: TaskGradients, groups: Sequence[int] | None, num_groups: int) -> Tensor:
+    """[K] or [G, K] float64."""
+    sums = torch.zeros(num_groups, grads.num_tasks, dtype=torch.float64, device=grads.device)
+    for k, row in enumerate(grads.rows):
+        for t, gradient in enumerate(row):
             if gradient is not None:
-                total += torch.linalg.vector_norm(gradient.detach(), 1, dtype=torch.float64)
-    return sums
+                norm = torch.linalg.vector_norm(gradient.detach(), 1, dtype=torch.float64)
+                sums[0 if groups is None else groups[t], k] += norm
+    return sums[0] if groups is None else sums
 
 
 @fake("gram")
-def _fake_gram(rows: list[Tensor | None], num_tasks: int, exact: bool, split: int = 0) -> Tensor:
+def _fake_gram(
+    rows: list[Tensor | None],
+    num_tasks: int,
+    exact: bool,
+    split: int = 0,
+    groups: Sequence[int] | None = None,
+    num_groups: int = 1,
+) -> Tensor:
     shape = (split, num_tasks - split) if split > 0 else (num_tasks, num_tasks)
-    return example(rows).new_empty(shape, dtype=torch.float64)
+    leading = () if groups is None else (num_groups,)
+    return example(rows).new_empty((*leading, *shape), dtype=torch.float64)
 
 
 @fake("norms")
-def _fake_norms(rows: list[Tensor | None], num_tasks: int) -> Tensor:
-    return example(rows).new_empty((num_tasks,), dtype=torch.float64)
+def _fake_norms(
+    rows: list[Tensor | None], num_tasks: int, groups: Sequence[int] | None = None, num_groups: int = 1
+) -> Tensor:
+    leading = () if groups is None else (num_groups,)
+    return example(rows).new_empty((*leading, num_tasks), dtype=torch.float64)

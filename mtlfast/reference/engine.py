@@ -11,11 +11,20 @@ from mtlfast.task_gradients import TaskGradients
 BLOCK = 1024  # columns
 
 
-def gram(grads: TaskGradients, other: TaskGradients | None = None, precision: str | None = None) -> Tensor:
+def gram(
+    grads: TaskGradients,
+    other: TaskGradients | None = None,
+    precision: str | None = None,
+    groups: Sequence[int] | None = None,
+    num_groups: int = 1,
+) -> Tensor:
     """The Gram matrix J J^T, [K, K] float64; with `other` the cross-Gram J_a J_b^T [K, K'].
 
-    Every `precision` is float64 here.
+    Every `precision` is float64 here. With `groups`, [G, K, K] or [G, K, K']: the matrix of each group of tensors.
     """
+    if groups is not None:
+        parts = zip(*(_by_group(x, groups, num_groups) for x in (grads, other) if x is not None), strict=True)
+        return torch.stack([gram(*part).to(grads.device) for part in parts])
     both, K = grads if other is None else TaskGradients([*grads.rows, *other.rows]), grads.num_tasks
     others = slice(0 if other is None else K, None)  # the rows of `both` that those of `grads` are multiplied with
     result = torch.zeros(K, len(both.rows[others]), dtype=torch.float64, device=both.device)
@@ -36,8 +45,17 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
-def norms(grads: TaskGradients, order: int = 2) -> Tensor:
-    """The norm of each task's gradient, [K] float64, of order 2 or 1."""
+def _by_group(grads: TaskGradients, groups: Sequence[int], num_groups: int) -> list[TaskGradients]:
+    """The gradients of each group of tensors by itself."""
+    columns = [[t for t, its in enumerate(groups) if its == group] for group in range(num_groups)]
+    return [TaskGradients([[row[t] for t in some] for row in grads.rows]) for some in columns]
+
+
+def norms(grads: TaskGradients, order: int = 2, groups: Sequence[int] | None = None, num_groups: int = 1) -> Tensor:
+    """The norm of each task's gradient, [K] float64, of order 2 or 1; with `groups` [G, K]."""
+    if groups is not None:
+        parts = _by_group(grads, groups, num_groups)
+        return torch.stack([norms(part, order).to(grads.device) for part in parts])
     result = torch.zeros(grads.num_tasks, dtype=torch.float64, device=grads.device)
     for t, shape in enumerate(grads.shapes):
         if shape is not None:

@@ -72,6 +72,7 @@ class TaskView(ctypes.Structure):
         ("data", ctypes.POINTER(ctypes.c_void_p)),
         ("offsets", ctypes.POINTER(ctypes.c_int64)),
         ("dtype", ctypes.c_int32),
+        ("groups", ctypes.POINTER(ctypes.c_int64)),
     )
 
 
@@ -94,8 +95,8 @@ class SolveArguments(ctypes.Structure):
     )
 
 
-def view_of(grads: TaskGradients) -> TaskView:
-    """The marshalled task gradients; the caller keeps `grads` alive."""
+def view_of(grads: TaskGradients, groups: Sequence[int] | None = None) -> TaskView:
+    """The marshalled task gradients, with each tensor's group; the caller keeps `grads` alive."""
     columns = [grads.column(t) for t in range(len(grads.shapes))]
     pointers = [0 if g is None or g.numel() == 0 else g.data_ptr() for column in columns for g in column]
     offsets = [0]
@@ -107,6 +108,7 @@ def view_of(grads: TaskGradients) -> TaskView:
         (ctypes.c_void_p * max(1, len(pointers)))(*pointers),
         (ctypes.c_int64 * len(offsets))(*offsets),
         DTYPES.index(grads.dtype),
+        None if groups is None else (ctypes.c_int64 * max(1, len(groups)))(*groups),
     )
 
 
@@ -169,25 +171,42 @@ class Emulator:
         symbols = subprocess.run(["nm", "-C", self.library._name], capture_output=True, text=True, check=True).stdout
         return {name.replace(" ", "") for name in re.findall(r"void mtlfast::cuda::(\w+_kernel<[^(]*>)\(", symbols)}
 
-    def gram(self, grads: TaskGradients, name: str = "gram", **options: int) -> Tensor:
-        """[K, K]; `name`: gram, gram_exact or gram_plain."""
-        return self._sums(name, grads, (grads.num_tasks, grads.num_tasks), options)
+    def gram(
+        self, grads: TaskGradients, name: str = "gram", groups: Sequence[int] | None = None, **options: int
+    ) -> Tensor:
+        """[K, K]; `name`: gram, gram_exact or gram_plain. With `groups`, which are sorted, [G, K, K]."""
+        return self._sums(name, grads, (grads.num_tasks, grads.num_tasks), options, groups=groups)
 
-    def cross_gram(self, grads: TaskGradients, other: TaskGradients, exact: bool, **options: int) -> Tensor:
-        """[K, K']."""
+    def cross_gram(
+        self,
+        grads: TaskGradients,
+        other: TaskGradients,
+        exact: bool,
+        groups: Sequence[int] | None = None,
+        **options: int,
+    ) -> Tensor:
+        """[K, K'], or [G, K, K']."""
         rows, K = TaskGradients([*grads.rows, *other.rows]), grads.num_tasks
-        return self._sums("cross_gram", rows, (K, other.num_tasks), options, ctypes.c_int64(K), int(exact))
+        shape, split = (K, other.num_tasks), ctypes.c_int64(K)
+        return self._sums("cross_gram", rows, shape, options, split, int(exact), groups=groups)
 
-    def norms(self, grads: TaskGradients, **options: int) -> Tensor:
-        """[K]."""
-        return self._sums("norms", grads, (grads.num_tasks,), options)
+    def norms(self, grads: TaskGradients, groups: Sequence[int] | None = None, **options: int) -> Tensor:
+        """[K]; with `groups` their squares, [G, K]."""
+        return self._sums("norms", grads, (grads.num_tasks,), options, groups=groups)
 
     def _sums(
-        self, name: str, grads: TaskGradients, shape: tuple[int, ...], options: dict[str, int], *arguments: object
+        self,
+        name: str,
+        grads: TaskGradients,
+        shape: tuple[int, ...],
+        options: dict[str, int],
+        *arguments: object,
+        groups: Sequence[int] | None = None,
     ) -> Tensor:
         memory = Guarded()
-        out = memory.new(shape, torch.float64)
-        view, pointer = ctypes.byref(view_of(grads)), ctypes.c_void_p(out.data_ptr())
+        leading = () if groups is None else (max(groups, default=-1) + 1,)
+        out = memory.new((*leading, *shape), torch.float64)
+        view, pointer = ctypes.byref(view_of(grads, groups)), ctypes.c_void_p(out.data_ptr())
         self.call(name, grads.num_tasks, view, *arguments, pointer, **options)
         memory.check()
         return out
@@ -201,21 +220,22 @@ class Emulator:
         scale: float = 1.0,
         dtype: torch.dtype | None = None,
         misaligned: int = 0,
+        groups: Sequence[int] | None = None,
         **options: int,
     ) -> list[Tensor | None]:
         """As ops.combine; outputs are dense."""
         memory, dtype = Guarded(), dtype or grads.dtype
+        leading = tuple(weights.shape[:-1]) if groups is None else ()
         if out is None:
-            leading = tuple(weights.shape[:-1])
             out = [None if s is None else memory.new((*leading, *s), dtype, misaligned) for s in grads.shapes]
         dtype = next((x.dtype for x in out if x is not None), dtype)
         coefficients = weights.double().contiguous()
         self.call(
             "combine",
             grads.num_tasks,
-            ctypes.byref(view_of(grads)),
+            ctypes.byref(view_of(grads, groups)),
             ctypes.c_void_p(coefficients.data_ptr()),
-            ctypes.c_int64(1 if weights.dim() == 1 else len(weights)),
+            ctypes.c_int64(leading[0] if leading else 1),
             ctypes.c_double(scale),
             int(accumulate),
             DTYPES.index(dtype),

@@ -13,14 +13,15 @@ namespace {
 // Partial sums start as NaN: whoever reads one that was not written shows it.
 struct EmulatedWorkspace {
   explicit EmulatedWorkspace(int64_t partials)
-      : memory(new double[partials]), counter(new unsigned(0)), workspace{memory.get(), counter.get()} {
+      : memory(new double[partials]), counter(new unsigned[cuda::kCounters]()), workspace{memory.get(), counter.get()} {
     std::fill_n(memory.get(), partials, NAN);
   }
   const char* checked(const char* error) const {
-    return !error && *counter != 0 ? "the counter of finished blocks is not 0 again" : error;
+    const bool zero = std::all_of(counter.get(), counter.get() + cuda::kCounters, [](unsigned c) { return c == 0; });
+    return !error && !zero ? "a counter of finished blocks is not 0 again" : error;
   }
   std::unique_ptr<double[]> memory;
-  std::unique_ptr<unsigned> counter;
+  std::unique_ptr<unsigned[]> counter;
   cuda::Workspace workspace;
 };
 

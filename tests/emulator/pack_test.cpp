@@ -87,6 +87,43 @@ void check_blocks(const std::vector<int64_t>& sizes, int64_t num_rows, int grid)
   }
 }
 
+// With chunks by group: over all tables each chunk goes to one block, every block has chunks of one group, and the
+// blocks of a group are one after another.
+void check_groups(const std::vector<int64_t>& sizes, const std::vector<int>& groups, int64_t num_rows, int each) {
+  size_t t = 0;
+  int before = -1;
+  const auto launch = [&](const Table& table, bool, bool) -> const char* {
+    EXPECT(table.num_entries > 0);
+    EXPECT(table.continues == (table.group(0) == before));
+    before = table.group(table.num_entries - 1);
+    std::vector<int64_t> taken(table.num_entries, 0);
+    const int grid = (table.num_chunks + each - 1) / each;
+    for (int block = 0; block < grid; ++block) {
+      const GroupBlocks own = blocks_of_group(table, each, block);
+      EXPECT(own.first <= block && block < own.first + own.count && own.first + own.count <= grid);
+      EXPECT(table.group(own.entry) == own.group && (own.entry == 0 || table.group(own.entry - 1) < own.group));
+      EXPECT(blocks_of_group(table, each, own.first).first == own.first);
+      const long long end = end_of_block(table, each, block);
+      EXPECT(end > static_cast<long long>(block) * each);  // no block has nothing to do
+      for (long long chunk = static_cast<long long>(block) * each; chunk < end; ++chunk) {
+        const Piece piece = piece_of(table, static_cast<int>(chunk));
+        EXPECT(table.group(piece.entry) == own.group && piece.n > 0);
+        EXPECT(piece.begin == kChunk * taken[piece.entry]++);
+      }
+    }
+    for (int entry = 0; entry < table.num_entries; ++entry, ++t) {
+      EXPECT(table.numel(entry) == sizes[t] && table.group(entry) == groups[t] && (table.tag(entry) & 31) == 16);
+      EXPECT(taken[entry] == chunks_of(sizes[t]));
+    }
+    return nullptr;
+  };
+  Packer<decltype(launch)> packer(num_rows, launch, each);
+  for (size_t i = 0; i < sizes.size(); ++i)
+    packer.add(sizes[i], 16 | groups[i] << kGroupBit, [](int) { return nullptr; });
+  EXPECT(packer.finish() == nullptr);
+  EXPECT(t == sizes.size());
+}
+
 int main() {
   EXPECT(chunks_of((one << 31) + 1) == (one << 19) + 1);
   EXPECT(chunks_of((one << 40) + 5) == (one << 28) + 1);
@@ -118,6 +155,17 @@ int main() {
     check_blocks({1, 1, 1, 40000, 1}, 64, grid);
   }
 
+  for (int each : {1, 2, 7, 100}) {
+    const std::vector<int64_t> mixed = {1, 40000, 5, 4096, 4097, 1, 90000, 3};
+    check_groups({}, {}, 2, each);
+    check_groups(mixed, {0, 1, 2, 3, 4, 5, 6, 7}, 2, each);
+    check_groups(mixed, {0, 0, 0, 2, 2, 9, 9, (1 << 21) - 1}, 64, each);
+    check_groups(std::vector<int64_t>(3000, 9000), std::vector<int>(3000, 4), 2, each);  // one group, several tables
+    std::vector<int> pairs(3001);
+    for (int i = 0; i < 3001; ++i) pairs[i] = i / 2;
+    check_groups(std::vector<int64_t>(3001, 9000), pairs, 1, each);
+  }
+
   EXPECT(widest_access(0) == 16 && widest_access(32) == 16 && widest_access(8) == 8 && widest_access(24) == 8);
   EXPECT(widest_access(20) == 4 && widest_access(6) == 2 && widest_access(7) == 1);
   const void* rows[] = {nullptr, reinterpret_cast<void*>(64), reinterpret_cast<void*>(36)};
@@ -131,7 +179,7 @@ int main() {
   const int64_t offsets[] = {0, one << 40, one << 40, (one << 40) + (one << 32) + 1};
   const void* const data[] = {reinterpret_cast<void*>(16), nullptr, nullptr, nullptr, reinterpret_cast<void*>(32),
                               reinterpret_cast<void*>(34)};
-  const mtlfast::TaskView view{2, 3, data, offsets, mtlfast::DType::BFloat16};
+  mtlfast::TaskView view{2, 3, data, offsets, mtlfast::DType::BFloat16};
   EXPECT(chunks_of(view) == (one << 28) + (one << 20) + 1);
   EXPECT(row_blocks(view, 1) == 1024 && row_blocks(view, 64) == 256 && row_partials(view) == 2 * 512);
   std::vector<std::pair<int64_t, int>> launches;
@@ -150,5 +198,12 @@ int main() {
     return nullptr;
   });
   EXPECT(tables == 1);
+
+  // Without groups a block has no fixed number of chunks. With them it has enough that about as many blocks take all.
+  EXPECT(chunks_each(view, 1024) == 0 && most_blocks(view, 2, 1024) == 1024);
+  const int64_t groups[] = {0, 1, 1};
+  view.groups = groups;
+  EXPECT(chunks_each(view, 1024) == (1 << 18) + 1024 + 1 && most_blocks(view, 2, 1024) == 1027);
+  EXPECT(tag_of(view, 2, 16) == 16 + (1 << kGroupBit));
   std::puts("ok");
 }

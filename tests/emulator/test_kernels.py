@@ -74,6 +74,41 @@ def test_gram_and_norms(emulator: Emulator, dtype, num_tasks, shapes, layout, se
         assert torch.equal(emulator.gram(moved, name, seed=0), G)
 
 
+# Sums in registers; rows staged for 32, 64 and 128 padded rows; row blocks. One group, one for each tensor, a few.
+GROUP_CASES = grid(DTYPES, [1, 3, 8, 9, 17, 33, 70], [1, 3, 600], list(EMULATED_SHAPES), [1, 2], per=3)
+
+
+@pytest.mark.parametrize(("dtype", "num_tasks", "num_groups", "shapes", "seed"), GROUP_CASES, ids=str)
+def test_sums_of_groups_of_tensors(emulator: Emulator, dtype, num_tasks, num_groups, shapes, seed):
+    grads = draw(num_tasks, shapes_for(shapes, num_tasks), dtype, missing=0.15)
+    # Sorted, as the glue passes them; some groups have no tensor, and nothing of theirs is written.
+    groups = [t * num_groups // len(grads.shapes) for t in range(len(grads.shapes))]
+    some = {group: [t for t, its in enumerate(groups) if its == group] for group in groups}
+    first = max(1, num_tasks // 3)
+    results = {name: emulator.gram(grads, name, groups, seed=seed) for name in ("gram", "gram_exact")}
+    norms = emulator.norms(grads, groups, seed=seed)
+    cross = None
+    if num_tasks > 1:
+        batches = TaskGradients(grads.rows[:first]), TaskGradients(grads.rows[first:])
+        cross = emulator.cross_gram(*batches, True, groups, seed=seed)
+    for group in range(groups[-1] + 1):
+        if not any(grads.shapes[t] is not None and grads.shapes[t].numel() for t in some.get(group, [])):
+            assert all(x is None or x[group].isnan().all() for x in (*results.values(), norms, cross))
+            continue
+        J = matrix(TaskGradients.from_rows([[row[t] for t in some[group]] for row in grads.rows]))
+        size = J.abs() @ J.abs().T
+        for name, G in results.items():
+            exact = name == "gram_exact" or dtype == torch.float64
+            assert torch.equal(G[group], G[group].T)
+            assert ((G[group] - J @ J.T).abs() <= size * (1e-13 if exact else 1e-6)).all()
+        assert ((norms[group] - (J * J).sum(1)).abs() <= size.diagonal() * 1e-13).all()
+        if cross is not None:
+            assert ((cross[group] - (J @ J.T)[:first, first:]).abs() <= size[:first, first:] * 1e-13).all()
+    moved = TaskGradients.from_rows([[None if g is None else g.clone() for g in row] for row in grads.rows])
+    assert torch.equal(emulator.gram(moved, "gram", groups, seed=0).nan_to_num(), results["gram"].nan_to_num())
+    assert torch.equal(emulator.norms(moved, groups, seed=0).nan_to_num(), norms.nan_to_num())
+
+
 @pytest.mark.parametrize("num_tasks", [1, 8, 17, 100])
 @pytest.mark.parametrize("shapes", ["no tensors", "empty"])
 def test_nothing_to_do(emulator: Emulator, shapes, num_tasks):
@@ -200,6 +235,18 @@ def test_combine_over_any_task_and_with_every_number_of_tasks(emulator: Emulator
         assert torch.equal(x, want)
 
 
+@pytest.mark.parametrize(("dtype", "out_dtype"), list(itertools.product(DTYPES, DTYPES)), ids=str)
+def test_combine_by_the_weights_of_groups(emulator: Emulator, dtype, out_dtype):
+    grads = draw(5, [(4100,), (3,), (8, 9), (0,), (5000,), (70,)], dtype, missing=0.15)
+    weights, groups = torch.randn(3, 5), [2, 0, 0, 1, 2, 1]
+    before = [None if s is None else torch.randn(s).to(out_dtype) for s in grads.shapes]
+    out = [None if x is None else x.clone() for x in before]
+    result = emulator.combine(grads, weights, out, True, 0.5, groups=groups, seed=3)
+    for t, group in enumerate(groups):
+        column = TaskGradients.from_rows([[row[t]] for row in grads.rows])
+        check_combined(column, [result[t]], weights[group], out_dtype, 0.5, [before[t]])
+
+
 @pytest.mark.parametrize("num_out", [None, 6], ids=str)
 @pytest.mark.parametrize("num_tasks", [1, 3, 8, 17, 70])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -264,6 +311,33 @@ def test_a_surgery_of_eight_tasks_and_400_tensors_is_a_launch_an_op(emulator: Em
     assert emulator.launches == ["combine_kernel<float,float,1>"]
     emulator.solve(torch.eye(8, dtype=torch.float64), "pcgrad", [0.0, 0.0], [torch.rand(8, 8, dtype=torch.float64)])
     assert emulator.launches == ["solve_kernel<mtlfast::solvers::PCGrad>"]
+
+
+@pytest.mark.parametrize("num_groups", [1, 7, 400])
+def test_a_surgery_by_groups_of_400_tensors_is_a_launch_an_op(emulator: Emulator, num_groups):
+    grads, groups = draw(8, [(1 + i % 3,) for i in range(400)]), [i * num_groups // 400 for i in range(400)]
+    G = emulator.gram(grads, groups=groups)
+    assert emulator.launches == ["gram_kernel<float,8,float>"]
+    emulator.norms(grads, groups)
+    assert emulator.launches == ["norms_kernel<float>"]
+    emulator.combine(grads, torch.ones(num_groups, 8), grads.rows[0], groups=groups)
+    assert emulator.launches == ["combine_kernel<float,float,1>"]
+    emulator.solve(G, "pcgrad", [0.0, 0.0], [torch.rand(num_groups, 8, 8, dtype=torch.float64)])
+    assert emulator.launches == ["solve_kernel<mtlfast::solvers::PCGrad>"]
+
+
+def test_a_group_of_more_tensors_than_a_table_holds(emulator: Emulator):
+    grads = draw(2, [(1 + i % 3,) for i in range(2500)])
+    for groups in ([0] * 2500, [0] * 700 + [1] * 1100 + [3] * 700):
+        G, norms = emulator.gram(grads, "gram_exact", groups), emulator.norms(grads, groups)
+        for group in set(groups):
+            J = matrix(
+                TaskGradients.from_rows(
+                    [[x for x, its in zip(row, groups, strict=True) if its == group] for row in grads.rows]
+                )
+            )
+            assert torch.allclose(G[group], J @ J.T, rtol=1e-12, atol=1e-12)
+            assert torch.allclose(norms[group], (J * J).sum(1), rtol=1e-12, atol=0)
 
 
 def test_combine_leaves_what_no_task_reaches(emulator: Emulator):
