@@ -143,18 +143,22 @@ def norm_layers(weighting: LossWeighting | None, columns: Sequence[Tensor]) -> l
         columns: the shared parameters, or features; empty if they are not known yet.
 
     Raises:
-        ValueError: a layer is not among them.
+        ValueError: a layer that requires grad is not among them, or none requires grad.
     """
     if weighting is None or not weighting.reads_norms or weighting.layers is None:
         return None
-    known = {id(column) for column in columns}
+    name, known = type(weighting).__name__, {id(column) for column in columns}
+    if columns and not all(column.is_leaf for column in columns):
+        raise ValueError(f"{name}: layers are parameters, expected layers=None as the gradients are those of features")
+    layers = [layer for layer in weighting.layers if layer.requires_grad]
+    if not layers:
+        raise ValueError(f"{name}: none of the layers requires grad, expected at least one")
     for i, layer in enumerate(weighting.layers):
-        if known and id(layer) not in known:
+        if known and layer.requires_grad and id(layer) not in known:
             raise ValueError(
-                f"{type(weighting).__name__}: layer {i}, of shape {list(layer.shape)}, is not one of the shared "
-                "parameters that require grad, expected some of these"
+                f"{name}: layer {i}, of shape {list(layer.shape)}, is not in shared, expected shared parameters alone"
             )
-    return list(weighting.layers)
+    return layers
 
 
 def check_columns(columns: Columns, caller: str = "backward") -> Columns:

@@ -204,7 +204,7 @@ def backward(
                 weights, gram = None, jacobian.gram(precision) if diagnostics else None
                 step = step._replace(rtol=jacobian.num_tasks * jacobian.product_rtol(precision), mask=jacobian.mask)
                 aggregator.check(step, jacobian)  # whether gradients are sparse is known only now
-                rows = jacobian.rows()
+                rows, step = aggregator.among_taking_part(jacobian, step)
                 direction = aggregator.targets(rows)
                 finish = aggregator.prepare(rows, step, direction)
                 del rows

@@ -265,3 +265,20 @@ def test_numbers_are_uniform():
     for p in torch.linspace(0.1, 0.9, 9):
         (x,) = ops.grad_drop(grads, seed_of(11), thresholds=p.expand(100_000).contiguous())
         assert abs(float((x > 0).double().mean() - p)) < 0.008
+
+
+def test_thresholds_that_do_not_fit_are_refused_before_anything_is_drawn():
+    for f, error, message in [
+        (lambda p: p.mean(), ValueError, r"GradDrop: f returned \[\] torch.float32, expected \[2, 3\] torch.float32"),
+        (
+            lambda p: p.double(),
+            ValueError,
+            r"GradDrop: f returned \[2, 3\] torch.float64, expected \[2, 3\] torch.float32",
+        ),
+        (lambda p: 0.5, TypeError, "GradDrop: f returned a float, expected a tensor"),
+    ]:
+        grads = TaskGradients.from_rows([[torch.randn(2, 3)], [torch.randn(2, 3)]])
+        before = torch.get_rng_state()
+        with pytest.raises(error, match=message):
+            GradDrop(f=f)(grads)
+        assert torch.equal(torch.get_rng_state(), before)

@@ -146,7 +146,7 @@ def test_what_does_not_fit_the_state_is_refused_and_nothing_moves(name, case, kn
     again.load_state_dict(state)
     parameters = [nn.Parameter(torch.zeros(s)) for s in after] if known else None
     rows = TaskGradients.from_rows([[torch.randn(s) for s in after] for _ in range(TASKS)], parameters)
-    sentence = sentence.replace("tensors,", "parameters that it has not seen,") if known else sentence
+    sentence = sentence.replace("tensors,", "parameters after loading,") if known else sentence
     for made in (method, again):
         with pytest.raises(ValueError, match=f"{type(method).__name__}: ") as error:
             made(rows, losses=losses())

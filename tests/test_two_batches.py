@@ -200,7 +200,7 @@ REFUSED = {
     "at features": (
         lambda n: (n.losses(0), MoDo(), {"second": n.losses(1), "at": n.trunk(n.batches[0]), "shared": None}),
         ValueError,
-        "got second= beside at",
+        "got second= beside at=, expected shared= or features=",
     ),
     "an accumulator": (
         lambda n: (with_accumulator(n), MoDo(), {"second": n.losses(1), "shared": None}),

@@ -120,7 +120,7 @@ def test_norms_do_not_see_the_loss_scale():
 def test_a_layer_that_is_not_shared_is_refused_before_the_passes():
     trunk, heads, x = net()
     for layers, message in [
-        ([heads[0].weight], r"ByNorm: layer 0, of shape \[1, 6\], is not one of the shared parameters"),
+        ([heads[0].weight], r"ByNorm: layer 0, of shape \[1, 6\], is not in shared, expected shared parameters alone"),
         ([trunk[0].weight, torch.zeros(3, requires_grad=True)], r"ByNorm: layer 1, of shape \[3\], is not"),
     ]:
         weighting = ByNorm(layers)
@@ -158,3 +158,17 @@ def test_norms_of_order_one_and_bad_orders():
     assert ops.norms(grads).tolist() == [5, 2]
     with pytest.raises(ValueError, match="norms: order is 3, expected 1 or 2"):
         ops.norms(grads, order=3)
+
+
+def test_frozen_layers_are_passed_over_and_features_have_no_layers():
+    trunk, heads, x = net()
+    trunk[2].weight.requires_grad_(False)
+    layers = list(trunk[2].parameters())
+    step = ways.step("losses", trunk, heads, x, Sum(), weighting=ByNorm(layers))
+    (row,) = torch.autograd.grad((heads[0](trunk(x)) - 0).square().mean(), [trunk[2].bias])
+    torch.testing.assert_close(step.loss_weights[0].double(), step.losses[0] / row.norm())
+    trunk[2].bias.requires_grad_(False)
+    with pytest.raises(ValueError, match="ByNorm: none of the layers requires grad, expected at least one"):
+        ways.step("losses", trunk, heads, x, Sum(), weighting=ByNorm(layers))
+    with pytest.raises(ValueError, match="ByNorm: layers are parameters, expected layers=None as the gradients are"):
+        ways.step("at", trunk, heads, x, Sum(), weighting=ByNorm([trunk[0].weight]))

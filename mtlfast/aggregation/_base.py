@@ -170,9 +170,23 @@ class Aggregator(ExactState, ABC):
 
     def direction(self, grads: TaskGradients, step: Step) -> list[Tensor | None]:
         """The direction for arguments that `check` let pass: T new tensors, None for a tensor that no task reaches."""
+        grads, step = self.among_taking_part(RowsJacobian(grads), step)
         out = self.targets(grads)
         self.prepare(grads, step, out)()
         return out
+
+    def among_taking_part(self, jacobian: AsksJacobian, step: Step) -> tuple[TaskGradients, Step]:
+        """The rows and the step of those tasks alone that take part in the direction, as far as the host knows them.
+
+        Raises:
+            ValueError, TypeError: the method cannot work with these tasks.
+        """
+        grads, places = jacobian.rows(), jacobian.taking_part
+        if places is None or not places:
+            return grads, step
+        step = step.among(places)._replace(mask=None if step.mask is None else take(step.mask, places))
+        self.check(step)
+        return TaskGradients.from_rows([grads.rows[place] for place in places], grads.parameters), step
 
     @staticmethod
     def targets(grads: TaskGradients) -> list[Tensor | None]:

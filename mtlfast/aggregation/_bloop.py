@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mtlfast._settings import Real, Whole
-from mtlfast.aggregation._keeps_state import Joint, KeepsState, Move, new_gram
+from mtlfast.aggregation._jacobian import AsksJacobian
+from mtlfast.aggregation._keeps_state import Joint, KeepsState, Move, fits, new_gram
 from mtlfast.aggregation._parameter_state import Places
 from mtlfast.aggregation._step import Step, scale_on
 
@@ -55,6 +56,12 @@ class Bloop(KeepsState):
         self.ema = ema
         self.main_task = main_task
 
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Raises if all tasks are there and the main one is none of them."""
+        super().check(step, jacobian)
+        if step.tasks is None and self.main_task >= step.num_tasks:
+            raise ValueError(f"Bloop: got {step.num_tasks} tasks, expected task {self.main_task} among them")
+
     def rows_for(self, present: Sequence[int]) -> Sequence[int]:
         return present if self.main_task in present else [*present, self.main_task]
 
@@ -70,7 +77,8 @@ class Bloop(KeepsState):
         keep, taken = 1 - rate, rate / scale_on(step, gram.device)
         R = len(moving)
         products = keep[main] * gram[:R, R + main] + taken[main] * gram[:R, main]  # of the gradients with the average
-        square = new_gram(gram, keep, taken)[main, main]
+        average = new_gram(gram, keep, taken)
+        square = average[main, main]
         others = torch.where(moving & ~at_main, torch.full_like(steps, self.lambda_), 0.0)
         projected = torch.where(square > 0, -(others * products).sum() / square, 0.0)
         return Move(
@@ -79,7 +87,7 @@ class Bloop(KeepsState):
             torch.where(at_main, projected, 0.0),
             torch.where(at_main & moving, 1.0, others),
             torch.where(moving, steps + 1, numbers[0]).unsqueeze(0),
-            gram.isfinite().all(),
+            gram.isfinite().all() & fits(average[main : main + 1, main : main + 1], joint.state.dtype),
         )
 
     def extra_repr(self) -> str:

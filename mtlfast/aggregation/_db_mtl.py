@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtlfast._settings import Real
-from mtlfast.aggregation._keeps_state import Joint, KeepsState, Move, new_gram
+from mtlfast.aggregation._keeps_state import Joint, KeepsState, Move, fits, new_gram
 from mtlfast.aggregation._parameter_state import Places
 from mtlfast.aggregation._step import Step, scale_on
 
@@ -55,7 +55,8 @@ class DBMTL(KeepsState):
         kept = torch.where(moving, self.beta * steps**-self.beta_sigma, 1.0)
         silent = ~moving | (gram.diagonal()[: len(moving)] == 0)
         taken = (1 - kept) * torch.where(silent, 0.0, torch.where(losses > 0, 1 / losses, torch.nan))
-        norms = new_gram(gram, kept, taken).diagonal().clamp(min=0).sqrt()
+        products = new_gram(gram, kept, taken)
+        norms = products.diagonal().clamp(min=0).sqrt()
         longest = torch.where(moving, norms, 0.0).amax()
         scales = torch.where(moving & (norms > 0), longest / norms, 0.0)
         return Move(
@@ -64,7 +65,7 @@ class DBMTL(KeepsState):
             scales * scale_on(step, gram.device),
             None,
             torch.where(moving, steps, numbers[0]).unsqueeze(0),
-            gram.isfinite().all(),
+            gram.isfinite().all() & fits(products, joint.state.dtype),
         )
 
     def extra_repr(self) -> str:

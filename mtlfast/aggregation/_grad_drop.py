@@ -77,11 +77,24 @@ class GradDrop(HasGenerator):
         """Draws one seed, and writes what is kept."""
         thresholds = None
         if self.f is not None:
-            thresholds = [None if purity is None else self.f(purity) for purity in ops.sign_purity(grads)]
+            thresholds = [None if purity is None else self._threshold(purity) for purity in ops.sign_purity(grads)]
         seed = None
         if step.training:
             seed = torch.randint(2**63 - 1, (1,), generator=self.generator, device=grads.device)
         ops.grad_drop(grads, seed, thresholds=thresholds, leak=self._leaks(grads, step), out=out)
+
+    def _threshold(self, purity: Tensor) -> Tensor:
+        """What f returns, checked before a seed is drawn."""
+        assert self.f is not None
+        threshold = self.f(purity)
+        if not isinstance(threshold, Tensor):
+            raise TypeError(f"GradDrop: f returned a {type(threshold).__name__}, expected a tensor")
+        if threshold.shape != purity.shape or threshold.dtype != purity.dtype:
+            raise ValueError(
+                f"GradDrop: f returned {list(threshold.shape)} {threshold.dtype}, expected {list(purity.shape)} "
+                f"{purity.dtype} as the purities that it was given"
+            )
+        return threshold
 
     def _leaks(self, grads: TaskGradients, step: Step) -> Tensor | None:
         """The present tasks' leaks [K] on the gradients' device."""

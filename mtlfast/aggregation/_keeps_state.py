@@ -96,7 +96,8 @@ class KeepsState(Aggregator):
     buffer `state`, [S, n], with NaN for a task that has not been there.
 
     Args:
-        state_dtype: the dtype of the state: float32, float64, bfloat16 or float16. None: that of the first gradients.
+        state_dtype: the dtype of the state: float32, float64, bfloat16 or float16. None: that of the first gradients,
+            or float32 for squares of 16-bit ones. In float16 a state whose norm would be above 65504 does not move.
 
     Raises:
         ValueError: `state_dtype` is none of these.
@@ -179,7 +180,8 @@ class KeepsState(Aggregator):
     def _joint(self, grads: TaskGradients, there: Sequence[int], step: Step, places: Places) -> Joint:
         """The rows of this step, with new state for tasks that have none yet; copies of the state outside training."""
         tasks, present = self.rows_for(step.present), dict(zip(step.present, there, strict=True))
-        dtype = self.state_dtype or self.kept.dtype(self.tensors) or grads.dtype
+        least = torch.float32 if self.square else grads.dtype  # squares leave the range of float16
+        dtype = self.state_dtype or self.kept.dtype(self.tensors) or torch.promote_types(grads.dtype, least)
         examples, none = grads.examples(), [None] * len(grads.shapes)
         state = [
             self.tensors_of(places, (self.tensors, task), examples, dtype, step, task in present)
@@ -205,7 +207,8 @@ class KeepsState(Aggregator):
     def _numbers(self, joint: Joint) -> tuple[Tensor, Tensor]:
         """The buffer `state`, grown to the rows' tasks, and their entries [S, R] in it."""
         known = max(joint.tasks) + 1 if self.state is None else max(*joint.tasks, self.state.shape[-1] - 1) + 1
-        state = grown(self, self.state, (), (self.size, known), math.nan, joint.grads.device)
+        with torch.inference_mode(False):  # the state outlives the step
+            state = grown(self, self.state, (), (self.size, known), math.nan, joint.grads.device)
         return state, take(state, joint.tasks).clone()
 
     def reset(self) -> None:
@@ -226,6 +229,16 @@ class KeepsState(Aggregator):
         self.kept.load({name[len(prefix) :]: state_dict[name] for name in own})
         others = {name: value for name, value in state_dict.items() if name not in set(own)}
         super()._load_from_state_dict(others, prefix, *rest)
+
+
+def fits(gram: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether every row of the new state has a norm that its dtype can hold, so that no element overflows.
+
+    Args:
+        gram: [R, R] the Gram matrix of the new state.
+        dtype: that of the state.
+    """
+    return (gram.diagonal().clamp(min=0).sqrt() <= torch.finfo(dtype).max).all()
 
 
 def new_gram(gram: Tensor, keep: Tensor, take: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from mtlfast._by_task import put, take
 from mtlfast._settings import Real, Whole
 from mtlfast.aggregation._fixed import masked
 from mtlfast.aggregation._grouped_state import GroupedState
+from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import grown
 from mtlfast.aggregation._step import Step
@@ -47,6 +48,12 @@ class MetaBalance(GroupedState):
         self.relax = relax
         self.beta = beta
         self.main_task = main_task
+
+    def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
+        """Raises if all tasks are there and the main one is none of them."""
+        super().check(step, jacobian)
+        if step.tasks is None and self.main_task >= step.num_tasks:
+            raise ValueError(f"MetaBalance: got {step.num_tasks} tasks, expected task {self.main_task} among them")
 
     def solve(self, gram: Tensor, step: Step) -> Tensor:
         """The weights, [..., K] float64."""

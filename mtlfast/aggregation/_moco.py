@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtlfast._settings import Real
-from mtlfast.aggregation._keeps_state import Joint, KeepsState, Move, new_gram
+from mtlfast.aggregation._keeps_state import Joint, KeepsState, Move, fits, new_gram
 from mtlfast.aggregation._parameter_state import Places
 from mtlfast.aggregation._step import Step, scale_on
 
@@ -75,7 +75,8 @@ class MoCo(KeepsState):
         taken = torch.where(moving & (norms != 0), rate * lengths / norms, 0.0)
         before = torch.where(numbers[0].isnan(), 1 / moving.sum(dtype=torch.float64), numbers[0])
         of_moving = torch.where(moving, before, 0.0)
-        descent = (new_gram(gram, 1 - rate, taken) * of_moving).sum(dim=-1) + self.rho * of_moving
+        products = new_gram(gram, 1 - rate, taken)
+        descent = (products * of_moving).sum(dim=-1) + self.rho * of_moving
         logits = before - self.gamma * steps**-self.gamma_sigma * descent
         weights = torch.where(moving, logits, -torch.inf).softmax(dim=-1)
         return Move(
@@ -84,7 +85,7 @@ class MoCo(KeepsState):
             torch.where(moving, weights, 0.0) * scale,
             None,
             torch.where(moving, torch.stack([weights, steps]), numbers),
-            gram.isfinite().all(),
+            gram.isfinite().all() & fits(products, joint.state.dtype),
         )
 
     def extra_repr(self) -> str:

@@ -104,8 +104,8 @@ class ParameterState:
                     break
             else:
                 raise ValueError(
-                    f"{caller}: got {fresh} parameters that it has not seen, expected {len(waiting)} as there is state "
-                    "for (reset() forgets it)"
+                    f"{caller}: got {fresh} parameters after loading, expected {len(waiting)} as the state has; "
+                    "freeze the same ones as when it was saved for one step, or forget it by reset()"
                 )
         return [by_parameter.get(id(parameter)) or next(others) for parameter in parameters]
 

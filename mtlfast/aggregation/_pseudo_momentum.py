@@ -11,7 +11,7 @@ from typing_extensions import Self
 from mtlfast import ops
 from mtlfast._settings import Real, Whole
 from mtlfast.aggregation._jacobian import AsksJacobian
-from mtlfast.aggregation._keeps_state import Joint, KeepsState, Move, new_gram
+from mtlfast.aggregation._keeps_state import Joint, KeepsState, Move, fits, new_gram
 from mtlfast.aggregation._parameter_state import Places
 from mtlfast.aggregation._step import Step, scale_on
 from mtlfast.ops.advance import prepared
@@ -88,7 +88,7 @@ class PseudoMomentum(KeepsState):
         gram, moving, scale = joint.gram(precision), joint.moving, scale_on(step, joint.grads.device)
         steps, calls = numbers.nan_to_num(0.0)
         steps = steps + moving.double()
-        ready = (steps > 0).all()
+        ready = (steps > 0).all() & moving.any()
         calls = calls + ready.double()
         keep = torch.where(moving, torch.full_like(steps, self.beta_1), 1.0)
         taken = torch.where(moving, (1 - self.beta_1) / scale, 0.0)
@@ -97,6 +97,7 @@ class PseudoMomentum(KeepsState):
         params = {"length": -1, "task": 0, "rtol": self.num_tasks * joint.product_rtol(precision)}
         weights = torch.where(ready, ops.solve(averages, "config", params), 0.0)
         finite = gram.isfinite().all() & weights.isfinite().all()
+        finite = finite & fits(new_gram(gram, keep, taken), joint.state.dtype)
         square = (averages * torch.outer(weights, weights)).sum().clamp(min=0)
         least = EPS * (square / max(1, joint.grads.numel())).sqrt()
         ready = torch.where(finite, ready.double(), torch.nan)

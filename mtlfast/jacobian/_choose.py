@@ -39,7 +39,11 @@ def jacobian_of(
         return losses.jacobian(later)
     present = present_losses(losses, may_be_closures=True)
     if at is not None:
-        refuse_both("at", given, ("shared", "features", "storage_dtype", "second"))
+        refuse_both("at", given, ("shared", "features", "storage_dtype"))
+        if second is not None:
+            raise ValueError(
+                "backward: got second= beside at=, expected shared= or features=, as each batch has features of its own"
+            )
     if features is not None:
         refuse_both("features", given, ("shared",))
     if present.closures:

@@ -88,7 +88,7 @@ class StoredRows(RowsJacobian, Jacobian):
         """Says so if a gradient is sparse, which is known as soon as there are gradients."""
         for name, places in zip(self._names, self._places, strict=True):
             if places is not None:
-                return f"the gradient of {name} is sparse, and holds other places at every step"
+                return f"the gradient of {name} is sparse; leave it out of shared, or make its table sparse=False"
         return None
 
     @property
@@ -272,8 +272,8 @@ class StoredRows(RowsJacobian, Jacobian):
     ) -> None:
         with torch.no_grad():
             pending = self._plain(loss_weights)
-            if any(self._places):
-                finish()  # the values themselves are needed here
+            if any(self._places) or any(p.grad is not None and p.grad.is_sparse for p in self.parameters):
+                finish()  # the values themselves are needed below
                 finish = do_nothing
             whole = [
                 x if x is None or places is None else places.tensor(x.to(_grad.dtype_of(parameter)))

@@ -156,6 +156,8 @@ class AdaptiveWeight(FollowsNorms):
         for name, index in (("reference", self.reference), ("task", self.task)):
             if index >= self._known_tasks():
                 raise ValueError(f"AdaptiveWeight: {name} is {index}, expected one of {num_tasks}")
+        if self.reference == self.task and self._known_tasks() > 1:
+            raise ValueError(f"AdaptiveWeight: task is {task}, expected another one than the reference")
         self._keep_count("time")
 
     @classmethod

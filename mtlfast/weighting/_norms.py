@@ -76,6 +76,11 @@ class FollowsNorms(ReadsNorms):
         self._first = first  # NaN: the first number starts the mean
         self._keep_state("means", fill=first)
 
+    @property
+    def current_weights(self) -> Tensor:
+        """[n] float64, the weights as they stand."""
+        return self._weights_of(self.means, tuple(range(self._known_tasks()))).clone()
+
     @abstractmethod
     def _numbers_of(self, norms: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """The present tasks' numbers [K] that enter their means. One that is not finite leaves its mean as it was."""
