@@ -118,6 +118,12 @@ def launches(op: str, work: Workload, chip: Chip, kernels: dict[str, Any]) -> li
     if op == "excess_risks":  # a square root and a division of doubles take about as long as 16 of their multiply-adds
         multiply_adds = 2 * (16 + 4) * K + converted(2 * K, chip)
         return [Launch(f"excess_risks_kernel<{dtype}, {dtype}>", bytes_moved, multiply_adds, THREAD_BYTES * 2)]
+    if op in ("grad_drop", "trimmed_mean"):
+        # Sums in double of two parts of each element, and Philox; or a network of comparisons, each of two operations.
+        widths = {"grad_drop": 3 * K + converted(2 * K + 1, chip) + 20, "trimmed_mean": 2 * 19 * max(1, K / 8) ** 1.6}
+        rows = next((rows for rows in (4, 8, 16, 32, 64) if rows >= K), None)
+        kernel = f"grad_drop_kernel<{dtype}, false>" if op == "grad_drop" else f"trimmed_mean_kernel<{dtype}, {rows}>"
+        return [Launch(kernel, bytes_moved, widths[op], THREAD_BYTES * min(K, 4))]
     kernel = {"norms": "norms_kernel<{0}>", "flatten": "flatten_kernel<{0}, {0}>", "scale_": "scale_kernel<{0}>"}[op]
     return [Launch(kernel.format(dtype), bytes_moved, K, THREAD_BYTES)]
 

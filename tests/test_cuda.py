@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import mtlfast
 from mtlfast import TaskGradients, ops
-from mtlfast.aggregation import PCGrad
+from mtlfast.aggregation import GradDrop, PCGrad
 from mtlfast.bench.workload import scattered
 
 pytestmark = [pytest.mark.cuda, pytest.mark.native]
@@ -57,6 +57,8 @@ def everything(grads: TaskGradients) -> list[Tensor]:
     results += [*ops.advance_(grads, state, weights, weights, weights, weights), *state.flat()]
     results += [ops.excess_risks(grads, copy_of(grads), factors=weights)]
     results += [*ops.combine(grads, weights), *ops.combine(grads, torch.stack([weights, weights]), dtype=torch.float64)]
+    seed = torch.tensor([2**40 + 1], device=grads.device)
+    results += [*ops.grad_drop(grads, seed), *ops.sign_purity(grads), *ops.trimmed_mean(grads, (K - 1) // 2)]
     return [*results, *scaled.flat(), *ops.project(grads, order).flat()]
 
 
@@ -212,6 +214,39 @@ def test_gradients_of_another_stream_are_kept_by_record_stream():
     assert all(g.isnan().all() for g in overwriting)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tasks", [3, 20])
+def test_element_by_element_ops_give_the_bits_of_the_cpu(num_tasks, dtype):
+    rows = draw_rows(num_tasks, [(300, 5), (70_001,), (3,), *[(1,)] * 500], dtype, missing=0.1)
+    grads = TaskGradients.from_rows(rows)
+    moved = TaskGradients.from_rows([[None if g is None else g.cuda() for g in row] for row in rows])
+    seed = torch.tensor([-7])
+    pairs = [
+        (ops.grad_drop(moved, seed.cuda()), ops.grad_drop(grads, seed)),
+        (ops.sign_purity(moved), ops.sign_purity(grads)),
+        (ops.trimmed_mean(moved, 1), ops.trimmed_mean(grads, 1)),
+    ]
+    if dtype in (torch.float32, torch.float64):
+        uniform = torch.rand(grads.numel(), dtype=dtype)
+        given = {"leak": torch.rand(num_tasks, dtype=torch.float64), "round_each": True}
+        on_gpu = ops.grad_drop(moved, uniform=uniform.cuda(), leak=given["leak"].cuda(), round_each=True)
+        pairs.append((on_gpu, ops.grad_drop(grads, uniform=uniform, **given)))
+    for result, wanted in pairs:
+        assert_same_bits([x for x in result if x is not None], [x for x in wanted if x is not None])
+
+
+def test_a_captured_draw_keeps_other_signs_at_every_replay():
+    grads, aggregator = draw(3, [(70_001,), (5,)], device="cuda"), GradDrop()
+    with waiting_is_an_error():
+        aggregator(grads)
+    graph, static = capture(lambda: list(aggregator(grads)))
+    drawn = []
+    for _ in range(2):
+        graph.replay()
+        drawn.append(static[0].clone())
+    assert not torch.equal(*drawn)
+
+
 def test_more_tasks_than_a_table_holds_are_refused():
     rows = [[torch.ones(3, device="cuda")]] * 4078
     weights, out = torch.ones(4078, device="cuda"), [torch.zeros(3, device="cuda")]
@@ -245,6 +280,8 @@ def test_two_devices_are_both_named(here, there):
         "scale_: factors": lambda: ops.scale_(grads, away),
         "advance_: keep": lambda: ops.advance_(grads, copy_of(grads), away, away),
         "excess_risks: factors": lambda: ops.excess_risks(grads, copy_of(grads), factors=away),
+        "grad_drop: leak": lambda: ops.grad_drop(grads, leak=away),
+        "grad_drop: seed": lambda: ops.grad_drop(grads, away[:1].long()),
         "project: order": lambda: ops.project(grads, order),
         "solve: an input": lambda: ops.solve(gram, "pcgrad", [0.0, 0.0], [gram.to(there)]),
     }
@@ -281,6 +318,9 @@ def test_peak_beside_the_operands(num_tasks):
     assert peak_bytes(lambda: ops.advance_(grads, state, weights, weights, weights, out=own)) < MIB
     assert peak_bytes(lambda: ops.excess_risks(grads, state)) < 2 * MIB
     assert direction <= peak_bytes(lambda: ops.combine(grads, weights)) < direction + MIB
+    seed = torch.tensor([1], device="cuda")
+    assert peak_bytes(lambda: ops.grad_drop(grads, seed, out=own)) < MIB
+    assert peak_bytes(lambda: ops.trimmed_mean(grads, 1, own)) < MIB
     assert direction // 2 <= peak_bytes(lambda: ops.combine(grads, weights, dtype=torch.half)) < direction // 2 + MIB
 
 

@@ -19,6 +19,9 @@ WIDE = {  # kernel -> its 128-bit loads: to registers, or by cp.async to shared 
     "scale_kernel": "LDG.E.128",
     "advance_kernel": "LDG.E.128",
     "excess_risks_kernel": "LDG.E.128",
+    "grad_drop_kernel": "LDG.E.128",
+    "grad_drop_rounding_kernel": "LDG.E.128",
+    "trimmed_mean_kernel": "LDG.E",  # of a group that fits the registers: 16 bytes for up to 8 rows, 4 for 64
 }
 
 needs_kernels = pytest.mark.skipif(not ARCHS, reason="needs a build with CUDA kernels")

@@ -41,6 +41,7 @@ OPS = [
     "excess_risks",
     "project",
 ]
+OPS += ["grad_drop", "trimmed_mean"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
@@ -121,6 +122,8 @@ FAULTS = {
     "views exchanged": ("unflatten", lambda op: lambda v, g: op(v.flip(0), g), ["flatten"]),
     "scaled twice": ("scale_", lambda op: lambda g, w: op(op(g, w), w), ["scale_"]),
     "another order": ("project", lambda op: lambda g: op(g, descending(g)), ["project"]),
+    "both signs": ("grad_drop", lambda op: lambda g, *a: ops.combine(g, torch.ones(g.num_tasks)), ["grad_drop"]),
+    "nothing left out": ("trimmed_mean", lambda op: lambda g, n: op(g, 0), ["trimmed_mean"]),
     "an error": ("norms", lambda op: lambda g: op(None), ["norms"]),
 }
 

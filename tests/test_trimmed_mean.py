@@ -99,7 +99,8 @@ def test_extremes(dtype, device):
 @pytest.mark.native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_tasks", [7, 20])
-def test_bitwise_equal_over_orders_schedules_and_addresses(num_tasks, dtype, device, schedules):
+def test_bitwise_equal_over_repeats_schedules_and_addresses(num_tasks, dtype, device, schedules):
+    # And over orders of the tasks.
     rows = draw_rows(num_tasks, [(70_001,), (3, 5), (8193,), (1,)], dtype, missing=0.1, device=device)
     elsewhere = [[None if g is None else laid_out(g, "misaligned") for g in row] for row in rows]
     results = [

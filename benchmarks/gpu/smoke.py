@@ -142,6 +142,22 @@ def check_ops(grads: TaskGradients, place: Callable[[Tensor], Tensor]) -> Checks
         result = reference.flatten(ops.project(grads), torch.float64).cpu()
         return off(result, reference.solve(truth, "pcgrad_coefficients"))
 
+    def grad_drop() -> float:
+        # A draw would decide by the last bit where a purity meets its number; the average decides nothing.
+        shares = (J.clamp(min=0).sum(0), J.clamp(max=0).sum(0))
+        purity = shares[0] / (shares[0] - shares[1])
+        want = (purity * shares[0] + (1 - purity) * shares[1]).nan_to_num(0)
+        size = J.abs().sum(0)
+        drawn = joined(ops.grad_drop(grads, torch.tensor([5], device=device)))
+        taken = torch.minimum((drawn - shares[0]).abs(), (drawn - shares[1]).abs())
+        allowed = size * eps + tiny
+        return max(worst(joined(ops.grad_drop(grads)) - want, allowed), worst(taken, allowed))
+
+    def trimmed_mean() -> float:
+        trim = min(1, (K - 1) // 2)
+        want = J.sort(dim=0).values[trim : K - trim].mean(dim=0)
+        return worst(joined(ops.trimmed_mean(grads, trim)) - want, J.abs().amax(0) * eps + tiny)
+
     return {
         "gram, exact": partial(gram, "exact"),
         "gram, fast": partial(gram, "fast"),
@@ -155,6 +171,8 @@ def check_ops(grads: TaskGradients, place: Callable[[Tensor], Tensor]) -> Checks
         "advance_": advance_,
         "excess_risks": excess_risks,
         "project": project,
+        "grad_drop": grad_drop,
+        "trimmed_mean": trimmed_mean,
     }
 
 

@@ -81,6 +81,31 @@ def plain_scale(grads: TaskGradients, factors: Tensor) -> Callable[[], None]:
     return run
 
 
+def plain_grad_drop(grads: TaskGradients) -> Callable[[], Tensor]:
+    """GradDrop as public implementations write it: flatten, a random number for each column, then K masked sums."""
+
+    def run() -> Tensor:
+        J = torch.stack([torch.cat([g.reshape(-1) for g in row if g is not None]) for row in grads.rows])
+        purity = 0.5 * (1 + J.sum(dim=0) / J.abs().sum(dim=0))
+        drawn = torch.rand_like(purity)
+        total = torch.zeros_like(purity)
+        for row in J:
+            total += ((purity > drawn) * (row > 0) + (purity < drawn) * (row < 0)) * row
+        return total
+
+    return run
+
+
+def plain_trimmed_mean(grads: TaskGradients, trim_number: int) -> Callable[[], Tensor]:
+    """Flatten, sort and average."""
+
+    def run() -> Tensor:
+        J = torch.stack([torch.cat([g.reshape(-1) for g in row if g is not None]) for row in grads.rows])
+        return J.sort(dim=0).values[trim_number : len(J) - trim_number].mean(dim=0)
+
+    return run
+
+
 def plain_advance(grads: TaskGradients, state: TaskGradients, half: Tensor, weights: Tensor) -> list[Tensor]:
     """The state's running mean of squared gradients and its weighted sum, with torch's multi-tensor ops."""
     total = [torch.zeros_like(g) for g in grads.rows[0] if g is not None]

@@ -33,6 +33,8 @@ PASSES = {
     "advance_": (3, 1),
     "excess_risks": (2, 0),
     "PCGrad": (2, 1),
+    "grad_drop": (1, 1),
+    "trimmed_mean": (1, 1),
 }
 
 
@@ -44,6 +46,7 @@ def contests_on(grads: TaskGradients) -> dict[str, Contest]:
     signs = ones.neg()
     first, second = TaskGradients(grads.rows[: K // 2]), TaskGradients(grads.rows[K // 2 :])
     half = ones / 2
+    trim = min(1, (K - 1) // 2)
     pcgrad, out, own = PCGrad(), ops.combine(grads, weights), list(grads.rows[0])
     plain_combine = baselines.plain_combine(grads, weights)
 
@@ -68,6 +71,8 @@ def contests_on(grads: TaskGradients) -> dict[str, Contest]:
             lambda: baselines.plain_excess_risks(grads, state()),
         ),
         "PCGrad": (lambda: _surgery(grads, pcgrad, out), baselines.plain_pcgrad(grads)),
+        "grad_drop": (lambda: _drop(grads, out), baselines.plain_grad_drop(grads)),
+        "trimmed_mean": (lambda: ops.trimmed_mean(grads, trim, out), baselines.plain_trimmed_mean(grads, trim)),
     }
     return {op: Contest(*ways[op], of_J + of_direction / K) for op, (of_J, of_direction) in PASSES.items()}
 
@@ -107,6 +112,11 @@ def with_state(grads: TaskGradients) -> dict[str, Contest]:
         "MoCo": Contest(native(MoCo()), baselines.plain_moco(grads, losses), 5 + 1 / K),
         "DB-MTL": Contest(native(DBMTL()), baselines.plain_db_mtl(grads, losses), 5 + 1 / K),
     }
+
+
+def _drop(grads: TaskGradients, out: list[Tensor | None]) -> None:
+    """The draw of the seed, and what is kept."""
+    ops.grad_drop(grads, torch.randint(2**63 - 1, (1,), device=grads.device), out=out)
 
 
 def _surgery(grads: TaskGradients, pcgrad: PCGrad, out: list[Tensor | None]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlfast.aggregation import Compose, ConFIG, GramAggregator, NormBalance, PCGrad
+from mtlfast.aggregation import Aggregator, Compose, ConFIG, GradDrop, NormBalance, PCGrad, TrimmedMean
 from mtlfast.bench.baselines import read_streams
 from mtlfast.bench.section import Section
 from mtlfast.bench.timing import take_turns
@@ -15,6 +15,13 @@ from mtlfast.bench.workload import scattered
 from mtlfast.task_gradients import TaskGradients
 
 TASKS = (4, 8)
+# Method -> ours, TorchJD's arguments, and how often it must read the K gradients.
+METHODS: dict[str, tuple[Callable[[], Aggregator], tuple[int, ...], int]] = {
+    "PCGrad": (PCGrad, (), 2),
+    "ConFIG": (ConFIG, (), 2),
+    "GradDrop": (GradDrop, (), 1),
+    "TrimmedMean": (lambda: TrimmedMean(1), (1,), 1),
+}
 
 
 def installed() -> bool:
@@ -23,7 +30,7 @@ def installed() -> bool:
 
 
 def surgery(
-    rows: tuple[tuple[Tensor | None, ...], ...], parameters: list[nn.Parameter], aggregator: GramAggregator
+    rows: tuple[tuple[Tensor | None, ...], ...], parameters: list[nn.Parameter], aggregator: Aggregator
 ) -> Callable[[], None]:
     """mtlfast's step on K rows of gradients."""
 
@@ -36,13 +43,17 @@ def surgery(
 
 
 def torchjd_surgery(
-    jacobians: list[Tensor], parameters: list[nn.Parameter], method: str, optimize: bool
+    jacobians: list[Tensor],
+    parameters: list[nn.Parameter],
+    method: str,
+    optimize: bool,
+    arguments: tuple[int, ...] = (),
 ) -> Callable[[], None]:
     """TorchJD's step on the same numbers, as its `.jac` fields hold them."""
     import torchjd.aggregation
     from torchjd import autojac
 
-    aggregator = getattr(torchjd.aggregation, method)()
+    aggregator = getattr(torchjd.aggregation, method)(*arguments)
 
     def run() -> None:
         for parameter, jacobian in zip(parameters, jacobians, strict=True):
@@ -78,7 +89,7 @@ def torchjd_backward(
 
 
 def measure(elements: int, rounds: int, quick: bool) -> Section:
-    """Times a PCGrad step of each, and what norm balancing adds to it; and a ConFIG step.
+    """Times a PCGrad step of each, and what norm balancing adds to it; and a step of each other method.
 
     Args:
         elements: P.
@@ -88,13 +99,14 @@ def measure(elements: int, rounds: int, quick: bool) -> Section:
     section = Section(
         "peers",
         "A whole step, from the task gradients to .grad, beside TorchJD",
-        "The floor: reading the K gradients twice and writing one, at one-stream speed. With NormBalance: "
+        "The floor: reading the K gradients twice (once for GradDrop and TrimmedMean) and writing one, at one-stream "
+        "speed. With NormBalance: "
         "Compose(NormBalance(), PCGrad()), beside PCGrad alone. TorchJD, Gramian: "
-        "jac_to_grad(optimize_gramian_computation=True), which TorchJD's ConFIG does not take.",
+        "jac_to_grad(optimize_gramian_computation=True), which TorchJD's PCGrad alone takes of these.",
     )
     section.rows = [_row("PCGrad", K, elements, rounds) for K in TASKS]
     if not quick:
-        section.rows.append(_row("ConFIG", TASKS[-1], elements, rounds))
+        section.rows += [_row(method, TASKS[-1], elements, rounds) for method in METHODS if method != "PCGrad"]
     return section
 
 
@@ -104,14 +116,14 @@ def _row(method: str, num_tasks: int, elements: int, rounds: int) -> dict[str, A
     jacobians = [torch.stack([g for g in grads.column(t) if g is not None]) for t in range(len(grads.shapes))]
     turns = {
         "read": read_streams(grads, 1),
-        "mtlfast": surgery(grads.rows, mine, {"PCGrad": PCGrad, "ConFIG": ConFIG}[method]()),
-        "TorchJD, default": torchjd_surgery(jacobians, theirs, method, optimize=False),
+        "mtlfast": surgery(grads.rows, mine, METHODS[method][0]()),
+        "TorchJD, default": torchjd_surgery(jacobians, theirs, method, False, METHODS[method][1]),
     }
     if method == "PCGrad":
         turns["balanced"] = surgery(grads.rows, mine, Compose(NormBalance(), PCGrad()))
         turns["TorchJD, Gramian"] = torchjd_surgery(jacobians, theirs, method, optimize=True)
     times = take_turns(turns, rounds)
-    floor = (2 * num_tasks + 1) / num_tasks  # of the time that reading J once takes
+    floor = (METHODS[method][2] * num_tasks + 1) / num_tasks  # of the time that reading J once takes
     row: dict[str, Any] = {
         "method": method,
         "K": num_tasks,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mtlfast import ops
 from mtlfast.compat import _torchjd_excess as jd_excess
 from mtlfast.compat import _torchjd_weights as jd_weights
+from mtlfast.compat._torchjd_elementwise import DIRECTION_OF, DirectionOf
 from mtlfast.compat._torchjd_faces import Weighted, Weighting, is_hooked, rounded, unrounded
 from mtlfast.compat._torchjd_names import *  # noqa: F403
 from mtlfast.compat._torchjd_names import __all__ as _names
@@ -45,7 +46,9 @@ class accelerate:
     Differences from TorchJD: solvers read the Gram matrix in float64, and the weighted sum takes their weights in
     float64, while hooks see both in the Jacobian's dtype. CAGrad and FairGrad are solved to the optimum, and FairGrad
     has MGDA's weights if its equations have no solution.
-    IMTLG and ConFIG decide about the rank with unit gradients.
+    IMTLG and ConFIG decide about the rank with unit gradients. TrimmedMean adds in float64. GradDrop is TorchJD's to
+    the last bit, except where a purity and its random number agree to the last bits in a column that torch adds in
+    another order.
 
     Several ranks: TorchJD's functions work on each rank's own gradients, with and without `accelerate()`. The replicas
     stay equal only if the user averages the resulting `.jac` or `.grad`.
@@ -111,6 +114,9 @@ def _patch() -> None:
     _replace(whole, "forward", _without_a_pseudo_inverse(whole.forward))
     if (excess := getattr(torchjd.aggregation, "ExcessMTLWeighting", None)) is not None:
         _replace(excess, "forward", _on_excess_risks(excess.forward))
+    for name, direction_of in DIRECTION_OF.items():
+        aggregator = getattr(torchjd.aggregation, name)
+        _replace(aggregator, "forward", _element_by_element(direction_of, aggregator.forward))
     composition = _weighting_bases._Composition
     _replace(composition, "forward", _gram_first(composition.forward, compute_gramian))
     weighted = _aggregator_bases.WeightedAggregator
@@ -194,6 +200,34 @@ def _without_a_pseudo_inverse(original: Any) -> Any:
     return forward
 
 
+def _element_by_element(direction_of: DirectionOf, original: Any) -> Any:
+    def forward(self: Any, matrix: Tensor, /) -> Tensor:
+        if matrix.dim() == 2 and _ours(matrix):
+            directions = direction_of(self, TaskGradients.from_matrix(matrix))
+            if directions is not None and directions[0] is not None:
+                return directions[0]
+        result: Tensor = original(self, matrix)
+        return result
+
+    forward.direction_of = direction_of  # type: ignore[attr-defined]
+    return forward
+
+
+def _direction(aggregator: Any, jacobians: Any) -> list[Tensor] | None:
+    """The directions of an element-wise aggregator, or None if TorchJD must compute them.
+
+    Only in the first case it clears `jacobians`.
+    """
+    direction_of = getattr(type(aggregator).forward, "direction_of", None)
+    if direction_of is None or not vars(aggregator).keys().isdisjoint(WITHIN):
+        return None
+    directions = direction_of(aggregator, TaskGradients.from_stacked(list(jacobians)))
+    if directions is None:
+        return None
+    jacobians.clear()
+    return [direction for direction in directions if direction is not None]
+
+
 def _config(aggregator: Any, jacobians: Any) -> list[Tensor] | None:
     """ConFIG's directions, or None if TorchJD must compute them. Only in the first case it clears `jacobians`."""
     grads = TaskGradients.from_stacked(list(jacobians))
@@ -227,10 +261,12 @@ def _without_a_matrix(module: Any) -> Any:
             pass
         elif module._can_skip_jacobian_combination(aggregator) and _is_as_made(aggregator):
             return weighted(aggregator, jacobians, tensors)
-        elif type(aggregator) is ConFIG and (directions := _config(aggregator, jacobians)) is not None:
-            return _as_parameters(directions, tensors), None
         elif jd_excess.is_as_made(aggregator) and jd_excess.serves(jacobians[0]):
             return excess(aggregator, jacobians, tensors)
+        else:
+            computed = _config if type(aggregator) is ConFIG else _direction
+            if (directions := computed(aggregator, jacobians)) is not None:
+                return _as_parameters(directions, tensors), None
         result: tuple[list[Tensor], Tensor | None] = original(aggregator, jacobians, tensors)
         return result
 

@@ -11,11 +11,12 @@ from mtlfast import aggregation, weighting
 from mtlfast.aggregation import GramAggregator
 from mtlfast.compat import _torchjd_names as names
 from mtlfast.compat import _torchjd_weights as jd_weights
+from mtlfast.compat._torchjd_elementwise import DIRECTION_OF
 
 torchjd = pytest.importorskip("torchjd.aggregation", reason="needs the optional group peers")
 
 BASES = {"Aggregator", "GramianWeightedAggregator", "WeightedAggregator", "Weighting"}
-NO_METHOD_HERE = {"ExcessMTL", "GradDrop", "TrimmedMean"}
+NO_GRAM_AGGREGATOR_HERE = {"ExcessMTL", "GradDrop", "TrimmedMean"}
 # What accelerate() runs without a solver of its own: the weights need no Gram matrix, or are another weighting's.
 NO_SOLVER = {"Constant", "CRMOGM", "Mean", "Random", "Sum"}
 
@@ -30,8 +31,8 @@ def parameters(constructor) -> list[inspect.Parameter]:
 
 def test_every_name_of_a_method_that_is_here():
     methods = [name for name in torchjd.__all__ if name not in BASES]
-    here = {name for name in methods if method_of(name) not in NO_METHOD_HERE}
-    assert {method_of(name) for name in methods} - {m.__name__ for m in gram_aggregators()} == NO_METHOD_HERE
+    here = {name for name in methods if method_of(name) not in NO_GRAM_AGGREGATOR_HERE}
+    assert {method_of(name) for name in methods} - {m.__name__ for m in gram_aggregators()} == NO_GRAM_AGGREGATOR_HERE
     assert set(names.__all__) == here
     for name in names.__all__:
         kind = GramAggregator if name in vars(aggregation) else names.Weighting
@@ -69,7 +70,8 @@ def test_the_page_names_what_accelerate_leaves_alone():
     items = [" ".join(item.split()) for item in re.split(r"\n- |\n\n", page.read_text())]
     (left_alone,) = [item for item in items if "pass through untouched" in item]
     methods = {method_of(name) for name in torchjd.__all__ if name not in BASES}
-    accelerated = {method_of(name) for name in jd_weights.WEIGHTS_OF} | NO_SOLVER | {"ConFIG", "ExcessMTL"}
+    accelerated = {method_of(name) for name in jd_weights.WEIGHTS_OF} | NO_SOLVER
+    accelerated |= {"ConFIG", "ExcessMTL", *DIRECTION_OF}
     assert methods & set(re.findall(r"\w+", left_alone)) == methods - accelerated
 
 
