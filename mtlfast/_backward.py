@@ -192,6 +192,8 @@ def backward(
         aggregator.check(step, jacobian)
     if weigh_later and (weighed := _weigh(weighting, step, jacobian, layers)) is not None:
         jacobian.weigh(weighed.loss_weights)
+    if weighed is not None:  # the aggregator sees weighted losses, as it sees their gradients
+        step = step._replace(losses=jacobian.losses * weighed.loss_weights)
     learned = [] if weighed is None else weighed.learned
     bring_back = aggregator.snapshot()
     try:

@@ -65,8 +65,13 @@ def prepared(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], o
 
 
 def refuse_expanded(parameter: Tensor) -> None:
-    """Raises if the `.grad` of a parameter cannot be added to, because several of its elements share their memory."""
+    """Raises if the `.grad` of a parameter cannot be added to: it is an inference tensor, or elements share memory."""
     gradient = parameter.grad
+    if gradient is not None and gradient.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"backward: the .grad of a parameter of shape {list(parameter.shape)} was made in inference mode, expected "
+            "one that can be added to, or None"
+        )
     if gradient is not None and gradient.layout == torch.strided and overlaps_itself(gradient):
         raise RuntimeError(
             f"backward: the .grad of a parameter of shape {list(parameter.shape)} is an expanded tensor, which "

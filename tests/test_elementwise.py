@@ -10,8 +10,9 @@ import mtlfast
 from mtlfast import TaskGradients
 from mtlfast._arguments import shared_parameters
 from mtlfast._losses import present_losses
-from mtlfast.aggregation import Aggregator, Reads, Step
+from mtlfast.aggregation import Aggregator, Median, Reads, Step, TrimmedMean
 from mtlfast.jacobian import Jacobian, StoredJacobian
+from mtlfast.weighting import Constant
 
 SHAPES = [(4, 5), (), (0,), (7,)]
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -216,3 +217,24 @@ def test_a_step_that_fails_before_the_writes_leaves_what_a_method_writes_last():
     with pytest.raises(RuntimeError, match="expanded tensor"):
         mtlfast.backward(net.losses(), method, shared=[net.first, net.second])
     assert method.moved == 0
+
+
+@pytest.mark.parametrize("left_out", ["absent", "weight of 0", "reaches nothing"])
+def test_a_task_that_is_left_out_counts_no_zeros(left_out):
+    w, head = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.ones(1))
+    last = {"absent": None, "weight of 0": 9 * w.sum(), "reaches nothing": head.sum()}[left_out]
+    weighting = Constant([1.0, 1.0, 1.0, 0.0 if left_out == "weight of 0" else 1.0])
+    mtlfast.backward([w.sum(), 2 * w.sum(), 4 * w.sum(), last], Median(), shared=[w], weighting=weighting)
+    assert w.grad.item() == 2
+    if left_out == "reaches nothing":
+        rows = [[torch.ones(1)], [torch.full((1,), 2.0)], [torch.full((1,), 4.0)], [None]]
+        assert Median()(TaskGradients.from_rows(rows))[0].item() == 2
+
+
+def test_a_method_that_fits_all_tasks_alone_refuses_fewer():
+    w = nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match="TrimmedMean: "):
+        mtlfast.backward(
+            [w.sum(), 2 * w.sum(), 4 * w.sum()], TrimmedMean(1), shared=[w], weighting=Constant([1.0, 1.0, 0.0])
+        )
+    assert w.grad is None

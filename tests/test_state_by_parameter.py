@@ -11,6 +11,7 @@ import mtlfast
 from mtlfast import TaskGradients
 from mtlfast.aggregation import DBMTL, MoCo, PseudoMomentum
 from mtlfast.aggregation._keeps_state import KeepsState
+from mtlfast.weighting import Constant
 
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -146,7 +147,9 @@ def test_what_does_not_fit_the_state_is_refused_and_nothing_moves(name, case, kn
     again.load_state_dict(state)
     parameters = [nn.Parameter(torch.zeros(s)) for s in after] if known else None
     rows = TaskGradients.from_rows([[torch.randn(s) for s in after] for _ in range(TASKS)], parameters)
-    sentence = sentence.replace("tensors,", "parameters after loading,") if known else sentence
+    if known:
+        sentence = sentence.replace("tensors,", "parameters after loading,").replace("as there is", "as the")
+        sentence = sentence.replace("state for", "state has")
     for made in (method, again):
         with pytest.raises(ValueError, match=f"{type(method).__name__}: ") as error:
             made(rows, losses=losses())
@@ -197,3 +200,77 @@ def test_the_state_is_scattered_like_the_gradients_and_no_larger():
     assert [x.numel() for x in tensors] == [16] * 3 * TASKS
     assert len({x.untyped_storage().data_ptr() for x in tensors}) == 3 * TASKS
     assert all(x.untyped_storage().nbytes() == 2 * 16 for x in tensors)
+
+
+@every_method
+def test_the_direction_is_added_to_a_sparse_grad(name):
+    """The gradient of an earlier pass was sparse, this step's are dense."""
+    table = nn.Parameter(torch.randn(4, 3))
+    directions = []
+    for sparse in (False, True):
+        table.grad = torch.ones(4, 3).to_sparse(1) if sparse else torch.ones(4, 3)
+        step = [(k + 1) * table.square().sum() + (table[k] * k).sum() for k in range(TASKS)]
+        mtlfast.backward(step, METHODS[name].make(), shared=[table])
+        directions.append(table.grad.to_dense() if table.grad.is_sparse else table.grad)
+    torch.testing.assert_close(directions[1], directions[0])
+
+
+@pytest.mark.parametrize("name", ["MoCo", "DBMTL"])
+def test_state_that_its_dtype_cannot_hold_does_not_move(name):
+    w = nn.Parameter(torch.zeros(2))
+    method = METHODS[name].make()
+    method.state_dtype = torch.float16
+
+    def step(factor):
+        w.grad = None
+        return mtlfast.backward([factor * (w[0] + 1), w[1] + 1], method, shared=[w])
+
+    step(1.0)
+    before = copy.deepcopy(method.state_dict())
+    small = 1e-6 if name == "DBMTL" else 1e7  # the gradient of log L, and L g / |g|
+    mtlfast.backward([small * (0 * w[0] + 1) + w[0], w[1] + 1], method, shared=[w])
+    assert w.grad.isnan().any()
+    assert all(torch.equal(x, before[key]) for key, x in method.state_dict().items())
+    step(1.0)
+    assert w.grad.isfinite().all()
+
+
+@every_method
+def test_state_that_inference_mode_made_moves_later(name):
+    rows = [[torch.randn(3)] for _ in range(TASKS)]
+    method = METHODS[name].make()
+    with torch.inference_mode():
+        method(TaskGradients.from_rows(rows), losses=losses())
+    (direction,) = method(TaskGradients.from_rows(rows), losses=losses())
+    assert direction.isfinite().all()
+
+
+def test_momentum_stays_where_all_loss_weights_are_zero():
+    w = nn.Parameter(torch.randn(3))
+    method = PseudoMomentum(2)
+    step = [w.square().sum(), w.sum()]
+    mtlfast.backward(step, method, shared=[w])
+    before = copy.deepcopy(method.state_dict())
+    w.grad = None
+    mtlfast.backward([w.square().sum(), w.sum()], method, shared=[w], weighting=Constant([0.0, 0.0]))
+    assert torch.equal(w.grad, torch.zeros(3))
+    assert all(torch.equal(x, before[key]) for key, x in method.state_dict().items())
+
+
+def test_momentum_of_float16_gradients_keeps_small_directions():
+    torch.manual_seed(0)
+    wide, scale = torch.randn(2, 64, dtype=torch.float64), 1024.0
+    rows = (1e-7 * wide * scale).half()
+    wanted = PseudoMomentum(2)(rows.double() / scale)
+    (given,) = PseudoMomentum(2, state_dtype=torch.float32)(TaskGradients.from_matrix(rows), loss_scale=scale)
+    torch.testing.assert_close(given.double() / scale, wanted, rtol=2e-3, atol=1e-5)
+
+
+def test_methods_see_weighted_losses():
+    w, directions = nn.Parameter(torch.ones(2)), []
+    for factor, weighting in ((1, Constant([10.0, 10.0])), (10, None)):
+        w.grad = None
+        step = [factor * w[0], factor * w[1].square()]
+        mtlfast.backward(step, DBMTL(), shared=[w], weighting=weighting)
+        directions.append(w.grad)
+    torch.testing.assert_close(*directions)

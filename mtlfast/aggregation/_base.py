@@ -143,6 +143,18 @@ class Aggregator(ExactState, ABC):
         if self.reads is Reads.STATE and jacobian.no_state is not None:
             raise TypeError(f"{type(self).__name__}: keeps state for each parameter, but {jacobian.no_state}")
 
+    def check_entries(self, buffer: str, what: str, step: Step) -> None:
+        """Raises unless a buffer [n], which the user gave, has an entry for each task.
+
+        Raises:
+            ValueError: a task has no entry, or all tasks are present and there are more entries than tasks.
+        """
+        known = len(getattr(self, buffer))
+        if (step.tasks is None and known != step.num_tasks) or any(task >= known for task in step.present):
+            raise ValueError(
+                f"{type(self).__name__}: got tasks {list(step.present)}, expected {known} tasks as there are {what}"
+            )
+
     @abstractmethod
     def aggregate(self, grads: TaskGradients, step: Step, out: list[Tensor | None]) -> Sequence[Tensor | None] | None:
         """Writes the direction into `out`, or returns it as T tensors, which the caller then copies into `out`.
@@ -337,18 +349,6 @@ class GramAggregator(Aggregator):
     def diagnostics(self) -> dict[str, int]:
         """Counts, by name, of solves since `reset()` that one may want to know of. On a GPU it waits for the device."""
         return {}
-
-    def check_entries(self, buffer: str, what: str, step: Step) -> None:
-        """Raises unless a buffer [n], which the user gave, has an entry for each task.
-
-        Raises:
-            ValueError: a task has no entry, or all tasks are present and there are more entries than tasks.
-        """
-        known = len(getattr(self, buffer))
-        if (step.tasks is None and known != step.num_tasks) or any(task >= known for task in step.present):
-            raise ValueError(
-                f"{type(self).__name__}: got tasks {list(step.present)}, expected {known} tasks as there are {what}"
-            )
 
     def entries(self, buffer: str, gram: Tensor, step: Step) -> Tensor:
         """The present tasks' entries of a buffer [n], which the user gave: [..., K] on gram's device."""

@@ -65,13 +65,8 @@ class GradDrop(HasGenerator):
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Raises if the tasks are not those that have a leak."""
         super().check(step, jacobian)
-        if self.leak is None:
-            return
-        known = len(self.leak)
-        if (step.tasks is None and known != step.num_tasks) or any(task >= known for task in step.present):
-            raise ValueError(
-                f"GradDrop: got tasks {list(step.present)}, expected {known} tasks as there are entries of leak"
-            )
+        if self.leak is not None:
+            self.check_entries("leak", "entries of leak", step)
 
     def aggregate(self, grads: TaskGradients, step: Step, out: list[Tensor | None]) -> None:
         """Draws one seed, and writes what is kept."""

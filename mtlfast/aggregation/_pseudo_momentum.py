@@ -102,7 +102,7 @@ class PseudoMomentum(KeepsState):
         least = EPS * (square / max(1, joint.grads.numel())).sqrt()
         ready = torch.where(finite, ready.double(), torch.nan)
         last = _SecondMoment(self, joint.grads, step, out, places, calls[0], ready, least, scale)
-        return Move(keep, taken, weights * unbiased, None, torch.stack([steps, calls]), finite, last.divide)
+        return Move(keep, taken, weights * unbiased * scale, None, torch.stack([steps, calls]), finite, last.divide)
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}, beta_1={self.beta_1}, beta_2={self.beta_2}, state_dtype={self.state_dtype}"
@@ -137,7 +137,7 @@ class _SecondMoment:
         eps: Tensor,
         scale: Tensor,
     ) -> None:
-        self.out, self.scale, self.eps = out, scale, torch.where(eps > 0, eps, 1.0)
+        self.out, self.eps = out, torch.where(eps > 0, eps, 1.0)
         wide = torch.promote_types(grads.dtype, torch.float32)
         self.pseudo = [None if x is None else torch.empty_like(x, dtype=wide) for x in out]
         last, moments = (
@@ -147,7 +147,7 @@ class _SecondMoment:
             TaskGradients.from_rows([row]) for row in (out, self.pseudo, last, moments)
         )
         beta_1, beta_2 = owner.beta_1, owner.beta_2
-        bias, zero = 1 - beta_1**calls, 0 * ready
+        bias, zero = (1 - beta_1**calls) / scale, 0 * ready  # the direction in `out` has the loss scale
         to_pseudo = _of_one_row(zero + 1, zero, zero - beta_1 / (1 - beta_1), bias / (1 - beta_1))
         to_before = _of_one_row(1 - ready, ready * bias, zero, zero + 1)
         unbiased = ready / (1 - beta_2 ** calls.clamp(min=1))
@@ -164,7 +164,7 @@ class _SecondMoment:
             write()
         for root, target in zip(self.pseudo, self.out, strict=True):
             if root is not None and target is not None:
-                target.div_(root.sqrt_().add_(self.eps).div_(self.scale))
+                target.div_(root.sqrt_().add_(self.eps))
 
 
 def _of_one_row(
