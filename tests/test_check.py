@@ -26,6 +26,7 @@ from mtlfast.aggregation import (
     GramAggregator,
     Krum,
     Mean,
+    MetaBalance,
     MoDo,
     NashMTL,
     NormBalance,
@@ -33,6 +34,7 @@ from mtlfast.aggregation import (
     SDMGrad,
     UPGrad,
 )
+from mtlfast.aggregation._grouped_state import GroupedState
 from mtlfast.weighting import SoftAdapt
 
 TWO = torch.tensor([0.5, 0.5])
@@ -57,6 +59,7 @@ REFUSALS = {
     "Compose of GradVac and Krum": (lambda: Compose(GradVac(), Krum(1)), {}, "Krum: got 3 tasks"),
     "CrossNorm": (CrossNorm, {}, "CrossNorm: got 3 tasks, expected at most 2"),
     "NormBalance": (lambda: NormBalance(3), {}, "NormBalance: got 3 tasks, expected task 3 among them"),
+    "MetaBalance": (lambda: MetaBalance(main_task=3), {}, "MetaBalance: got 3 tasks, expected task 3 among them"),
     "ConFIG, as the fourth": (lambda: ConFIG(length=3), {}, "ConFIG: got 3 tasks, expected task 3 among them"),
     "PCGrad, protecting": (lambda: PCGrad(protected=[3]), {}, "PCGrad: got 3 tasks, expected task 3 among them"),
     "MGDA, least weights": (lambda: MGDA(min_weights=0.4), {}, "MGDA: min_weights is 0.4 for each of 3 tasks"),
@@ -132,6 +135,7 @@ def test_losses_that_are_not_there_are_missed_before_the_gradients_are_read(monk
 
 
 def test_the_table_has_every_class_that_refuses_anything():
-    refusing = {type(row.make()) for row in METHODS.values() if type(row.make()).check is not GramAggregator.check}
+    alike = (GramAggregator.check, GroupedState.check)  # the latter refuses other groups: tests/test_groups.py
+    refusing = {type(row.make()) for row in METHODS.values() if type(row.make()).check not in alike}
     refusing |= {MoDo, SDMGrad}  # by what they read
     assert refusing - {type(make()) for make, *_ in REFUSALS.values()} <= {MGDA, PCGrad}

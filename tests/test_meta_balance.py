@@ -43,7 +43,7 @@ def test_an_absent_task_keeps_its_average():
 
 
 def test_weights_stay_where_nothing_is_known():
-    assert MetaBalance(main_task=2).weights(torch.eye(2, dtype=torch.float64)).tolist() == [1, 1]
+    assert MetaBalance(main_task=2).weights(torch.eye(2, dtype=torch.float64), tasks=[0, 1]).tolist() == [1, 1]
     assert MetaBalance().weights(torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64))).tolist() == [1, 1]
 
 

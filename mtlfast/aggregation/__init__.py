@@ -1,7 +1,7 @@
 """Aggregators, which make one update direction of the task gradients. `python -m mtlfast methods` prints them all."""
 
 from mtlfast.aggregation._aligned_mtl import AlignedMTL
-from mtlfast.aggregation._base import Aggregator, GramAggregator
+from mtlfast.aggregation._base import Aggregator
 from mtlfast.aggregation._bloop import Bloop
 from mtlfast.aggregation._cagrad import CAGrad
 from mtlfast.aggregation._compose import Compose
@@ -14,6 +14,7 @@ from mtlfast.aggregation._fairgrad import FairGrad
 from mtlfast.aggregation._fixed import Constant, Mean, Sum
 from mtlfast.aggregation._grad_drop import GradDrop
 from mtlfast.aggregation._gradvac import GradVac
+from mtlfast.aggregation._gram_aggregator import GramAggregator
 from mtlfast.aggregation._groups import Groups
 from mtlfast.aggregation._imtlg import IMTLG
 from mtlfast.aggregation._jacobian import AsksJacobian, Part, Products, RowsJacobian, do_nothing

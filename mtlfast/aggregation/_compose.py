@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import Self
 
-from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._gram_aggregator import GramAggregator
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._norm_balance import NormBalance
 from mtlfast.aggregation._pcgrad import PCGrad

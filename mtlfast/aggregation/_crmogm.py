@@ -11,8 +11,8 @@ from typing_extensions import Self
 from mtlfast._by_task import put, take
 from mtlfast._settings import Real
 from mtlfast._vectors import Vector, vector
-from mtlfast.aggregation._base import GramAggregator
 from mtlfast.aggregation._fixed import masked
+from mtlfast.aggregation._gram_aggregator import GramAggregator
 from mtlfast.aggregation._grouped_state import GroupedState
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._mgda import MGDA
@@ -68,8 +68,8 @@ class CRMOGM(GroupedState):
 
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Raises if the aggregator does, or if the tasks are not those that have initial weights."""
-        super().check(step, jacobian)
         self.aggregator.check(step, jacobian)
+        super().check(step, jacobian)
         if self.first_weights is not None:
             self.check_entries("first_weights", "weights", step)
 

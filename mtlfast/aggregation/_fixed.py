@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from mtlfast._vectors import Vector, vector
-from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._gram_aggregator import GramAggregator
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtlfast.aggregation._base import GramAggregator
+from mtlfast.aggregation._gram_aggregator import GramAggregator
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._step import Step
 

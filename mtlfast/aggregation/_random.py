@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtlfast.aggregation._base import GramAggregator
 from mtlfast.aggregation._fixed import equal_weights, masked
+from mtlfast.aggregation._gram_aggregator import GramAggregator
 from mtlfast.aggregation._random_order import HasGenerator
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step
