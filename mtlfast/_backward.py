@@ -130,7 +130,9 @@ def backward(
 
             All but "tensor", an optimizer and parameters need names: give `shared` as a module, or as
             `dict(module.named_parameters())`. A task that reaches nothing of a group is absent in it. State that a
-            method keeps belongs to the groups by name. None: one surgery for all shared parameters.
+            method keeps belongs to the groups by name, so keep the order of parameters that have no names. Decisions
+            about ranks take the precision of the coarsest dtype in any group. None: one surgery for all shared
+            parameters.
         allow_local: permit several ranks of a process group to aggregate each its own gradients. These differ from
             rank to rank, so that the replicas drift apart.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ GroupsArgument = (
 )
 
 FORMS = '"tensor", "module", "lora", a depth, module names or classes, an optimizer, a dict or a function of a name'
+POSITION = re.compile(r"shared \d+|a shared parameter of shape .*")  # names of parameters that have none
 LORA = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 
 
@@ -92,7 +94,7 @@ def _by_name(columns: Columns, group_of: Callable[[str], str]) -> Groups:
 
 def _check_named(columns: Columns) -> None:
     """Raises unless the parameters came with the names that a module gives them."""
-    if any(" " in name for name in columns.names):
+    if any(POSITION.fullmatch(name) for name in columns.names):
         raise ValueError(
             "backward: groups needs the parameters' names, expected shared to be a module or "
             "dict(module.named_parameters())"

@@ -137,7 +137,7 @@ METHODS = {
     "CrossNorm": Method(CrossNorm, promising(EQUIVARIANT), least_tasks=2, most_tasks=2),
     "InverseNorm": Method(InverseNorm, promising(EQUIVARIANT)),
     "MetaBalance": Method(MetaBalance, promising()),
-    "MetaBalance, the last": Method(lambda: MetaBalance(relax=1.0, main_task=2), promising()),
+    "MetaBalance, the last": Method(lambda: MetaBalance(relax=1.0, main_task=2), promising(), least_tasks=3),
     "Compose": Method(lambda: Compose(NormBalance("min"), MGDA()), promising(EQUIVARIANT, NON_CONFLICT)),
     "CRMOGM": Method(lambda: CRMOGM(MGDA()), promising(EQUIVARIANT, NON_CONFLICT)),
     "MoDo": Method(MoDo, cross=True),

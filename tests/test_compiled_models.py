@@ -236,6 +236,7 @@ def test_every_method_in_a_compiled_function(name):
     for _ in range(2):
         torch.manual_seed(1)
         traced = compiled(rows, losses)
+        assert torch.is_grad_enabled()
         torch.manual_seed(1)
         eager = other(TaskGradients.from_rows(rows), losses=losses)
         assert all(torch.equal(a, b) for a, b in zip(traced, eager, strict=True))

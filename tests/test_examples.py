@@ -62,7 +62,7 @@ def test_digits_take_any_aggregator_and_weighting_by_name():
 @pytest.mark.skipif(not DIGITS.exists(), reason="needs the checkout")
 def test_digits_refuse_a_name_that_is_none():
     pytest.importorskip("sklearn")
-    code = "from experiment import experiment; experiment('PCGrad', 'Equal', 1, 1, 'cpu', False)"
+    code = "from experiment import experiment; experiment('PCGrad', 'Equal', None, 1, 1, 'cpu', False)"
     run = subprocess.run([sys.executable, "-c", code], cwd=DIGITS, capture_output=True, text=True)
     assert "ValueError: 'Equal' is none of Sum, Mean, Constant," in run.stderr
 

@@ -214,7 +214,7 @@ def test_groups_that_changed_are_refused_before_any_pass():
     for groups, message in [
         ("tensor", "PCD: got a group blocks.0.inner.bias, expected those as the state has"),
         (lambda name: "blocks", "PCD: got no group first, expected those as the state has"),
-        (None, r"PCD: got none groups, expected some as the state has \(reset\(\) forgets it\)"),
+        (None, r"PCD: got no groups, expected groups as the state has \(reset\(\) forgets it\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             mtlfast.backward(losses_of(trunk, heads, x), method, shared=trunk, groups=groups)
@@ -351,3 +351,24 @@ def test_element_wise_methods_and_features_take_no_groups():
     with pytest.raises(ValueError, match="got groups= beside at, expected one of them"):
         mtlfast.backward(losses, PCGrad(), at=features, groups="tensor")
     assert all(p.grad is None for p in [*trunk.parameters(), *heads.parameters()])
+
+
+@pytest.mark.parametrize("name", ["MoCo", "Bloop"])
+def test_methods_with_state_for_each_parameter_take_no_groups(name):
+    trunk, heads, x = net()
+    with pytest.raises(TypeError, match=f"{name}: got groups, expected none, because the method keeps state for each"):
+        mtlfast.backward(losses_of(trunk, heads, x), ELEMENT_WISE[name].make(), shared=trunk, groups="tensor")
+    assert all(p.grad is None for p in trunk.parameters())
+
+
+def test_counts_of_solves_bind_no_groups():
+    trunk, heads, x = net()
+    for method in (UPGrad(), MGDA()):
+        for groups in ("tensor", 1, None, "tensor"):
+            mtlfast.backward(losses_of(trunk, heads, x), method, shared=trunk, groups=groups)
+
+
+def test_names_of_modules_may_have_spaces():
+    trunk = nn.ModuleDict({"left eye": nn.Linear(2, 1), "right eye": nn.Linear(2, 1)})
+    losses = [module(torch.ones(2)).sum() * w for w in (1, 2) for module in trunk.values()]
+    assert mtlfast.backward(losses, PCGrad(), shared=trunk, groups="module").groups == ("left eye", "right eye")

@@ -370,7 +370,7 @@ def test_bad_arguments():
             lambda: mtlfast.backward(
                 net.losses(0), Sum(), shared=net.trunk, weighting=GradNorm(K, layers=net.heads[0].weight)
             ),
-            "GradNorm: layer 0, of shape [1, 5], is not one of the shared parameters",
+            "GradNorm: layer 0, of shape [1, 5], is not in shared, expected shared parameters alone",
         ),
     ):
         with pytest.raises(ValueError) as raised:

@@ -123,10 +123,9 @@ class Aggregator(ExactState, ABC):
             check_loss_scale(type(self).__name__, step.loss_scale)
         if jacobian is None:
             return
-        if step.groups is not None and self.reads is Reads.ROWS:
-            raise TypeError(
-                f"{type(self).__name__}: got groups, expected none, because the method works element by element"
-            )
+        if step.groups is not None and self.reads in (Reads.ROWS, Reads.STATE):
+            why = "works element by element" if self.reads is Reads.ROWS else "keeps state for each parameter"
+            raise TypeError(f"{type(self).__name__}: got groups, expected none, because the method {why}")
         if self.reads is Reads.CROSS_GRAM and jacobian.cross_gram is None:
             raise TypeError(
                 f"{type(self).__name__}: got the gradients of one batch, expected those of two, as in "

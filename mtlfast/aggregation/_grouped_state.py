@@ -28,14 +28,14 @@ class GroupedState(GramAggregator):
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Raises if a method cannot work with the step, or if the state is that of other groups."""
         super().check(step, jacobian)
-        if jacobian is None or self._buffers["state"] is None:
+        if jacobian is None or self._buffers["state"] is None or not self.keeps:
             return
         wanted, known = None if step.groups is None else step.groups.names, self._known_groups()
         if wanted == known:
             return
         if wanted is None or known is None:
-            got, expected = ("none", "some") if wanted is None else ("some", "none")
-            differs = f"got {got} groups, expected {expected}"
+            got, expected = ("no groups", "groups") if wanted is None else ("groups", "none")
+            differs = f"got {got}, expected {expected}"
         elif new := sorted(set(wanted) - set(known)):
             differs = f"got a group {new[0]}, expected those"
         elif gone := sorted(set(known) - set(wanted)):
@@ -45,12 +45,17 @@ class GroupedState(GramAggregator):
         raise ValueError(f"{type(self).__name__}: {differs} as the state has (reset() forgets it)")
 
     def keep_groups(self, step: Step) -> None:
-        """Brings the state into the order of the step's groups, and keeps their names."""
+        """Brings the state into the order of the step's groups, and keeps their names.
+
+        What is no memory of the method, such as counts of its solves, is forgotten where the groups change.
+        """
         wanted, known = None if step.groups is None else step.groups.names, self._known_groups()
-        if wanted == known:
+        if wanted == known or (wanted is None and self.keeps):
             return
         state = self._buffers["state"]
-        if state is not None and wanted is not None and known is not None:
+        if not self.keeps:
+            self.state = None
+        elif state is not None and wanted is not None and known is not None:
             self.state = state[torch.tensor([known.index(name) for name in wanted]).to(state.device)]
         text = None if wanted is None else torch.tensor(list("\0".join(wanted).encode()), dtype=torch.uint8)
         self.state_groups = text

@@ -15,7 +15,7 @@ from mtlfast._by_task import put, take
 from mtlfast._settings import Choice
 from mtlfast.aggregation._base import Aggregator
 from mtlfast.aggregation._jacobian import AsksJacobian, do_nothing
-from mtlfast.aggregation._parameter_state import Key, ParameterState, Places
+from mtlfast.aggregation._parameter_state import Key, ParameterState, Places, outside_inference
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import grown
 from mtlfast.aggregation._step import Step
@@ -167,13 +167,13 @@ class KeepsState(Aggregator):
 
         write, _ = prepared(joint.grads, joint.state, keep, to_take, of_state, of_grads, self.square, out)
 
-        @torch.no_grad()
         def finish() -> None:
-            write()
-            then()
-            if step.training:
-                self.kept.commit(places)
-                self.state = state.copy_(moved)
+            with torch.no_grad():
+                write()
+                then()
+                if step.training:
+                    self.kept.commit(places)
+                    self.state = state.copy_(moved)
 
         return finish
 
@@ -207,7 +207,7 @@ class KeepsState(Aggregator):
     def _numbers(self, joint: Joint) -> tuple[Tensor, Tensor]:
         """The buffer `state`, grown to the rows' tasks, and their entries [S, R] in it."""
         known = max(joint.tasks) + 1 if self.state is None else max(*joint.tasks, self.state.shape[-1] - 1) + 1
-        with torch.inference_mode(False):  # the state outlives the step
+        with outside_inference():  # the state outlives the step
             state = grown(self, self.state, (), (self.size, known), math.nan, joint.grads.device)
         return state, take(state, joint.tasks).clone()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,12 @@ from mtlfast.task_gradients import TaskGradients
 
 Key = tuple[str, int]  # what a tensor is, such as "mean", and the task that it belongs to
 SAVED = re.compile(r"([a-z]+)\.(\d+)\.(\d+)")  # the name of a saved tensor: its key and its parameter's position
+
+
+def outside_inference() -> AbstractContextManager[object]:
+    """Within it tensors are made that outlive a step under inference mode. A compiled function cannot enter it."""
+    compiling = torch.compiler.is_compiling()
+    return nullcontext() if compiling else torch.inference_mode(False)
 
 
 class Column:
@@ -131,7 +138,7 @@ class ParameterState:
         for column, like in zip(places.columns, examples, strict=True):
             kept = None if like is None else column.tensors.get(key)
             if like is not None and (make if kept is None else not _fits(kept, like, dtype)):
-                with torch.inference_mode(False):
+                with outside_inference():
                     if kept is None:
                         kept = torch.zeros_like(like, dtype=dtype, requires_grad=False)
                     else:

@@ -77,8 +77,7 @@ class SolvedAggregator(GroupedState):
         self, gram: Tensor, step: Step
     ) -> tuple[Tensor, str, dict[str, float], dict[str, Tensor], Tensor | None, tuple[int, ...] | None, Tensor | None]:
         """The arguments for `ops.solve`, with random numbers drawn and the state grown to the step's tasks."""
-        if step.groups is not None:
-            self.keep_groups(step)
+        self.keep_groups(step)
         if not step.training:
             state = self._grown(gram, step)
             state = state.clone() if state is not None and state is self.state else state

@@ -272,7 +272,7 @@ class StoredRows(RowsJacobian, Jacobian):
     ) -> None:
         with torch.no_grad():
             pending = self._plain(loss_weights)
-            if any(self._places) or any(p.grad is not None and p.grad.is_sparse for p in self.parameters):
+            if any(self._places) or _grad.any_sparse(self.parameters):
                 finish()  # the values themselves are needed below
                 finish = do_nothing
             whole = [
