@@ -93,7 +93,7 @@ EMULATE ?= all
 emu-asan: build/ready $(VENV)/ready
 	export MTLFAST_EMULATE=$(EMULATE) MTLFAST_EMULATOR_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD="$(call LIBRARY,libasan.so) $(call LIBRARY,libstdc++.so)"; \
-	$(PY) -m pytest --capture=sys tests/emulator/test_kernels.py
+	$(PY) -m pytest --capture=sys tests/emulator/test_kernels.py tests/emulator/test_elementwise_kernels.py tests/emulator/test_solve_kernels.py
 
 # Every CUDA kernel for every architecture that it is meant for: fails if one spills or takes more registers than
 # csrc/cuda/registers.json says, or if its machine code loads narrowly. `make registers` writes that table anew.

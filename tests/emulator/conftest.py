@@ -3,12 +3,13 @@
 from typing import Any
 
 import pytest
-from emulate import AVAILABLE, Emulator
+from emulate import Emulator
+from host_build import AVAILABLE
 
 from mtlfast import _native
 
 BUILT: list[Emulator] = []
-EMULATED = pytest.StashKey[tuple[int, int]]()
+EMULATED = pytest.StashKey[tuple[set[str], int]]()
 
 
 @pytest.fixture(scope="session")
@@ -19,22 +20,23 @@ def emulator() -> Emulator:
     return BUILT[0]
 
 
-def emulated(config: pytest.Config) -> tuple[int, int]:
-    """How many kernels ran in how many cases, here or in the processes of pytest-xdist."""
+def emulated(config: pytest.Config) -> tuple[set[str], int]:
+    """Which kernels ran, and in how many cases, here or in the processes of pytest-xdist."""
     cases = BUILT[0].cases if BUILT else set()
-    return config.stash.get(EMULATED, (len({kernel for kernel, _ in cases}), len(cases)))
+    return config.stash.get(EMULATED, ({kernel for kernel, _ in cases}, len(cases)))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["emulated"] = list(emulated(session.config))
+        kernels, cases = emulated(session.config)
+        session.config.workeroutput["emulated"] = [sorted(kernels), cases]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    kernels, cases = getattr(node, "workeroutput", {}).get("emulated", (0, 0))
-    before = node.config.stash.get(EMULATED, (0, 0))
-    node.config.stash[EMULATED] = (max(kernels, before[0]), cases + before[1])
+    kernels, cases = getattr(node, "workeroutput", {}).get("emulated", ([], 0))
+    before = node.config.stash.get(EMULATED, (set(), 0))
+    node.config.stash[EMULATED] = (before[0] | set(kernels), cases + before[1])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -48,6 +50,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     kernels, cases = emulated(terminalreporter.config)
     terminalreporter.write_line(
         f"CUDA kernels (one for each dtype and number of rows): compiled {compiled or 'none'}; emulated "
-        f"{kernels} in {cases} kernel x dtype x K cases; on a GPU "
+        f"{len(kernels)} in {cases} kernel x dtype x K cases; on a GPU "
         f"{on_gpu('passed')} tests passed, {on_gpu('skipped')} skipped"
     )

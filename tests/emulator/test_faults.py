@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 from cases import draw, matrix
-from emulate import AVAILABLE, CXX, HERE, Guarded, build, view_of
+from emulate import Guarded, view_of
+from host_build import AVAILABLE, CXX, HERE, build
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs the checkout and a C++ compiler")
 N = 1024 + 301  # two blocks, an odd tail

@@ -1,59 +1,20 @@
-"""Every CUDA kernel, compiled for the CPU, against float64: dtypes, numbers of tasks, ragged shapes, addresses, seeds.
+"""The CUDA kernels of sums and copies, compiled for the CPU, against float64.
 
 MTLFAST_EMULATE=all (make emu) runs the whole grid; without it each kernel, dtype and regime takes a seeded sample.
 """
 
 import itertools
-import os
-import random
 
 import pytest
 import torch
-from cases import DTYPES, SHAPES, draw, laid_out, matrix, wide
+from cases import DTYPES, SHAPES, draw, matrix, wide
 from emulate import Emulator
-from methods import METHODS, losses, products
-from test_advance import NAMES, assert_advanced
-from test_grad_drop import assert_kept
-from test_scale import copy_of
-from test_trimmed_mean import assert_trimmed
+from grids import EMULATED_SHAPES, FAMILIES, TASKS, assert_every_kernel_ran, grid, shapes_for
 
-from mtlfast import TaskGradients, _native, ops, reference
-from mtlfast.aggregation import Step
-from mtlfast.aggregation._solved import SolvedAggregator
-from mtlfast.ops.grad_drop import wide_dtype
+from mtlfast import TaskGradients, reference
 
 # The sample is made below, and the last test looks at what all the others ran.
 pytestmark = pytest.mark.whole
-
-ALL = os.environ.get("MTLFAST_EMULATE") == "all"
-TASKS = [1, 2, 3, 4, 7, 8, 9, 12, 16, 17, 24, 32, 33, 64, 100]
-
-# Around the borders of groups, stages (64 to 256 columns), steps (512 to 2048) and chunks (4096).
-EMULATED_SHAPES = {
-    **{name: SHAPES[name] for name in ("one", "mixed", "borders", "600 tensors")},
-    "chunks": [(4095,), (1,), (4096,), (2049,), (4097,)],
-    "one of several chunks": [(13_001,)],
-}
-
-
-def grid(*axes: list, per: int = 1, take: int = 1) -> list:
-    """The product of all axes; in a sample, `take` seeded ones of each combination of the first `per` axes."""
-    cases = []
-    for first in itertools.product(*axes[:per]):
-        rest = list(itertools.product(*axes[per:]))
-        chosen = rest if ALL else random.Random(str(first)).sample(rest, min(take, len(rest)))
-        cases += [(*first, *others) for others in chosen]
-    return cases
-
-
-def shapes_for(name: str, num_tasks: int) -> list:
-    """Many tensors take long with many tasks, so it is then a few more than one table of so many rows holds."""
-    return EMULATED_SHAPES[name][: 4080 // (min(num_tasks, 64) + 2) + 5]
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).split(".")[1]
-
 
 SUM_CASES = grid(DTYPES, TASKS, list(EMULATED_SHAPES), ["contiguous", "misaligned"], [1, 2], per=2)
 
@@ -345,79 +306,6 @@ def test_combine_leaves_what_no_task_reaches(emulator: Emulator):
     assert emulator.combine(grads, torch.ones(2))[1] is None
 
 
-DROP_CASES = grid(
-    DTYPES, [False, True], TASKS, list(EMULATED_SHAPES), ["contiguous", "misaligned"], [0, 1], per=2, take=4
-)
-
-
-@pytest.mark.parametrize(("dtype", "leaking", "num_tasks", "shapes", "layout", "misaligned"), DROP_CASES, ids=str)
-def test_grad_drop(emulator: Emulator, dtype, leaking, num_tasks, shapes, layout, misaligned):
-    grads = draw(num_tasks, shapes_for(shapes, num_tasks), dtype, layout, missing=0.15)
-    numbers = ops.unflatten(torch.rand(grads.numel(), dtype=wide_dtype(grads)), grads)
-    numbers = [None if x is None else laid_out(x, layout) for x in numbers]
-    arguments = {"leak": torch.rand(num_tasks)} if leaking else {}
-    drawn = {"seed": torch.tensor([num_tasks - 2**62]), **arguments}
-    for given in (drawn, {**drawn, "thresholds": numbers}, {"uniform": numbers, **arguments}, arguments):
-        result = emulator.grad_drop(grads, **given, misaligned=misaligned)
-        assert_kept(grads, result, **given)
-        # Both devices draw the same numbers, decide alike and round alike. What a factor multiplies may be fused.
-        if not leaking and len(given) > 0:
-            for x, want in zip(result, ops.grad_drop(grads, **given), strict=True):
-                assert x is want is None or torch.equal(x, want)
-    for x, want in zip(emulator.grad_drop(grads, purity=True), ops.sign_purity(grads), strict=True):
-        assert x is want is None or torch.equal(x, want)
-
-
-@pytest.mark.parametrize("leaking", [False, True])
-@pytest.mark.parametrize("num_tasks", [1, 8, 16, 33])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_grad_drop_that_rounds_each_operation(emulator: Emulator, dtype, num_tasks, leaking):
-    grads = draw(num_tasks, [*SHAPES["mixed"], (4099,)], dtype, missing=0.15)
-    numbers = ops.unflatten(torch.rand(grads.numel(), dtype=dtype), grads)
-    given = {"uniform": numbers, "leak": torch.rand(num_tasks) if leaking else None, "round_each": True}
-    for thresholds in (None, [None if x is None else 1 - x for x in numbers]):
-        result = emulator.grad_drop(grads, thresholds=thresholds, **given)
-        for x, want in zip(result, ops.grad_drop(grads, thresholds=thresholds, **given), strict=True):
-            assert x is want is None or torch.equal(x, want)
-    purities = ops.sign_purity(grads, round_each=True)
-    for x, want in zip(emulator.grad_drop(grads, round_each=True, purity=True), purities, strict=True):
-        assert x is want is None or torch.equal(x.nan_to_num(7), want.nan_to_num(7))
-
-
-TRIM_CASES = grid(DTYPES, [*TASKS[:-1], 5, 40], list(EMULATED_SHAPES), ["contiguous", "misaligned"], [0, 1], per=2)
-
-
-@pytest.mark.parametrize(("dtype", "num_tasks", "shapes", "layout", "misaligned"), TRIM_CASES, ids=str)
-def test_trimmed_mean(emulator: Emulator, dtype, num_tasks, shapes, layout, misaligned):
-    grads = draw(num_tasks, shapes_for(shapes, num_tasks), dtype, layout, missing=0.15)
-    for trim_number in {0, (num_tasks - 1) // 2}:
-        result = emulator.trimmed_mean(grads, trim_number, misaligned=misaligned, seed=1)
-        assert_trimmed(grads, result, trim_number)
-        for x, want in zip(result, ops.trimmed_mean(grads, trim_number), strict=True):
-            assert x is want is None or torch.equal(x, want)
-
-
-def test_element_by_element_over_any_task_and_what_is_not_finite(emulator: Emulator):
-    for own in range(3):
-        grads = draw(3, [(4100,), (3,), (0,)])
-        grads.rows[1][0][7], grads.rows[0][1][2] = torch.inf, torch.nan
-        seed = torch.tensor([3])
-        for run in (emulator.grad_drop, emulator.trimmed_mean):
-            argument = seed if run == emulator.grad_drop else 1
-            fresh = run(grads, argument)
-            assert [x.isnan().nonzero().flatten().tolist() for x in fresh] == [[7], [2], []]
-            copy = TaskGradients.from_rows([[g.clone() for g in row] for row in grads.rows])
-            for x, want in zip(run(copy, argument, out=copy.rows[own]), fresh, strict=True):
-                assert torch.equal(x.nan_to_num(9), want.nan_to_num(9))
-
-
-def test_grad_drop_of_as_many_tasks_as_a_table_holds(emulator: Emulator):
-    grads = TaskGradients.from_rows([[torch.ones(3)]] * 4074)
-    assert emulator.grad_drop(grads)[0].tolist() == [4074] * 3
-    with pytest.raises(RuntimeError, match="no room for that many tasks"):
-        emulator.grad_drop(TaskGradients.from_rows([*grads.rows, [torch.ones(3)]]))
-
-
 FLATTEN_CASES = grid(DTYPES, DTYPES, list(EMULATED_SHAPES), ["contiguous", "misaligned"], [0, 1], per=2, take=2)
 
 
@@ -445,137 +333,11 @@ def test_scale(emulator: Emulator, dtype, num_tasks, shapes, layout):
         assert all(a is b if a is None else torch.equal(a, b) for a, b in zip(row, want, strict=True))
 
 
-STATE_CASES = grid(DTYPES, DTYPES, TASKS, list(EMULATED_SHAPES), [False, True], DTYPES, [0, 1], per=2, take=3)
-
-
-@pytest.mark.parametrize(("dtype", "state_dtype", "num_tasks", "shapes", "square", "to", "misaligned"), STATE_CASES)
-def test_advance(emulator: Emulator, dtype, state_dtype, num_tasks, shapes, square, to, misaligned):
-    layout = "misaligned" if misaligned else "contiguous"
-    shapes = shapes_for(shapes, num_tasks)
-    grads, state = (draw(num_tasks, shapes, x, layout, missing=0.15) for x in (dtype, state_dtype))
-    before, coefficients = copy_of(state), torch.randn(4, num_tasks)
-    result = emulator.advance_(grads, state, coefficients, square, None, to, misaligned, seed=1)
-    given = dict(zip(NAMES, coefficients, strict=True))
-    assert_advanced(grads, before, given, square, state, result, to)
-
-    coefficients[num_tasks % 4, num_tasks // 2] = torch.nan
-    before = copy_of(state)
-    for x in emulator.advance_(grads, state, coefficients, square, None, to, misaligned, seed=1):
-        assert x is None or x.isnan().all()
-    for x, was in zip(state.flat(), before.flat(), strict=True):
-        assert x is None or torch.equal(x, was)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_advance_writes_its_sum_over_any_task(emulator: Emulator, dtype):
-    shapes, coefficients = [(4100,), (3,), (0,)], torch.randn(4, 3)
-    for own in range(3):
-        grads, state = draw(3, shapes, dtype), draw(3, shapes, torch.bfloat16)
-        wanted = emulator.advance_(grads, copy_of(state), coefficients)
-        result = emulator.advance_(grads, state, coefficients, out=grads.rows[own], seed=2)
-        assert all(torch.equal(x, want) for x, want in zip(result, wanted, strict=True))
-
-
-RISKS_CASES = grid(DTYPES, DTYPES, TASKS, list(EMULATED_SHAPES), ["contiguous", "misaligned"], per=2, take=3)
-
-
-@pytest.mark.parametrize(("dtype", "sums_dtype", "num_tasks", "shapes", "layout"), RISKS_CASES, ids=str)
-def test_excess_risks(emulator: Emulator, dtype, sums_dtype, num_tasks, shapes, layout):
-    shapes = shapes_for(shapes, num_tasks)
-    grads, sums = (draw(num_tasks, shapes, x, layout, missing=0.15) for x in (dtype, sums_dtype))
-    for entry in sums.flat():
-        if entry is not None:
-            entry.abs_()
-    factors = torch.randn(num_tasks)
-    risks = emulator.excess_risks(grads, sums, 1e-7, factors, seed=1)
-    assert torch.allclose(risks, reference.excess_risks(grads, sums, 1e-7, factors), rtol=1e-12, atol=0)
-    # Neither the order of blocks and threads nor addresses change a bit.
-    moved = copy_of(grads), copy_of(sums)
-    assert torch.equal(emulator.excess_risks(*moved, 1e-7, factors, seed=0), risks)
-
-
-@pytest.mark.parametrize("keys", [False, True])
-@pytest.mark.parametrize("num_tasks", [*TASKS, 128])
-def test_coefficients(emulator: Emulator, num_tasks, keys):
-    gram = conflicting(num_tasks)
-    inputs = [torch.rand(gram.shape, dtype=torch.float64)] if keys else []
-    result = emulator.solve(gram, "pcgrad_coefficients", [], inputs, seed=1)
-    assert torch.allclose(result, ops.solve(gram, "pcgrad_coefficients", [], inputs), rtol=1e-9, atol=1e-12)
-
-
-def conflicting(num_tasks: int, groups: int = 3) -> torch.Tensor:
-    """Gram matrices of full rank."""
-    J = torch.randn(groups, num_tasks, num_tasks + 10, dtype=torch.float64)
-    return J @ J.mT
-
-
-SOLVED = [name for name, method in METHODS.items() if isinstance(method.make(), SolvedAggregator)]
-SOLVE_CASES = grid(SOLVED, [1, 2, 3, 8, 17, 40, 128] if ALL else [1, 2, 3, 8, 17], take=2)
-
-
-@pytest.mark.parametrize(("name", "num_tasks"), SOLVE_CASES, ids=str)
-def test_solve(emulator: Emulator, name, num_tasks):
-    # The kernel gets what the aggregator passes to the solver. Both are one source, run by a block or by a thread.
-    method = METHODS[name]
-    num_tasks = num_tasks if method.any_tasks else 3
-    num_tasks = min(max(num_tasks, method.least_tasks), method.most_tasks)
-    aggregator = method.make()
-    for tasks in (None, tuple(range(0, 2 * num_tasks, 2)) if method.any_tasks else None):
-        gram = products(method, torch.randn(3, num_tasks, num_tasks + 10, dtype=torch.float64))
-        gram[1, 0, 0] = torch.inf
-        mask = None
-        if tasks is not None and num_tasks > max(2, method.least_tasks):
-            mask = torch.rand(3, num_tasks) < 0.7
-            mask[:, : max(2, method.least_tasks)] = True
-            gram[2] = gram[2].where(mask[2][:, None] & mask[2], torch.nan)
-        step = Step(num_tasks, losses(num_tasks), 3.0, tasks, mask=mask)
-        *arguments, state, present, mask = aggregator.solve_arguments(gram, step)
-        emulated_state = None if state is None else state.clone()
-        emulated = emulator.solve(*arguments, emulated_state, present, mask, seed=1)
-        expected = ops.solve(*arguments, state, present, mask)
-        assert emulated[1][:1].isnan().all()
-        assert not emulated[2].isnan().any()
-        assert torch.allclose(emulated, expected, rtol=1e-9, atol=1e-10, equal_nan=True)
-        if state is not None:
-            assert torch.allclose(emulated_state, state, rtol=1e-9, atol=1e-10, equal_nan=True)
-
-
-@pytest.mark.parametrize("given", [(), ("loss_scale",), ("preferences",), ("loss_scale", "preferences")], ids=str)
-def test_solve_with_two_inputs(emulator: Emulator, given):
-    # An absent input is a null pointer, which must be neither offset nor read. Each result is checked for NaN.
-    gram, params = conflicting(8), {"max_norm": 1.0, "update_weights_every": 1, "rtol": 1e-9}
-    inputs = {"loss_scale": torch.tensor([2.0, 3.0, 4.0]), "preferences": torch.rand(3, 8) + 0.1}
-    inputs = {name: inputs[name].double() for name in given}
-    states = [torch.zeros(3, 11, dtype=torch.float64) for _ in range(2)]
-    for x in (None, *inputs.values()):
-        if x is not None:
-            x.view(3, -1)[1, -1] = torch.nan
-        emulated = emulator.solve(gram, "nash_mtl", params, inputs, states[0], seed=1)
-        expected = ops.solve(gram, "nash_mtl", params, inputs, states[1])
-        assert emulated[1].isnan().all() == (x is not None)
-        assert torch.allclose(emulated, expected, rtol=1e-9, atol=1e-10, equal_nan=True)
-        assert torch.allclose(*states, rtol=1e-9, atol=1e-10)
-        if x is not None:
-            x.view(3, -1)[1, -1] = 1
-
-
-@pytest.mark.parametrize("method", ["mgda", "dualproj", "imtlg", "config"])
-def test_solve_where_gradients_depend_on_each_other(emulator: Emulator, method):
-    # A few of these 40 programs go on to the active set, which the blocks of changes do not end; and pseudo-inverses
-    # need the spectrum.
-    J = torch.randn(40, 8, 4, dtype=torch.float64)
-    params = {"mgda": [0.0, 1.0, 0.0], "dualproj": [0.0, 0.0], "imtlg": [1e-10], "config": [-1.0, 0.0, 1e-10]}[method]
-    counts, wanted = (torch.zeros(40, 2, dtype=torch.float64) for _ in range(2))
-    emulated = emulator.solve(J @ J.mT, method, params, state=counts, seed=1)
-    expected = ops.solve(J @ J.mT, method, params, state=wanted)
-    assert torch.allclose(emulated.unsqueeze(1) @ J, expected.unsqueeze(1) @ J, rtol=0, atol=1e-8)
-    assert torch.equal(counts, wanted)
-    assert torch.equal(counts[:, 1], torch.full((40,), float(method in ("imtlg", "config")), dtype=torch.float64))
-
-
 def test_every_kernel_ran(emulator: Emulator):
-    # This test is last in the file. All kernels that the host compiler and nvcc compile must have run above.
-    compiled = emulator.compiled()
-    assert compiled == {kernel for kernel, _ in emulator.cases}
-    for kernels in _native.build_facts().get("cuda_kernels", {}).values():
-        assert {kernel.replace(" ", "") for kernel in kernels} == compiled
+    # This test is last in the file, because it looks at what ran above.
+    assert_every_kernel_ran(emulator, "test_kernels")
+
+
+def test_every_kernel_belongs_to_a_file(emulator: Emulator):
+    families = {kernel.split("<")[0] for kernel in emulator.compiled()}
+    assert families == {family for of_file in FAMILIES.values() for family in of_file}

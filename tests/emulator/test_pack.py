@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from emulate import AVAILABLE, CHECKOUT, CXX, HERE
+from host_build import AVAILABLE, CHECKOUT, CXX, HERE
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs the checkout and a C++ compiler")
 
