@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from mtlfast._by_task import take
 from mtlfast._exact_state import ExactState
 from mtlfast.aggregation._groups import Groups
 from mtlfast.aggregation._jacobian import AsksJacobian, RowsJacobian, do_nothing
@@ -194,7 +193,7 @@ class Aggregator(ExactState, ABC):
         grads, places = jacobian.rows(), jacobian.taking_part
         if places is None or not places:
             return grads, step
-        step = step.among(places)._replace(mask=None if step.mask is None else take(step.mask, places))
+        step = step.among(places)
         self.check(step)
         return TaskGradients.from_rows([grads.rows[place] for place in places], grads.parameters), step
 

@@ -11,7 +11,7 @@ from mtlfast._settings import Real, Whole
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._keeps_state import Joint, KeepsState, Move, fits, new_gram
 from mtlfast.aggregation._parameter_state import Places
-from mtlfast.aggregation._step import Step, scale_on
+from mtlfast.aggregation._step import Step, check_one_of_all, scale_on
 
 
 class Bloop(KeepsState):
@@ -59,8 +59,7 @@ class Bloop(KeepsState):
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Raises if all tasks are there and the main one is none of them."""
         super().check(step, jacobian)
-        if step.tasks is None and self.main_task >= step.num_tasks:
-            raise ValueError(f"Bloop: got {step.num_tasks} tasks, expected task {self.main_task} among them")
+        check_one_of_all("Bloop", self.main_task, step)
 
     def rows_for(self, present: Sequence[int]) -> Sequence[int]:
         return present if self.main_task in present else [*present, self.main_task]

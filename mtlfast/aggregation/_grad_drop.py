@@ -100,5 +100,5 @@ class GradDrop(HasGenerator):
         return take(self.leak, step.present)
 
     def extra_repr(self) -> str:
-        shown_leak = None if self.leak is None else self.leak.tolist()
+        shown_leak = None if self.leak is None else self.leak.tolist()  # host: the user prints it
         return f"f={self.f}, leak={shown_leak}"

@@ -123,9 +123,7 @@ class GramAggregator(Aggregator):
             return self._solved(read, step._replace(rtol=jacobian.num_tasks * rtol, mask=mask)), gram
         weights = read.new_zeros(jacobian.num_tasks)
         if places:
-            some = step.among(places)._replace(
-                rtol=len(places) * rtol, mask=None if mask is None else take(mask, places)
-            )
+            some = step._replace(mask=mask).among(places)._replace(rtol=len(places) * rtol)
             self.check(some)
             put(weights, places, self._solved(take(take(read, places).mT, places).mT.contiguous(), some))
         return weights, gram

@@ -64,8 +64,10 @@ class GroupedState(GramAggregator):
     def _known_groups(self) -> tuple[str, ...] | None:
         """The names of the state's groups."""
         text = self._buffers["state_groups"]
-        if text is not self._decoded[0]:  # loaded, moved or restored; on a GPU this waits once
-            names = None if text is None else tuple(bytes(text.tolist()).decode().split("\0"))
+        if text is not self._decoded[0]:  # loaded, moved or restored
+            names = None
+            if text is not None:
+                names = tuple(bytes(text.tolist()).decode().split("\0"))  # host: once, not in the steps after it
             self._decoded = (text, names)
         return self._decoded[1]
 

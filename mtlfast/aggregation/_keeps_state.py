@@ -154,7 +154,7 @@ class KeepsState(Aggregator):
         there = [k for k, row in enumerate(grads.rows) if any(gradient is not None for gradient in row)]
         if not there:
             return do_nothing
-        step = step.among(there)._replace(mask=None if step.mask is None else take(step.mask, there))
+        step = step.among(there)
         joint = self._joint(grads, there, step, places)
         state, numbers = self._numbers(joint)
         keep, to_take, of_state, of_grads, new, finite, then = self.move(joint, numbers, step, out, places)

@@ -12,7 +12,7 @@ from mtlfast.aggregation._grouped_state import GroupedState
 from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import grown
-from mtlfast.aggregation._step import Step
+from mtlfast.aggregation._step import Step, check_one_of_all
 
 
 class MetaBalance(GroupedState):
@@ -52,8 +52,7 @@ class MetaBalance(GroupedState):
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Raises if all tasks are there and the main one is none of them."""
         super().check(step, jacobian)
-        if step.tasks is None and self.main_task >= step.num_tasks:
-            raise ValueError(f"MetaBalance: got {step.num_tasks} tasks, expected task {self.main_task} among them")
+        check_one_of_all("MetaBalance", self.main_task, step)
 
     def solve(self, gram: Tensor, step: Step) -> Tensor:
         """The weights, [..., K] float64."""

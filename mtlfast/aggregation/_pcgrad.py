@@ -14,7 +14,7 @@ from mtlfast.aggregation._jacobian import AsksJacobian
 from mtlfast.aggregation._random_order import RandomOrder
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._solved import SolvedAggregator
-from mtlfast.aggregation._step import Step
+from mtlfast.aggregation._step import Step, check_one_of_all
 
 
 class PCGrad(RandomOrder, SolvedAggregator):
@@ -89,8 +89,8 @@ class PCGrad(RandomOrder, SolvedAggregator):
     def check(self, step: Step, jacobian: AsksJacobian | None = None) -> None:
         """Refuses a step of all tasks in which a protected one does not exist."""
         super().check(step, jacobian)
-        if self._protected is not None and step.tasks is None and max(self._protected) >= step.num_tasks:
-            raise ValueError(f"PCGrad: got {step.num_tasks} tasks, expected task {max(self._protected)} among them")
+        if self._protected is not None:
+            check_one_of_all("PCGrad", max(self._protected), step)
 
     def params(self, step: Step) -> dict[str, float]:
         """The reduction; and, as in the paper, that no gradient is compared with itself."""

@@ -47,6 +47,7 @@ class Step(NamedTuple):
             num_tasks=len(places),
             losses=None if self.losses is None else take(self.losses, places),
             tasks=tuple(self.present[place] for place in places),
+            mask=None if self.mask is None else take(self.mask, places),
         )
 
     @property
@@ -87,6 +88,12 @@ def check_tasks(caller: str, tasks: Sequence[int], num_tasks: int) -> None:
             raise ValueError(f"{caller}: got task {task}, expected an index of at least 0")
         if task in tasks[:k]:
             raise ValueError(f"{caller}: got task {task} twice, expected each index once")
+
+
+def check_one_of_all(caller: str, task: int, step: Step) -> None:
+    """Raises if all tasks are there and `task` is none of them."""
+    if step.tasks is None and task >= step.num_tasks:
+        raise ValueError(f"{caller}: got {step.num_tasks} tasks, expected task {task} among them")
 
 
 def plain_number(loss_scale: float | Tensor | None) -> float | Tensor | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mtlfast._numbers import plain
 from mtlfast._settings import Setting, Whole
-from mtlfast.aggregation._step import Step
+from mtlfast.aggregation._step import Step, check_one_of_all
 
 NAMES = ("mean", "geometric", "harmonic", "min", "max", "median")  # as TypicalNorm in csrc/solve/norms.h
 
@@ -25,8 +25,8 @@ class TypicalNorm(Setting["str | int"]):
 
 def check_typical_norm(owner: object, name: str | int, step: Step) -> None:
     """Raises if `name` is the index of a task that does not exist."""
-    if isinstance(name, int) and step.tasks is None and name >= step.num_tasks:
-        raise ValueError(f"{type(owner).__name__}: got {step.num_tasks} tasks, expected task {name} among them")
+    if isinstance(name, int):
+        check_one_of_all(type(owner).__name__, name, step)
 
 
 def typical_norm(name: str | int) -> tuple[float, float]:
