@@ -114,6 +114,14 @@ py::tuple reached_by(const std::vector<at::Tensor>& tensors, const std::vector<a
   return py::make_tuple(leaves, found.by_several, found.met_by, functions);
 }
 
+// The result of mtlfast::hooked as the objects that Python code gets for these nodes.
+py::list hooked(const std::vector<at::Tensor>& tensors) {
+  py::list nodes;
+  for (torch::autograd::Node* node : mtlfast::hooked(tensors))
+    nodes.append(py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node->getptr())));
+  return nodes;
+}
+
 py::dict cuda_facts() {
   py::dict facts;
 #ifdef MTLFAST_WITH_CUDA
@@ -159,6 +167,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("accepts", &accepts);
   m.def("exclusive", &exclusive);
   m.def("reached_by", &reached_by);
+  m.def("hooked", &hooked);
   m.def(
       "gram",
       [](const mtlfast::TaskTable& grads, bool exact, int64_t split, const Groups& groups, int64_t num_groups) {

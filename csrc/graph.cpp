@@ -7,6 +7,7 @@
 #include <string_view>
 #include <typeinfo>
 #include <unordered_map>
+#include <unordered_set>
 
 namespace mtlfast {
 
@@ -82,6 +83,25 @@ Reached reached_by(at::TensorList tensors, at::TensorList stop_at, bool behind) 
   }
   for (const at::Tensor& leaf : found.leaves)
     found.by_several.push_back(marks.at(leaf.unsafeGetTensorImpl()) == kSeveral);
+  return found;
+}
+
+std::vector<Node*> hooked(at::TensorList tensors) {
+  std::vector<Node*> found;
+  std::unordered_set<const Node*> seen;
+  std::vector<Node*> waiting;
+  const auto wait_for = [&](Node* node) {
+    if (node && !leaf_of(node) && seen.insert(node).second) waiting.push_back(node);
+  };
+  for (const at::Tensor& tensor : tensors) wait_for(gradient_edge(tensor).function.get());
+  while (!waiting.empty()) {
+    Node* node = waiting.back();
+    waiting.pop_back();
+    if (!node->tensor_pre_hooks().empty() || !node->retains_grad_hooks().empty() || !node->pre_hooks().empty() ||
+        !node->post_hooks().empty())
+      found.push_back(node);
+    for (const Edge& edge : node->next_edges()) wait_for(edge.function.get());
+  }
   return found;
 }
 

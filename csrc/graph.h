@@ -22,4 +22,8 @@ struct Reached {
 // result have been used.
 Reached reached_by(at::TensorList tensors, at::TensorList stop_at, bool behind);
 
+// The nodes behind the tensors that have a hook of any kind, but for those that accumulate the gradient of a leaf. The
+// tensors must require grad, and nothing may free the nodes before the result has been used.
+std::vector<torch::autograd::Node*> hooked(at::TensorList tensors);
+
 }  // namespace mtlfast
