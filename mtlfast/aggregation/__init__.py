@@ -17,13 +17,14 @@ from mtlfast.aggregation._gradvac import GradVac
 from mtlfast.aggregation._gram_aggregator import GramAggregator
 from mtlfast.aggregation._groups import Groups
 from mtlfast.aggregation._imtlg import IMTLG
-from mtlfast.aggregation._jacobian import AsksJacobian, Part, Products, RowsJacobian, do_nothing
+from mtlfast.aggregation._jacobian import AsksJacobian, Products, RowsJacobian, do_nothing
 from mtlfast.aggregation._krum import Krum
 from mtlfast.aggregation._meta_balance import MetaBalance
 from mtlfast.aggregation._mgda import MGDA
 from mtlfast.aggregation._moco import MoCo
 from mtlfast.aggregation._nash_mtl import NashMTL
 from mtlfast.aggregation._norm_balance import ClipNorm, CrossNorm, InverseNorm, NormBalance
+from mtlfast.aggregation._parts import AsksPart, Part, parts_of
 from mtlfast.aggregation._pcd import PCD
 from mtlfast.aggregation._pcgrad import PCGrad
 from mtlfast.aggregation._pseudo_momentum import PseudoMomentum
@@ -103,6 +104,7 @@ __all__ = [
     "Aggregator",
     "AlignedMTL",
     "AsksJacobian",
+    "AsksPart",
     "Bloop",
     "CAGrad",
     "ClipNorm",
@@ -139,4 +141,5 @@ __all__ = [
     "TrimmedMean",
     "UPGrad",
     "do_nothing",
+    "parts_of",
 ]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mtlfast import ops
 from mtlfast.aggregation._groups import Groups, mask_of
-from mtlfast.ops._precision import product_rtol
+from mtlfast.aggregation._parts import AsksPart, Part
 from mtlfast.task_gradients import Rows, TaskGradients
 
 Products = Callable[[str | None], Tensor]  # a function of a `precision` as in `mtlfast.ops.gram`
@@ -69,68 +67,6 @@ def do_nothing() -> None:
     """What finishes a direction that is written already."""
 
 
-class Part(NamedTuple):
-    """Columns of the Jacobian that lie together, such as those of one dtype on one device.
-
-    Attributes:
-        columns: their places among all columns; None: all.
-        grads: their gradients.
-    """
-
-    columns: Sequence[int] | None
-    grads: TaskGradients
-
-    def places(self) -> Sequence[int]:
-        """Their places among all columns."""
-        return range(len(self.grads.shapes)) if self.columns is None else self.columns
-
-    def at(self, columns: Sequence[int]) -> Part:
-        """These of its columns alone."""
-        places = [self.places().index(column) for column in columns]
-        return Part(columns, TaskGradients.from_rows([[row[i] for i in places] for row in self.grads.rows]))
-
-    def without(self, tasks: Sequence[int]) -> Part:
-        """The same columns with None for the gradients of these tasks."""
-        rows = [[None] * len(row) if k in tasks else row for k, row in enumerate(self.grads.rows)]
-        return Part(self.columns, TaskGradients.from_rows(rows, self.grads.parameters))
-
-
-def parts_of(rows: Rows, parameters: Sequence[Tensor | None], apart: Sequence[torch.dtype] | None = None) -> list[Part]:
-    """Splits rows of gradients by dtype and device.
-
-    Args:
-        rows: [K][T] gradients.
-        parameters: the T parameters that they are gradients of; None for one whose gradients are held in another shape.
-            These columns are parts of their own.
-        apart: T dtypes. Columns whose entries differ come into different parts.
-
-    Raises:
-        TypeError: a gradient is not dense, or of a dtype without kernels.
-    """
-    if all(parameter is not None for parameter in parameters) and len(set(apart or ())) < 2:
-        try:
-            return [Part(None, TaskGradients.from_rows(rows, _known(parameters)))]
-        except (TypeError, ValueError):
-            pass  # several dtypes or devices, or what the gradients of one dtype and device raise as well
-    kinds: dict[object, list[int]] = {}
-    for t, parameter in enumerate(parameters):
-        gradient = next((row[t] for row in rows if row[t] is not None), None)
-        if gradient is not None:
-            kind = (gradient.dtype, gradient.device, None if apart is None else apart[t], parameter is None)
-            kinds.setdefault(kind, []).append(t)
-    parts = []
-    for columns in kinds.values():
-        some = [tuple(row[t] for t in columns) for row in rows]
-        parts.append(Part(columns, TaskGradients.from_rows(some, _known([parameters[t] for t in columns]))))
-    return parts
-
-
-def _known(parameters: Sequence[Tensor | None]) -> list[Tensor] | None:
-    """The parameters, or None unless all are known."""
-    known = [parameter for parameter in parameters if parameter is not None]
-    return known if len(known) == len(parameters) else None
-
-
 def refuse_sparse(caller: str, rows: Rows, names: Sequence[str], instead: str) -> None:
     """Raises if a gradient is not dense, and names its parameter."""
     for row in rows:
@@ -152,15 +88,15 @@ class RowsJacobian:
 
     cross_gram: Products | None = None
     groups: Groups | None = None
-    _parts: list[Part]  # their products add up
+    _parts: Sequence[AsksPart]  # their products add up
 
-    def __init__(self, rows: TaskGradients | list[Part], groups: Groups | None = None) -> None:
+    def __init__(self, rows: TaskGradients | Sequence[AsksPart], groups: Groups | None = None) -> None:
         self._parts = [Part(None, rows)] if isinstance(rows, TaskGradients) else rows
         self.groups = groups
 
     @property
     def num_tasks(self) -> int:
-        return self._parts[0].grads.num_tasks
+        return self._parts[0].num_tasks
 
     @property
     def no_rows(self) -> str | None:
@@ -172,18 +108,18 @@ class RowsJacobian:
 
     @property
     def device(self) -> torch.device:
-        return self._parts[0].grads.device
+        return self._parts[0].device
 
     def product_rtol(self, precision: str | None = None) -> float:
         """That of the coarsest dtype, if there are several."""
-        return max(product_rtol(part.grads, precision) for part in self._parts)
+        return max(part.product_rtol(precision) for part in self._parts)
 
     @property
     def taking_part(self) -> list[int] | None:
         """The tasks that reach at least one tensor; None: all. With groups the mask says it."""
         if self.groups is not None:
             return None
-        reaching = [task for task in range(self.num_tasks) if self._reaches(task)]
+        reaching = [task for task in range(self.num_tasks) if any(any(part.reached(task)) for part in self._parts)]
         return None if len(reaching) == self.num_tasks else reaching
 
     @property
@@ -193,37 +129,24 @@ class RowsJacobian:
             return None
         reached = [[False] * self.num_tasks for _ in self.groups.names]
         for part in self._parts:
-            for k, row in enumerate(part.grads.rows):
-                for group, gradient in zip(self.groups.at(part.places()), row, strict=True):
-                    if gradient is not None:
-                        reached[group][k] = True
+            for k in range(self.num_tasks):
+                for group, there in zip(self.groups.at(part.places()), part.reached(k), strict=True):
+                    reached[group][k] |= there
         if all(map(all, reached)):
             return None
         return mask_of(tuple(map(tuple, reached)), self.device)
 
-    def _reaches(self, task: int) -> bool:
-        for part in self._parts:
-            for gradient in part.grads.rows[task]:
-                if gradient is not None:
-                    return True
-        return False
-
     def gram(self, precision: str | None = None) -> Tensor:
-        return _sum([self._of(part, partial(ops.gram, precision=precision)) for part in self._parts])
+        return _sum([part.gram(precision, self.groups).to(self.device) for part in self._parts])
 
     def norms(self, order: int = 2) -> Tensor:
-        norms = [self._of(part, partial(ops.norms, order=order)) for part in self._parts]
+        norms = [part.norms(order, self.groups).to(self.device) for part in self._parts]
         return norms[0] if len(norms) == 1 else _sum([x.pow(order) for x in norms]).pow(1 / order)
-
-    def _of(self, part: Part, op: Callable[..., Tensor]) -> Tensor:
-        """What an op computes of a part's gradients, for each group if there are any, on the first part's device."""
-        if self.groups is None:
-            return op(part.grads).to(self.device)
-        return op(part.grads, groups=self.groups.at(part.places()), num_groups=len(self.groups.names)).to(self.device)
 
     def rows(self) -> TaskGradients:
         """The task gradients."""
         (part,) = self._parts
+        assert isinstance(part, Part)
         return part.grads
 
 

@@ -14,8 +14,8 @@ from mtlfast import _grad, ops
 from mtlfast._arguments import refuse_ranks
 from mtlfast._losses import Losses, present_losses
 from mtlfast._sharded import refuse_sharded
-from mtlfast.aggregation import Part, RowsJacobian
-from mtlfast.aggregation._jacobian import parts_of, refuse_sparse
+from mtlfast.aggregation import Part, RowsJacobian, parts_of
+from mtlfast.aggregation._jacobian import refuse_sparse
 from mtlfast.training._wrapped_optimizer import WrappedOptimizer
 
 

@@ -74,7 +74,7 @@ class FeaturesJacobian(StoredJacobian):
     backward passes through the heads, one through the trunk.
     """
 
-    plan = "features"
+    way = "features"
     columns_are = "the features"
 
     def __init__(
@@ -123,7 +123,7 @@ class FeaturesJacobian(StoredJacobian):
     def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
         self.check_weights(weights)
         directions: list[Tensor | None] = [None] * len(self.parameters)
-        for columns, grads in self._parts:
+        for columns, grads in self._stored_parts():
             combined = ops.combine(grads, self._weighed(weights).to(grads.device))
             for t, direction in zip(range(len(combined)) if columns is None else columns, combined, strict=True):
                 directions[t] = direction

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor
 from mtlfast import _grad, ops
 from mtlfast._arguments import Columns
 from mtlfast._losses import Present
-from mtlfast.aggregation import Part, RowsJacobian, do_nothing
-from mtlfast.aggregation._jacobian import parts_of, refuse_sparse
+from mtlfast.aggregation import AsksPart, Part, RowsJacobian, do_nothing, parts_of
+from mtlfast.aggregation._jacobian import refuse_sparse
 from mtlfast.jacobian._base import Jacobian
 from mtlfast.jacobian._collected import Collected
 from mtlfast.jacobian._sparse import Places, has_sparse, held_dense, stored
@@ -147,14 +146,19 @@ class StoredRows(RowsJacobian, Jacobian):
         because state of a parameter's shape would not fit them.
         """
         self._multiply_rows()
-        if len(self._parts) == 1 and self._parts[0].columns is None:
-            return self._parts[0].grads
+        parts = self._stored_parts()
+        if len(parts) == 1 and parts[0].columns is None:
+            return parts[0].grads
         rows: list[list[Tensor | None]] = [[None] * len(self.parameters) for _ in range(self.num_tasks)]
-        for part in self._parts:
+        for part in parts:
             for row, of_part in zip(rows, part.grads.rows, strict=True):
                 for t, gradient in zip(part.places(), of_part, strict=True):
                     row[t] = gradient
         return TaskGradients.from_rows(rows, None if any(self._places) else self.parameters)
+
+    def _stored_parts(self) -> list[Part]:
+        """The parts whose gradients are in memory."""
+        return [part for part in self._parts if isinstance(part, Part)]
 
     def take(self, collected: Collected, apart: bool) -> None:
         """Takes over all gradients that were collected, and finds the shared parameters if they are not known.
@@ -202,8 +206,9 @@ class StoredRows(RowsJacobian, Jacobian):
         """Multiplies the rows in memory as `scale` was told to."""
         if self._row_weights is None:
             return
+        multiplied = []
         with torch.no_grad():
-            for i, part in enumerate(self._parts):
+            for part in self._stored_parts():
                 grads, ours = part.grads, [self._ours[t] for t in part.places()]
                 if not all(ours):  # what autograd or the user still holds must not be overwritten
                     rows = [
@@ -211,7 +216,8 @@ class StoredRows(RowsJacobian, Jacobian):
                         for row in grads.rows
                     ]
                     grads = TaskGradients.from_rows(rows, grads.parameters)
-                self._parts[i] = Part(part.columns, ops.scale_(grads, self._row_weights.to(grads.device)))
+                multiplied.append(Part(part.columns, ops.scale_(grads, self._row_weights.to(grads.device))))
+        self._parts = multiplied
         self._ours = [True] * len(self._ours)
         self._row_weights = None
 
@@ -222,9 +228,10 @@ class StoredRows(RowsJacobian, Jacobian):
     def products(self, first: int, precision: str | None = None) -> Tensor:
         """The products [first, K - first] of the first rows with the other ones, for each group, float64."""
         products = torch.zeros(self._leading(first, self.num_tasks - first), dtype=torch.float64, device=self.device)
-        for part in self._parts:
+        for part in self._stored_parts():
             one, other = (TaskGradients.from_rows(rows) for rows in (part.grads.rows[:first], part.grads.rows[first:]))
-            products += self._of(Part(part.columns, one), partial(ops.gram, other=other, precision=precision))
+            grouped = part.grouped(self.groups)
+            products += ops.gram(one, other=other, precision=precision, **grouped).to(self.device)
         weights = self._row_weights
         return products if weights is None else products * weights[:first].outer(weights[first:])
 
@@ -245,8 +252,8 @@ class StoredRows(RowsJacobian, Jacobian):
         """The leaves that at least one task reaches."""
         reached = []
         for part in self._parts:
-            examples = zip(part.places(), part.grads.examples(), strict=True)
-            reached += [self.parameters[t] for t, example in examples if example is not None]
+            by_a_task = zip(*(part.reached(k) for k in range(self.num_tasks)), strict=True)
+            reached += [self.parameters[t] for t, by in zip(part.places(), by_a_task, strict=True) if any(by)]
         return [*reached, *self._others.reached()]
 
     def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
@@ -255,14 +262,19 @@ class StoredRows(RowsJacobian, Jacobian):
             pending = self._plain(loss_weights)
             weights = self._weighed(weights)
             for part in self._parts:
-                columns = part.places()
-                parameters = [self.parameters[t] for t in columns]
-                ours = [self._ours[t] for t in columns]
-                dtype = None if self.storage_dtype is None else _grad.dtype_of(parameters[0])
-                finish = [places.tensor for t in columns if (places := self._places[t]) is not None]
-                groups = None if self.groups is None else self.groups.at(columns)
-                pending += _grad.weighted(parameters, part.grads, weights, ours, dtype, finish, groups)
+                pending += self._written(part, weights)
             _grad.commit(pending)
+
+    def _written(self, part: AsksPart, weights: Tensor) -> _grad.Pending:
+        """The writes that add w J to `.grad` of a part's parameters, for weights of the rows as they are in memory."""
+        assert isinstance(part, Part)
+        columns = part.places()
+        parameters = [self.parameters[t] for t in columns]
+        ours = [self._ours[t] for t in columns]
+        dtype = None if self.storage_dtype is None else _grad.dtype_of(parameters[0])
+        finish = [places.tensor for t in columns if (places := self._places[t]) is not None]
+        groups = None if self.groups is None else self.groups.at(columns)
+        return _grad.weighted(parameters, part.grads, weights, ours, dtype, finish, groups)
 
     def put(
         self,
