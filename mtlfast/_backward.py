@@ -12,7 +12,7 @@ from mtlfast._arguments import Shared, check_methods, norm_layers, refuse_ranks
 from mtlfast._groups import GroupsArgument, partition
 from mtlfast._losses import Losses
 from mtlfast._step_result import StepResult
-from mtlfast.aggregation import Aggregator, GramAggregator, Step
+from mtlfast.aggregation import Aggregator, GramAggregator, Reads, Step
 from mtlfast.aggregation._step import plain_number
 from mtlfast.jacobian import Jacobian, TaskGradientAccumulator
 from mtlfast.jacobian._choose import jacobian_of
@@ -37,6 +37,8 @@ def backward(
     storage_dtype: torch.dtype | None = None,
     second: Losses | None = None,
     groups: GroupsArgument | None = None,
+    jacobian: str = "stored",
+    memory_budget: int | None = None,
 ) -> StepResult:
     """Computes each task's gradient, aggregates those of the shared parameters, and adds the results to `.grad`.
 
@@ -133,6 +135,20 @@ def backward(
             method keeps belongs to the groups by name, so keep the order of parameters that have no names. Decisions
             about ranks take the precision of the coarsest dtype in any group. None: one surgery for all shared
             parameters.
+        jacobian: how the gradients of the shared parameters are computed, for losses of one forward pass.
+
+            - "stored": one backward pass for each task, whose K gradients are all kept.
+            - "implicit": of linear layers and embeddings no task's gradient is computed. The backward passes stop at
+              the gradients at their outputs, from which the Gram matrix and the update follow exactly, as from the
+              stored gradients but for rounding. That takes less time and memory where a layer sees few rows (samples
+              times tokens) beside its width. A layer for which it would take more FLOPs, and every parameter of
+              another kind, is stored. Element-wise methods are refused.
+            - "auto": "implicit" where that saves FLOPs, "stored" otherwise and for element-wise methods.
+
+            `print(result.plan)` says for each layer what was chosen and why. With the environment variable
+            MTLFAST_CHECK=1 the implicit update is compared with an ordinary backward pass of the weighted losses.
+        memory_budget: with "implicit" or "auto", the most bytes that the K gradients and what stands in place of them
+            may take. Layers then take the way of less memory until all keep to it. None: no limit.
         allow_local: permit several ranks of a process group to aggregate each its own gradients. These differ from
             rank to rank, so that the replicas drift apart.
 
@@ -168,74 +184,78 @@ def backward(
     """
     check_methods(aggregator, weighting)
     refuse_ranks("backward", allow_local)
-    jacobian = jacobian_of(losses, shared, features, at, retain_graph, weighting, second, storage_dtype)
-    losses_known = jacobian.losses is not None  # not before the closures run
-    weigh_later = not losses_known or (weighting is not None and weighting.reads_norms)
-    layers = norm_layers(weighting, jacobian.parameters)
-    jacobian.groups = partition(groups, shared, jacobian)
-    step = Step(
-        jacobian.num_tasks,
-        jacobian.losses if losses_known else torch.zeros(jacobian.num_tasks),  # the check does not read the values
-        plain_number(loss_scale),
-        jacobian.present.places,
-        precision=precision,
-        groups=jacobian.groups,
+    if jacobian == "auto" and aggregator.reads in (Reads.ROWS, Reads.STATE):
+        jacobian = "stored"
+    J = jacobian_of(
+        losses, shared, features, at, retain_graph, weighting, second, storage_dtype, jacobian, memory_budget
     )
-    aggregator.check(step, jacobian)
+    losses_known = J.losses is not None  # not before the closures run
+    weigh_later = not losses_known or (weighting is not None and weighting.reads_norms)
+    layers = norm_layers(weighting, J.parameters)
+    J.groups = partition(groups, shared, J)
+    step = Step(
+        J.num_tasks,
+        J.losses if losses_known else torch.zeros(J.num_tasks),  # the check does not read the values
+        plain_number(loss_scale),
+        J.present.places,
+        precision=precision,
+        groups=J.groups,
+    )
+    aggregator.check(step, J)
 
     weighed = None if weigh_later else _weigh(weighting, step)
-    jacobian.obtain(None if weighed is None else weighed.loss_weights)
-    assert jacobian.losses is not None
+    J.obtain(None if weighed is None else weighed.loss_weights)
+    assert J.losses is not None
     if not losses_known:
-        step = step._replace(losses=jacobian.losses)
-        layers = norm_layers(weighting, jacobian.parameters)  # which may have been found only now
-        jacobian.groups = partition(groups, shared, jacobian)
-        step = step._replace(groups=jacobian.groups)
-        aggregator.check(step, jacobian)
-    if weigh_later and (weighed := _weigh(weighting, step, jacobian, layers)) is not None:
-        jacobian.weigh(weighed.loss_weights)
+        step = step._replace(losses=J.losses)
+        layers = norm_layers(weighting, J.parameters)  # which may have been found only now
+        J.groups = partition(groups, shared, J)
+        step = step._replace(groups=J.groups)
+        aggregator.check(step, J)
+    if weigh_later and (weighed := _weigh(weighting, step, J, layers)) is not None:
+        J.weigh(weighed.loss_weights)
     if weighed is not None:  # the aggregator sees weighted losses, as it sees their gradients
-        step = step._replace(losses=jacobian.losses * weighed.loss_weights)
+        step = step._replace(losses=J.losses * weighed.loss_weights)
     learned = [] if weighed is None else weighed.learned
     bring_back = aggregator.snapshot()
     try:
         with torch.no_grad():
             pending = _grad.prepared_pairs(learned)
             if isinstance(aggregator, GramAggregator):
-                weights, gram = aggregator.weigh(jacobian, step, need_gram=diagnostics)
-                jacobian.write(weights)
+                weights, gram = aggregator.weigh(J, step, need_gram=diagnostics)
+                J.write(weights)
             else:
-                weights, gram = None, jacobian.gram(precision) if diagnostics else None
-                step = step._replace(rtol=jacobian.num_tasks * jacobian.product_rtol(precision), mask=jacobian.mask)
-                aggregator.check(step, jacobian)  # whether gradients are sparse is known only now
-                rows, step = aggregator.among_taking_part(jacobian, step)
+                weights, gram = None, J.gram(precision) if diagnostics else None
+                step = step._replace(rtol=J.num_tasks * J.product_rtol(precision), mask=J.mask)
+                aggregator.check(step, J)  # whether gradients are sparse is known only now
+                rows, step = aggregator.among_taking_part(J, step)
                 direction = aggregator.targets(rows)
                 finish = aggregator.prepare(rows, step, direction)
                 del rows
-                jacobian.put(direction, finish=finish)
+                J.put(direction, finish=finish)
             _grad.commit(pending)
             if weighed is not None:
                 weighed.commit()
     except BaseException:
         bring_back()
         raise
-    _grad.call_hooks([*jacobian.written, *(parameter for parameter, _ in learned)])
+    _grad.call_hooks([*J.written, *(parameter for parameter, _ in learned)])
     return StepResult(
-        losses=jacobian.losses,
-        tasks=jacobian.present.tasks,
+        losses=J.losses,
+        tasks=J.present.tasks,
         weights=weights,
         gram=gram,
         loss_weights=None if weighed is None else weighed.loss_weights,
-        names=jacobian.present.names,
-        plan=jacobian.plan,
-        groups=None if jacobian.groups is None else jacobian.groups.names,
+        names=J.present.names,
+        plan=J.plan,
+        groups=None if J.groups is None else J.groups.names,
     )
 
 
 def _weigh(
     weighting: LossWeighting | None,
     step: Step,
-    jacobian: Jacobian | None = None,
+    J: Jacobian | None = None,
     layers: Sequence[Tensor] | None = None,
 ) -> StepWeights | None:
     """The loss weights of this step; None without a weighting. They may need norms, at `layers`, of the Jacobian."""
@@ -244,6 +264,6 @@ def _weigh(
     assert step.losses is not None
     norms = None
     if weighting.reads_norms:
-        assert jacobian is not None
-        norms = jacobian.norms_at(layers, weighting.norm_order) / (1.0 if step.loss_scale is None else step.loss_scale)
+        assert J is not None
+        norms = J.norms_at(layers, weighting.norm_order) / (1.0 if step.loss_scale is None else step.loss_scale)
     return weighting.step_weights(step.losses, tasks=step.tasks, loss_scale=step.loss_scale, norms=norms)

@@ -7,6 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mtlfast.jacobian import Plan
+
+STORED = Plan("stored")
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -25,10 +29,11 @@ class StepResult:
         names: the K tasks' names, if the losses came as a dict; otherwise None.
         groups: the names of the G groups of parameters, if the step had any. `weights`, `norms` are then [G, K], and
             `gram`, `cosines` [G, K, K]; `by_group` has those of each group by its name.
-        plan: how the task gradients were computed. "stored": one backward pass for each task through one graph.
-            "closures": a forward and a backward pass for each task. "accumulated": over micro-batches. "features": at
-            features, with one backward pass below them. "two batches": with `second`; `losses` are then the means of
-            both batches, and `gram` is that of the mean of their gradients.
+        plan: how the task gradients were computed. `print(plan)` shows it; `plan.way` is one of these. "stored": one
+            backward pass for each task through one graph. "implicit": without the gradients of the layers that
+            `plan.layers` says it of. "closures": a forward and a backward pass for each task. "accumulated": over
+            micro-batches. "features": at features, with one backward pass below them. "two batches": with `second`;
+            `losses` are then the means of both batches, and `gram` is that of the mean of their gradients.
 
     Example:
         >>> import torch, mtlfast
@@ -50,7 +55,7 @@ class StepResult:
     gram: Tensor | None
     loss_weights: Tensor | None = None
     names: tuple[str, ...] | None = None
-    plan: str = "stored"
+    plan: Plan = STORED
     groups: tuple[str, ...] | None = None
 
     @property

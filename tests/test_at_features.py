@@ -68,7 +68,7 @@ def test_mgda_ub_by_hand():
     assert torch.allclose(result.gram, gram, rtol=1e-12)
     assert torch.allclose(result.weights, shortest(gram), rtol=1e-9)
     assert_close(net.grads(), wanted)
-    assert result.plan == "features"
+    assert result.plan.way == "features"
 
 
 def test_it_approximates_what_the_parameters_gradients_give():

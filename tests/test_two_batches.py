@@ -81,7 +81,7 @@ def test_weights_of_the_products_are_applied_to_the_mean(make, form):
         step.losses, torch.stack([(a + b) / 2 for a, b in zip(net.losses(0), net.losses(1), strict=True)])
     )
     assert step.tasks == (0, 1, 2)
-    assert step.plan == "two batches"
+    assert step.plan.way == "two batches"
     for parameter in net.parameters():  # a second step goes on from the state of the first
         parameter.grad = None
     step = mtlfast.backward(net.losses(0), method, second=net.losses(1), shared=net.trunk)

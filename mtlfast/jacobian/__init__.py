@@ -4,6 +4,8 @@ from mtlfast.jacobian._accumulated import AccumulatedJacobian, TaskGradientAccum
 from mtlfast.jacobian._base import Jacobian
 from mtlfast.jacobian._closures import ClosuresJacobian
 from mtlfast.jacobian._features import FeaturesJacobian
+from mtlfast.jacobian._implicit import ImplicitJacobian
+from mtlfast.jacobian._plan import LayerPlan, Plan
 from mtlfast.jacobian._stored import StoredJacobian
 from mtlfast.jacobian._two_batches import TwoBatchesJacobian
 
@@ -11,7 +13,10 @@ __all__ = [
     "AccumulatedJacobian",
     "ClosuresJacobian",
     "FeaturesJacobian",
+    "ImplicitJacobian",
     "Jacobian",
+    "LayerPlan",
+    "Plan",
     "StoredJacobian",
     "TaskGradientAccumulator",
     "TwoBatchesJacobian",

@@ -209,7 +209,7 @@ class AccumulatedJacobian(StoredRows):
         loss_weights_later: whether `weigh` will be called.
     """
 
-    plan = "accumulated"
+    way = "accumulated"
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 from mtlfast._arguments import Columns
 from mtlfast._losses import Present
 from mtlfast.aggregation import Groups, Products, do_nothing
+from mtlfast.jacobian._plan import Plan
 from mtlfast.task_gradients import TaskGradients
 
 
@@ -23,7 +24,7 @@ class Jacobian(ABC):
     or `rows`, and one call of `write` or `put` ends the step.
 
     Attributes:
-        plan: the name of this way, which is also `StepResult.plan`.
+        way: the name of this way.
         cross_gram: computes the products J_1 J_2^T of two batches' gradients, [K, K] float64, with `precision` as in
             `gram`; None if there is one batch.
         groups: the groups of columns, which the caller sets before `obtain`. What is asked of the Jacobian then has a
@@ -34,12 +35,17 @@ class Jacobian(ABC):
         losses: [K] the losses' values, detached; None if only `obtain` computes them.
     """
 
-    plan: ClassVar[str]
+    way: ClassVar[str]
     cross_gram: Products | None = None
     groups: Groups | None = None
     parameters: tuple[Tensor, ...]
     present: Present
     losses: Tensor | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """How the task gradients are computed, which is also `StepResult.plan`."""
+        return Plan(self.way)
 
     @property
     def num_tasks(self) -> int:

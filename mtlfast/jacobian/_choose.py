@@ -11,6 +11,7 @@ from mtlfast.jacobian._base import Jacobian
 from mtlfast.jacobian._closures import ClosuresJacobian
 from mtlfast.jacobian._features import Features, FeaturesJacobian, named_features
 from mtlfast.jacobian._graph import reached_by
+from mtlfast.jacobian._implicit import ImplicitJacobian
 from mtlfast.jacobian._rows import StoredRows
 from mtlfast.jacobian._stored import StoredJacobian
 from mtlfast.jacobian._two_batches import TwoBatchesJacobian, both
@@ -26,6 +27,8 @@ def jacobian_of(
     weighting: LossWeighting | None,
     second: Losses | None,
     storage_dtype: torch.dtype | None,
+    way: str = "stored",
+    memory_budget: int | None = None,
 ) -> Jacobian:
     """The Jacobian for these arguments, which are those of `mtlfast.backward`.
 
@@ -34,6 +37,13 @@ def jacobian_of(
     """
     given = {"shared": shared, "features": features, "at": at, "storage_dtype": storage_dtype, "second": second}
     later = weighting is not None and weighting.reads_norms
+    _check_way(way, memory_budget)
+    if way == "implicit":
+        kind = "an accumulator" if isinstance(losses, TaskGradientAccumulator) else None
+        for name in ("at", "second"):
+            kind = name if given[name] is not None else kind
+        if kind is not None:
+            raise ValueError(f'backward: got jacobian="implicit" beside {kind}, expected losses of one forward pass')
     if isinstance(losses, TaskGradientAccumulator):
         refuse_both("an accumulator", {**given, "retain_graph": retain_graph or None}, (*given, "retain_graph"))
         return losses.jacobian(later)
@@ -55,8 +65,12 @@ def jacobian_of(
         columns = found_parameters(reached_by(named_features(features, "features").parameters).leaves)
     else:
         columns = None if shared is None else shared_parameters(shared)
+    if present.closures and way == "implicit":
+        raise ValueError('backward: got jacobian="implicit" beside closures, expected losses of one forward pass')
     if present.closures:
         later = weighting is not None  # the losses are known after the passes
+    if second is None and not present.closures and way != "stored":
+        return ImplicitJacobian(present, columns, retain_graph, later, storage_dtype, way, memory_budget)
     if second is None:
         return _rows(present, columns, retain_graph, later, storage_dtype)
     if isinstance(second, TaskGradientAccumulator):
@@ -65,6 +79,18 @@ def jacobian_of(
     if columns is None:  # each head is reached by two losses of one task
         columns = _shared_in_one_batch(present)
     return TwoBatchesJacobian(_rows(both(present, other), columns, retain_graph, True, storage_dtype), present)
+
+
+def _check_way(way: str, memory_budget: int | None) -> None:
+    """Raises unless the arguments `jacobian` and `memory_budget` of `mtlfast.backward` fit."""
+    if way not in ("stored", "implicit", "auto"):
+        raise ValueError(f"backward: jacobian is {way!r}, expected 'stored', 'implicit' or 'auto'")
+    if memory_budget is None:
+        return
+    if isinstance(memory_budget, bool) or not isinstance(memory_budget, int) or memory_budget < 1:
+        raise ValueError(f"backward: memory_budget is {memory_budget!r}, expected a number of bytes above 0, or None")
+    if way == "stored":
+        raise ValueError("backward: got memory_budget= beside jacobian='stored', expected 'implicit' or 'auto'")
 
 
 def _rows(

@@ -31,7 +31,7 @@ class ClosuresJacobian(StoredRows):
     passes.
     """
 
-    plan = "closures"
+    way = "closures"
 
     def __init__(
         self,

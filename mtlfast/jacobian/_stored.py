@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from mtlfast._sharded import refuse_sharded
 from mtlfast.jacobian._graph import Reached, reached_by
 from mtlfast.jacobian._overwriting import Overwriting
 from mtlfast.jacobian._rows import StoredRows
+from mtlfast.jacobian._sequential import Pass, sequential
 
 
 class StoredJacobian(StoredRows):
@@ -34,7 +35,7 @@ class StoredJacobian(StoredRows):
     Memory: the K gradients of the shared parameters, and one sum for every other leaf. Cost: K backward passes.
     """
 
-    plan = "stored"
+    way = "stored"
 
     def __init__(
         self,
@@ -72,19 +73,19 @@ class StoredJacobian(StoredRows):
         inputs, T = [*self.parameters, *self._others.leaves], len(self.parameters)
         wanted = range(self.num_tasks) if loss_weights is None else self._tasks_with_weight(loss_weights)
         rows: list[tuple[Tensor | None, ...]] = [(None,) * T] * self.num_tasks
-        overwriting = Overwriting(self._reached, [self.present.losses[k] for k in wanted])
-        for k in wanted:
-            loss = self.present.losses[k]
-            weight = None if loss_weights is None else loss_weights[k].to(loss.dtype)
-            keep = self._retain_graph or k != wanted[-1]
-            gradients = torch.autograd.grad(loss, inputs, weight, retain_graph=keep, allow_unused=True)
+        for k, gradients in self._passes(loss_weights, wanted, inputs):
             rows[k] = self.keep(gradients[:T])
             self._others.collect(k, gradients[T:])
-            overwriting.check("backward", last=k == wanted[-1])
             del gradients  # a second reference would keep these from becoming `.grad`
         held = tuple(rows)
         del rows
         self.hold(held)
+
+    def _passes(self, weights: Tensor | None, wanted: Sequence[int], inputs: Sequence[Tensor]) -> Iterator[Pass]:
+        """The backward passes of the wanted tasks, each with its gradients of the inputs."""
+        losses = self.present.losses
+        overwriting = Overwriting(self._reached, [losses[k] for k in wanted])
+        return sequential(losses, weights, wanted, inputs, self._retain_graph, overwriting)
 
     def _tasks_with_weight(self, weights: Tensor) -> Sequence[int]:
         """The tasks that need a backward pass.

@@ -50,7 +50,7 @@ class TwoBatchesJacobian(Jacobian):
         present: the K present tasks.
     """
 
-    plan = "two batches"
+    way = "two batches"
 
     def __init__(self, joint: StoredRows, present: Present) -> None:
         self._joint, self.present = joint, present

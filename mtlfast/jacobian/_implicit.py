@@ -1,0 +1,200 @@
+"""The implicit Jacobian: G and w J from activations and the gradients at them, without the tasks' weight gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from mtlfast import _grad
+from mtlfast._arguments import Columns
+from mtlfast._losses import Present
+from mtlfast.aggregation import AsksPart, Part
+from mtlfast.jacobian._batched import NotBatched, batched, meeting_of, where, why_not
+from mtlfast.jacobian._certificate import certify
+from mtlfast.jacobian._factored import FactoredPart
+from mtlfast.jacobian._overwriting import Overwriting
+from mtlfast.jacobian._plan import Plan, chosen_for
+from mtlfast.jacobian._products import Factors
+from mtlfast.jacobian._sequential import Pass, Targets, sequential
+from mtlfast.jacobian._stored import StoredJacobian
+from mtlfast.jacobian._uses import Layer, Use, walk
+from mtlfast.task_gradients import Rows, TaskGradients
+
+
+class ImplicitJacobian(StoredJacobian):
+    """A Jacobian that stores no row of the layers whose gradient is a product of two matrices.
+
+    Of such a layer the backward passes make the gradients at its output alone. The Gram matrix follows from these and
+    from the layer's input, and the update is one weight gradient (`_factored.py`). All other shared parameters are
+    stored as in `StoredJacobian`, in the same passes.
+
+    Args:
+        present: as in `StoredJacobian`, and so are `shared`, `retain_graph`, `loss_weights_later` and `storage_dtype`.
+        mode: "implicit", or "auto" to store all rows where the implicit way gains nothing.
+        memory_budget: the most bytes that task gradients and what stands in place of them may take; None: no limit.
+
+    Raises:
+        ValueError: as in `StoredJacobian`, or no plan keeps to the budget.
+    """
+
+    def __init__(
+        self,
+        present: Present,
+        shared: Columns | None,
+        retain_graph: bool,
+        loss_weights_later: bool,
+        storage_dtype: torch.dtype | None,
+        mode: str,
+        memory_budget: int | None,
+    ) -> None:
+        super().__init__(present, shared, retain_graph, loss_weights_later, storage_dtype=storage_dtype)
+        self._mode = mode
+        self._graph = walk(present.losses)
+        self._chosen, self._layers = chosen_for(
+            mode, self._names, self.parameters, len(present.losses), self._graph, memory_budget
+        )
+        self._chosen.wide.settle()
+        self._plan = self._chosen.plan
+        self._checks = bool(self._layers) and os.environ.get("MTLFAST_CHECK", "0") not in ("", "0")
+        self._factors: list[Factors] = []
+        self._pass_weights: Tensor | None = None  # by which the losses were multiplied in the passes
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    @property
+    def no_rows(self) -> str | None:
+        if self._mode == "implicit" or self._layers:
+            return f'jacobian="{self._mode}" does not make them, expected jacobian="stored"'
+        return super().no_rows
+
+    def _passes(self, weights: Tensor | None, wanted: Sequence[int], inputs: Sequence[Tensor]) -> Iterator[Pass]:
+        """The backward passes, in which the implicit layers have None for the gradients of their weights."""
+        if not self._layers:
+            yield from super()._passes(weights, wanted, inputs)
+            return
+        self._factors, self._pass_weights = self._read_constants(), weights
+        layers = [factor.layer for factor in self._factors]
+        implicit = {layer.column for layer in layers}
+        ordinary = [i for i in range(len(inputs)) if i not in implicit]
+        edges = [GradientEdge(use.node, 0) for layer in layers for use in layer.uses]
+        targets: Targets = [*(inputs[i] for i in ordinary), *edges]
+        for k, gradients in self._swept(weights, wanted, targets, frozenset(edge.node for edge in edges)):
+            row: list[Tensor | None] = [None] * len(inputs)
+            for i, gradient in zip(ordinary, gradients, strict=False):
+                row[i] = gradient
+            arrived = iter(gradients[len(ordinary) :])
+            for factor in self._factors:
+                factor.deltas[k] = _joined([(use, next(arrived)) for use in factor.layer.uses], factor)
+            del gradients
+            yield k, row
+            del row
+        self._graph = self._graph._replace(nodes=[], users={}, hooked=frozenset())  # which would keep it alive
+
+    def _read_constants(self) -> list[Factors]:
+        """The layers' inputs. A checkpointed segment whose inputs are packed is computed once for all of it."""
+        group = getattr(torch.utils.checkpoint, "GraphExecGroup", None)
+        packed = any(layer.recomputed for layer in self._layers.values())
+        with contextlib.nullcontext() if group is None or not packed else group():
+            return [self._factors_of(layer) for layer in self._layers.values()]
+
+    def _factors_of(self, layer: Layer) -> Factors:
+        constants = []
+        for use in layer.uses:
+            constant: Tensor = getattr(use.node, use.constant).detach()
+            if layer.kind == "embedding":
+                constant = constant.reshape(-1)
+            constants.append(constant.mT if use.turned else constant)
+        padding = layer.uses[0].node._saved_padding_idx if layer.kind == "embedding" else -1
+        joined = constants[0] if len(constants) == 1 else torch.cat(constants)
+        entries = self.parameters[layer.column].shape[0]
+        padding = padding - 2**64 if padding >= 2**63 else padding
+        if padding < -1:
+            padding += entries
+        return Factors(layer, self.parameters[layer.column], joined, [None] * self.num_tasks, padding)
+
+    def _swept(
+        self, weights: Tensor | None, wanted: Sequence[int], targets: Targets, captured: frozenset[object]
+    ) -> Iterator[Pass]:
+        """The passes for all targets, batched below the tensor where the losses meet if that pays."""
+        losses, keep = self.present.losses, self._retain_graph or self._checks
+        meeting = meeting_of(losses, self._graph, captured) if len(wanted) > 1 else None
+        why = "there is one task" if len(wanted) < 2 else why_not(meeting, self._graph, self.device)
+        below = None
+        if why is None and not (why := self._chosen.not_batched):
+            assert meeting is not None
+            below = where(targets, meeting, self._graph)
+            why = "a leaf is reached both below and beside the tensor where the losses meet" if below is None else ""
+        if meeting is not None and below is not None:
+            passes = batched(losses, weights, wanted, targets, keep, meeting, below, self._chosen)
+            try:
+                first = next(passes)
+            except NotBatched as error:
+                self._chosen.not_batched = why = str(error)
+            else:
+                self._plan = replace(self._plan, sweep="batched", sweep_reason="all losses meet at one tensor")
+                yield first
+                del first
+                yield from passes
+                return
+        self._plan = replace(self._plan, sweep="sequential", sweep_reason=why or "")
+        overwriting = Overwriting(self._reached, [losses[k] for k in wanted])
+        yield from sequential(losses, weights, wanted, targets, keep, overwriting)
+
+    def weighted_pass(self, weights: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """The gradients of the parameters by one ordinary backward pass of the weighted sum of the losses."""
+        assert self._checks
+        factors = [w.to(loss.device, loss.dtype) for w, loss in zip(weights, self.present.losses, strict=True)]
+        if self._pass_weights is not None:
+            factors = [x * w.to(x.device, x.dtype) for x, w in zip(factors, self._pass_weights, strict=True)]
+        return torch.autograd.grad(self.present.losses, parameters, factors, retain_graph=True, allow_unused=True)
+
+    def hold(self, rows: Rows) -> None:
+        super().hold(rows)
+        if not self._factors:
+            return
+        kinds: dict[object, list[Factors]] = {}
+        for factor in self._factors:
+            kinds.setdefault((factor.layer.dtype, factor.parameter.device), []).append(factor)
+        stored = [part for part in self._parts if any(any(part.reached(k)) for k in range(self.num_tasks))]
+        factored: list[AsksPart] = [FactoredPart(of, self.num_tasks, self._chosen.wide) for of in kinds.values()]
+        self._parts = [*stored, *factored]
+
+    def rows(self) -> TaskGradients:
+        if self._layers:
+            raise TypeError(f"rows: expected task gradients in memory, but {self.no_rows}")
+        return super().rows()
+
+    def _written(self, part: AsksPart, weights: Tensor) -> _grad.Pending:
+        if isinstance(part, Part):
+            return super()._written(part, weights)
+        assert isinstance(part, FactoredPart)
+        parameters = [self.parameters[t] for t in part.places()]
+        return _grad.prepared(parameters, part.combined(weights, self.groups), [True] * len(parameters))
+
+    def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
+        if self._checks:
+            self.check_weights(weights)
+            certify(self, self._weighed(weights), [part for part in self._parts if isinstance(part, FactoredPart)])
+        super().write(weights, loss_weights)
+        self._factors = []
+
+
+def _joined(uses: Sequence[tuple[Use, Tensor | None]], factor: Factors) -> Tensor | None:
+    """One task's gradients at a layer's outputs, one use below the other; zeros for a use that it does not reach."""
+    width = factor.layer.delta_size
+    parts = [None if x is None else (x.mT if use.turned else x.reshape(-1, width)) for use, x in uses]
+    if all(part is None for part in parts):
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    example = next(part for part in parts if part is not None)
+    zeros = [example.new_zeros(use.rows, width) for use, _ in uses]
+    return torch.cat([zero if part is None else part for zero, part in zip(zeros, parts, strict=True)])

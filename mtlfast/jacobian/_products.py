@@ -1,0 +1,177 @@
+"""The products of one layer's gradients, from its input and the gradients at its output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mtlfast import ops
+from mtlfast.jacobian._uses import Layer
+from mtlfast.task_gradients import TaskGradients
+
+# float32 products have errors above 1e-6 of a squared norm that is below this share of the sum of |x_n|^2 |d_n|^2 over
+# the rows, because terms have cancelled.
+CANCELLED = 1e-2
+BLOCK = 8 * 2**20  # bytes of products that are kept at once
+
+
+@dataclass
+class Factors:
+    """One layer's X and D_k.
+
+    Attributes:
+        layer: what the walk found.
+        parameter: the weight.
+        constant: X [N, a], or an embedding's indices [N].
+        deltas: the K matrices D_k [N, b], or None for a task that does not reach the layer.
+        padding: the index of an embedding whose rows have no gradient; -1: none.
+    """
+
+    layer: Layer
+    parameter: Tensor
+    constant: Tensor
+    deltas: list[Tensor | None]
+    padding: int = -1
+
+    def without(self, tasks: Sequence[int]) -> Factors:
+        """The same without these tasks."""
+        return replace(self, deltas=[None if k in tasks else delta for k, delta in enumerate(self.deltas)])
+
+    def gradient(self, delta: Tensor) -> Tensor:
+        """The weight's gradient for a gradient at the output, in that one's dtype."""
+        if self.layer.kind == "embedding":
+            entries = self.parameter.shape[0]
+            return _summed(delta, self.constant, entries, self.padding)
+        constant = self.constant.to(delta.dtype)
+        return delta.mT @ constant if self.layer.kind == "linear" else constant.mT @ delta
+
+
+class Wide:
+    """The layers in which terms cancel, so that their products are computed in float64.
+
+    Attributes:
+        columns: their places among the shared parameters.
+    """
+
+    def __init__(self) -> None:
+        self.columns: set[int] = set()
+        self._waiting: list[tuple[torch.Event, Tensor, Sequence[int]]] = []
+
+    def note(self, shares: Tensor, places: Sequence[int]) -> list[int]:
+        """Adds the layers in which terms have cancelled, and returns their indices if this step can still use them.
+
+        On a GPU the host does not wait for the answer: a later step adds them.
+
+        Args:
+            shares: [L, K], as `products` returns them.
+            places: the L layers' places.
+        """
+        cancelled = (shares < CANCELLED).any(dim=-1)
+        if cancelled.device.type == "cpu":
+            return self._add(cancelled, places)
+        if not torch.cuda.is_current_stream_capturing():
+            answer = torch.empty(cancelled.shape, dtype=torch.bool, pin_memory=True)
+            answer.copy_(cancelled, non_blocking=True)
+            event = torch.Event(cancelled.device)
+            event.record()
+            self._waiting.append((event, answer, places))
+        return []
+
+    def settle(self) -> None:
+        """Adds what earlier steps found on a GPU, as far as it has arrived."""
+        self._waiting, waiting = [], self._waiting
+        for event, answer, places in waiting:
+            if event.query():
+                self._add(answer, places)
+            else:
+                self._waiting.append((event, answer, places))
+
+    def _add(self, cancelled: Tensor, places: Sequence[int]) -> list[int]:
+        new = [i for i, has in enumerate(cancelled.tolist()) if has and places[i] not in self.columns]  # host: CPU
+        self.columns.update(places[i] for i in new)
+        return new
+
+
+def dtype_of_products(dtype: torch.dtype, wide: bool = False) -> torch.dtype:
+    """The dtype in which products of factors are computed."""
+    return torch.float64 if wide or dtype == torch.float64 else torch.float32
+
+
+def products(factors: Sequence[Factors], wide: Sequence[bool]) -> tuple[Tensor, Tensor]:
+    """The Gram matrices of layers of one dtype on one device.
+
+    Args:
+        factors: L layers.
+        wide: which of them are computed in float64. The others are so only if their factors are float64.
+
+    Returns:
+        [L, K, K] float64, and [L, K] for each squared norm its share of the sum of |x_n|^2 |d_n|^2 over the rows: 1
+        where that is not known, and below `CANCELLED` where it says that terms have cancelled.
+    """
+    num_tasks, device = len(factors[0].deltas), factors[0].parameter.device
+    grams = torch.zeros(len(factors), num_tasks, num_tasks, dtype=torch.float64, device=device)
+    sums = grams.new_zeros(len(factors), num_tasks)
+    squares: dict[object, Tensor] = {}
+    block: list[tuple[int, Sequence[Tensor | None], Sequence[Tensor | None]]] = []
+    size = 0
+    for i, (factor, is_wide) in enumerate(zip(factors, wide, strict=True)):
+        dtype = dtype_of_products(factor.layer.dtype, is_wide)
+        deltas = [None if delta is None else delta.to(dtype) for delta in factor.deltas]
+        if factor.layer.kind == "embedding":
+            left = right = _summed_by_index(factor, deltas)
+        else:
+            square = _square(factor.constant, dtype, squares)
+            left, right = deltas, [None if delta is None else square @ delta for delta in deltas]
+            if dtype != torch.float64:
+                for k, delta in enumerate(deltas):
+                    if delta is not None:
+                        sums[i, k] = torch.linalg.vector_norm(delta, dim=1).square() @ square.diagonal()
+        block.append((i, left, right))
+        size += sum(2 * x.numel() * x.element_size() for x in right if x is not None)
+        if size > BLOCK:
+            _contract(block, grams)
+            block, size = [], 0
+    _contract(block, grams)
+    return grams, torch.where(sums > 0, grams.diagonal(dim1=-2, dim2=-1) / sums, 1.0)
+
+
+def _contract(block: Sequence[tuple[int, Sequence[Tensor | None], Sequence[Tensor | None]]], grams: Tensor) -> None:
+    """Sets the Gram matrices of a block of layers to the products of their left with their right matrices."""
+    for dtype in (torch.float32, torch.float64):
+        layers = [x for x in block if any(right is not None and right.dtype == dtype for right in x[2])]
+        if layers:
+            left = TaskGradients.from_rows(list(zip(*(of_layer for _, of_layer, _ in layers), strict=True)))
+            right = TaskGradients.from_rows(list(zip(*(of_layer for _, _, of_layer in layers), strict=True)))
+            groups = range(len(layers))
+            cross = ops.gram(left, other=right, groups=groups, num_groups=len(layers))
+            grams[[i for i, _, _ in layers]] = (cross + cross.mT) / 2
+
+
+def _square(constant: Tensor, dtype: torch.dtype, known: dict[object, Tensor]) -> Tensor:
+    """X X^T, which layers with one input share."""
+    key = (constant.data_ptr(), constant.shape, constant.stride(), dtype)
+    if key not in known:
+        wide = constant.to(dtype)
+        known[key] = wide @ wide.mT
+    return known[key]
+
+
+def _summed_by_index(factor: Factors, deltas: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """For each task [N, b] the sums of the rows with one index, and zeros in the places that are left over.
+
+    No value is read on the host, which therefore does not know how many indices there are.
+    """
+    indices, order = factor.constant.sort()
+    places = torch.zeros_like(order)
+    places[order[1:]] = (indices[1:] != indices[:-1]).cumsum(0)
+    places[factor.constant == factor.padding] = len(places)
+    return [None if d is None else _summed(d, places, len(places) + 1, len(places)) for d in deltas]
+
+
+def _summed(delta: Tensor, indices: Tensor, entries: int, padding: int) -> Tensor:
+    """[entries, b], the sums of the rows of `delta` with one index, in a fixed order; without those of `padding`."""
+    gradient: Tensor = torch.ops.aten.embedding_dense_backward(delta, indices, entries, padding, False)
+    return gradient
