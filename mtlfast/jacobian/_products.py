@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,39 +116,54 @@ def products(factors: Sequence[Factors], wide: Sequence[bool]) -> tuple[Tensor, 
     grams = torch.zeros(len(factors), num_tasks, num_tasks, dtype=torch.float64, device=device)
     sums = grams.new_zeros(len(factors), num_tasks)
     squares: dict[object, Tensor] = {}
-    block: list[tuple[int, Sequence[Tensor | None], Sequence[Tensor | None]]] = []
-    size = 0
+    block: list[_Pair] = []
     for i, (factor, is_wide) in enumerate(zip(factors, wide, strict=True)):
+        reaching = [k for k, delta in enumerate(factor.deltas) if delta is not None]
+        if not reaching:
+            continue
         dtype = dtype_of_products(factor.layer.dtype, is_wide)
-        deltas = [None if delta is None else delta.to(dtype) for delta in factor.deltas]
+        deltas = torch.stack([delta.to(dtype) for delta in factor.deltas if delta is not None])
         if factor.layer.kind == "embedding":
             left = right = _summed_by_index(factor, deltas)
         else:
             square = _square(factor.constant, dtype, squares)
-            left, right = deltas, [None if delta is None else square @ delta for delta in deltas]
+            left, right = deltas, square @ deltas
             if dtype != torch.float64:
-                for k, delta in enumerate(deltas):
-                    if delta is not None:
-                        sums[i, k] = torch.linalg.vector_norm(delta, dim=1).square() @ square.diagonal()
-        block.append((i, left, right))
-        size += sum(2 * x.numel() * x.element_size() for x in right if x is not None)
-        if size > BLOCK:
+                sums[i, reaching] = (torch.linalg.vector_norm(deltas, dim=2).square() @ square.diagonal()).double()
+        block.append(_Pair(i, reaching, left, right))
+        if sum(pair.left.nbytes + pair.right.nbytes for pair in block) > BLOCK:
             _contract(block, grams)
-            block, size = [], 0
+            block = []
     _contract(block, grams)
     return grams, torch.where(sums > 0, grams.diagonal(dim1=-2, dim2=-1) / sums, 1.0)
 
 
-def _contract(block: Sequence[tuple[int, Sequence[Tensor | None], Sequence[Tensor | None]]], grams: Tensor) -> None:
-    """Sets the Gram matrices of a block of layers to the products of their left with their right matrices."""
-    for dtype in (torch.float32, torch.float64):
-        layers = [x for x in block if any(right is not None and right.dtype == dtype for right in x[2])]
-        if layers:
-            left = TaskGradients.from_rows(list(zip(*(of_layer for _, of_layer, _ in layers), strict=True)))
-            right = TaskGradients.from_rows(list(zip(*(of_layer for _, _, of_layer in layers), strict=True)))
-            groups = range(len(layers))
-            cross = ops.gram(left, other=right, groups=groups, num_groups=len(layers))
-            grams[[i for i, _, _ in layers]] = (cross + cross.mT) / 2
+class _Pair(NamedTuple):
+    """Two matrices for each task that reaches layer `place`, [K', N, b], whose products are the layer's Gram matrix."""
+
+    place: int
+    tasks: Sequence[int]
+    left: Tensor
+    right: Tensor
+
+
+def _contract(block: Sequence[_Pair], grams: Tensor) -> None:
+    """Sets the Gram matrices of a block of layers, in one launch for those of one dtype."""
+    for dtype in dict.fromkeys(pair.left.dtype for pair in block):
+        pairs = [pair for pair in block if pair.left.dtype == dtype]
+        left = _task_gradients([(pair.tasks, pair.left) for pair in pairs], grams.shape[-1])
+        right = _task_gradients([(pair.tasks, pair.right) for pair in pairs], grams.shape[-1])
+        cross = ops.gram(left, other=right, groups=range(len(pairs)), num_groups=len(pairs))
+        grams[[pair.place for pair in pairs]] = (cross + cross.mT) / 2
+
+
+def _task_gradients(columns: Sequence[tuple[Sequence[int], Tensor]], num_tasks: int) -> TaskGradients:
+    """Tensors as columns, each stacked [K', ...] over some of the tasks."""
+    rows: list[list[Tensor | None]] = [[None] * len(columns) for _ in range(num_tasks)]
+    for t, (tasks, stacked) in enumerate(columns):
+        for k, x in zip(tasks, stacked.unbind(0), strict=True):
+            rows[k][t] = x
+    return TaskGradients.from_rows(rows)
 
 
 def _square(constant: Tensor, dtype: torch.dtype, known: dict[object, Tensor]) -> Tensor:
@@ -159,8 +175,8 @@ def _square(constant: Tensor, dtype: torch.dtype, known: dict[object, Tensor]) -
     return known[key]
 
 
-def _summed_by_index(factor: Factors, deltas: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """For each task [N, b] the sums of the rows with one index, and zeros in the places that are left over.
+def _summed_by_index(factor: Factors, deltas: Tensor) -> Tensor:
+    """For each task the sums of the rows [N, b] with one index, and zeros in the places that are left over.
 
     No value is read on the host, which therefore does not know how many indices there are.
     """
@@ -168,7 +184,7 @@ def _summed_by_index(factor: Factors, deltas: Sequence[Tensor | None]) -> list[T
     places = torch.zeros_like(order)
     places[order[1:]] = (indices[1:] != indices[:-1]).cumsum(0)
     places[factor.constant == factor.padding] = len(places)
-    return [None if d is None else _summed(d, places, len(places) + 1, len(places)) for d in deltas]
+    return torch.stack([_summed(delta, places, len(places) + 1, len(places)) for delta in deltas])
 
 
 def _summed(delta: Tensor, indices: Tensor, entries: int, padding: int) -> Tensor:
