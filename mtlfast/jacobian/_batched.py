@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from mtlfast.jacobian._graph import PythonNode
+from mtlfast.jacobian._graph import AccumulateGrad, PythonNode
 from mtlfast.jacobian._plan import Chosen
 from mtlfast.jacobian._sequential import Pass, Targets
 from mtlfast.jacobian._uses import Graph
@@ -73,7 +73,10 @@ def meeting_of(losses: Sequence[Tensor], graph: Graph, captured: frozenset[Any])
     while ready:
         if len(edges) == 1:
             ((node, output),) = edges
-            return Meeting(GradientEdge(node, output), frozenset(_behind(node)))
+            below = frozenset(_behind(node))
+            return (
+                None if _entered(losses, graph, below, (node, output)) else Meeting(GradientEdge(node, output), below)
+            )
         _, _, node = heapq.heappop(ready)
         for edge in [edge for edge in edges if edge[0] is node]:
             del edges[edge]
@@ -116,10 +119,19 @@ def _behind(node: Any) -> set[Any]:
     return seen
 
 
+def _entered(losses: Sequence[Tensor], graph: Graph, below: frozenset[Any], meeting: tuple[Any, int]) -> bool:
+    """Whether a gradient comes into `below` by another edge than the meeting. Leaves may get several."""
+    edges = [(loss.grad_fn, loss.output_nr) for loss in losses]
+    for node in graph.nodes:
+        if node not in below:
+            edges += node.next_functions
+    return any(edge[0] in below and edge != meeting and type(edge[0]) is not AccumulateGrad for edge in edges)
+
+
 def why_not(meeting: Meeting | None, graph: Graph, device: torch.device) -> str | None:
     """Why the passes cannot be batched, or should not be; None if they should."""
     if meeting is None:
-        return "the losses do not meet at one tensor above all implicit layers"
+        return "the losses do not meet at one tensor above the implicit layers"
     if graph.hooked:
         return "the model has hooks, which would see the gradients of all tasks at once"
     for node in meeting.below:

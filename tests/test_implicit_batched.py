@@ -1,0 +1,60 @@
+"""When the implicit way runs one backward pass through the trunk for all tasks, and that it is as exact."""
+
+import pytest
+import torch
+from torch import nn
+
+import mtlfast
+from mtlfast.aggregation import Constant
+
+WEIGHTS = [1.0, 2.0, -0.5]
+
+
+class Trunk(nn.Module):
+    """A normalisation and two linear layers, whose results are all there for the losses."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.double()
+
+    def forward(self, x):
+        low = self.norm(x)
+        return low, self.second(torch.tanh(self.first(low)))
+
+
+# Of the trunk's low and high results: three losses, and how the passes must run.
+LOSSES = {
+    "all above": (lambda low, high: [high.square().sum(), high.sin().sum(), high.exp().sum()], "batched"),
+    "one of the low result alone": (
+        lambda low, high: [high.square().sum(), high.sin().sum(), low.cos().sum()],
+        "sequential",
+    ),
+    "one of both results": (
+        lambda low, high: [high.square().sum(), high.sin().sum() + low.square().sum(), high.exp().sum()],
+        "sequential",
+    ),
+    "one tensor for all": (lambda low, high: list(high.square().sum(0)[:3]), "batched"),
+    "the same loss twice": (lambda low, high: [high.square().sum()] * 2 + [high.sin().sum()], "batched"),
+}
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_passes_are_batched_only_where_all_gradients_go_through_one_tensor(name):
+    torch.manual_seed(0)
+    losses, sweep = LOSSES[name]
+    trunk, x = Trunk(), torch.randn(4, 16, dtype=torch.float64)
+    found = {}
+    for way in ("stored", "implicit"):
+        trunk.zero_grad()
+        step = mtlfast.backward(losses(*trunk(x)), Constant(WEIGHTS), shared=trunk, jacobian=way, diagnostics=True)
+        found[way] = step, [parameter.grad.clone() for parameter in trunk.parameters()]
+    (stored, expected), (implicit, got) = found["stored"], found["implicit"]
+    assert implicit.plan.sweep == sweep, implicit.plan
+    assert {layer.name for layer in implicit.plan.layers if layer.way == "implicit"} == {
+        "first.weight",
+        "second.weight",
+    }
+    torch.testing.assert_close(implicit.gram, stored.gram, rtol=1e-12, atol=1e-12 * float(stored.gram.diagonal().max()))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
