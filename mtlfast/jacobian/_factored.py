@@ -34,7 +34,7 @@ class FactoredPart:
 
     def __init__(self, factors: Sequence[Factors], num_tasks: int, wide: Wide) -> None:
         self._factors, self._num_tasks, self._wide = factors, num_tasks, wide
-        self._grams: dict[str | None, Tensor] = {}
+        self._grams: dict[bool, Tensor] = {}  # by whether all products are float64
 
     @property
     def num_tasks(self) -> int:
@@ -56,10 +56,14 @@ class FactoredPart:
         return (factor.deltas[task] is not None for factor in self._factors)
 
     def product_rtol(self, precision: str | None) -> float:
-        """That of products and sums in float32, unless "exact" asks for float64."""
+        """That of products and sums in float32, unless they are float64."""
         if self.dtype == torch.float64:
             return DOUBLE_EPS
-        return max(sum_rtol(self.dtype, precision == "exact"), OF_ROUNDING[self.dtype])
+        return max(sum_rtol(self.dtype, self._exact(precision)), OF_ROUNDING[self.dtype])
+
+    def _exact(self, precision: str | None) -> bool:
+        """Whether all products are computed in float64."""
+        return precision == "exact" and self._wide.everything
 
     def at(self, columns: Sequence[int]) -> FactoredPart:
         chosen = [factor for factor in self._factors if factor.layer.column in columns]
@@ -110,12 +114,12 @@ class FactoredPart:
 
     def _by_layer(self, precision: str | None) -> Tensor:
         """The Gram matrix of each layer, [L, K, K] float64."""
-        if precision not in self._grams:
-            exact = precision == "exact"
+        exact = self._exact(precision)
+        if exact not in self._grams:
             wide = [exact or factor.layer.column in self._wide.columns for factor in self._factors]
             grams, shares = products(self._factors, wide)
             if not exact and self.dtype != torch.float64:
                 for i in self._wide.note(shares, self.places()):
                     grams[i] = products([self._factors[i]], [True])[0][0]
-            self._grams[precision] = grams
-        return self._grams[precision]
+            self._grams[exact] = grams
+        return self._grams[exact]

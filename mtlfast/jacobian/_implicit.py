@@ -38,6 +38,7 @@ class ImplicitJacobian(StoredJacobian):
         present: as in `StoredJacobian`, and so are `shared`, `retain_graph`, `loss_weights_later` and `storage_dtype`.
         mode: "implicit", or "auto" to store all rows where the implicit way gains nothing.
         memory_budget: the most bytes that task gradients and what stands in place of them may take; None: no limit.
+        why_not_mixed: why tasks that are mixtures of samples have a pass each, for the plan.
 
     Raises:
         ValueError: as in `StoredJacobian`, or no plan keeps to the budget.
@@ -52,6 +53,7 @@ class ImplicitJacobian(StoredJacobian):
         storage_dtype: torch.dtype | None,
         mode: str,
         memory_budget: int | None,
+        why_not_mixed: str = "",
     ) -> None:
         super().__init__(present, shared, retain_graph, loss_weights_later, storage_dtype=storage_dtype)
         self._mode = mode
@@ -61,6 +63,8 @@ class ImplicitJacobian(StoredJacobian):
         )
         self._chosen.wide.settle()
         self._plan = self._chosen.plan
+        if why_not_mixed:
+            self._plan = replace(self._plan, reason=f"not mixed, because {why_not_mixed}; {self._plan.reason}")
         self._checks = bool(self._layers) and os.environ.get("MTLFAST_CHECK", "0") not in ("", "0")
         self._factors: list[Factors] = []
         self._pass_weights: Tensor | None = None  # by which the losses were multiplied in the passes
@@ -166,6 +170,11 @@ class ImplicitJacobian(StoredJacobian):
         stored = [part for part in self._parts if any(any(part.reached(k)) for k in range(self.num_tasks))]
         factored: list[AsksPart] = [FactoredPart(of, self.num_tasks, self._chosen.wide) for of in kinds.values()]
         self._parts = [*stored, *factored]
+
+    def gram(self, precision: str | None = None) -> Tensor:
+        gram = super().gram(precision)
+        again = precision == "exact" and bool(self._layers) and self._chosen.wide.note_gram(gram)
+        return super().gram(precision) if again else gram
 
     def rows(self) -> TaskGradients:
         if self._layers:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,10 @@ from mtlfast.task_gradients import TaskGradients
 # float32 products have errors above 1e-6 of a squared norm that is below this share of the sum of |x_n|^2 |d_n|^2 over
 # the rows, because terms have cancelled.
 CANCELLED = 1e-2
+# Tasks whose unit gradients have a Gram matrix with an eigenvalue below this nearly depend on each other. The errors of
+# float32 products, of 5e-7, would then change the weights of a method that decides about ranks by 5e-4 and more.
+NEAR = 1e-3
+TINY = 1e-12  # keeps tasks that are exactly the same from being divided by 0
 BLOCK = 8 * 2**20  # bytes of products that are kept at once
 
 
@@ -45,26 +50,30 @@ class Factors:
         """The weight's gradient for a gradient at the output, in that one's dtype."""
         if self.layer.kind == "embedding":
             entries = self.parameter.shape[0]
-            return _summed(delta, self.constant, entries, self.padding)
+            return summed_by_entry(delta, self.constant, entries, self.padding)
         constant = self.constant.to(delta.dtype)
         return delta.mT @ constant if self.layer.kind == "linear" else constant.mT @ delta
 
 
 class Wide:
-    """The layers in which terms cancel, so that their products are computed in float64.
+    """Which layers need products in float64, as steps have found.
+
+    On the CPU a step knows at once what it needs. On a GPU the host does not wait for the answer, and a later step
+    takes it into account.
 
     Attributes:
-        columns: their places among the shared parameters.
+        columns: the places of the layers in which terms cancel, among the shared parameters.
+        everything: whether the gradients of the tasks nearly depend on each other, so that a method which decides about
+            ranks needs exact products of all layers.
     """
 
     def __init__(self) -> None:
         self.columns: set[int] = set()
-        self._waiting: list[tuple[torch.Event, Tensor, Sequence[int]]] = []
+        self.everything = False
+        self._waiting: list[tuple[torch.Event, Tensor, Callable[[Tensor], object]]] = []
 
     def note(self, shares: Tensor, places: Sequence[int]) -> list[int]:
         """Adds the layers in which terms have cancelled, and returns their indices if this step can still use them.
-
-        On a GPU the host does not wait for the answer: a later step adds them.
 
         Args:
             shares: [L, K], as `products` returns them.
@@ -73,27 +82,61 @@ class Wide:
         cancelled = (shares < CANCELLED).any(dim=-1)
         if cancelled.device.type == "cpu":
             return self._add(cancelled, places)
-        if not torch.cuda.is_current_stream_capturing():
-            answer = torch.empty(cancelled.shape, dtype=torch.bool, pin_memory=True)
-            answer.copy_(cancelled, non_blocking=True)
-            event = torch.Event(cancelled.device)
-            event.record()
-            self._waiting.append((event, answer, places))
+        self._ask(cancelled, partial(self._add, places=places))
         return []
 
+    def note_gram(self, gram: Tensor, without_cross: Tensor | None = None) -> bool:
+        """Looks at the Gram matrix of the tasks, and says whether this step needs it again from exact products.
+
+        Args:
+            gram: [..., K, K] float64.
+            without_cross: what it would be if the vectors whose products were computed were orthogonal, for tasks that
+                are mixtures of such vectors. The errors of the products are relative to it. None: its diagonal.
+        """
+        scale = torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1)) if without_cross is None else without_cross
+        lengths = scale.diagonal(dim1=-2, dim2=-1).sqrt()
+        there = (lengths > 0) & lengths.isfinite()  # a task without a gradient is in no one's way
+        inverse = torch.where(there, 1 / lengths, 0)
+        inverse = inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
+        gram, scale = (
+            torch.where(x.isfinite(), x * inverse, 0) + torch.diag_embed((~there).double()) for x in (gram, scale)
+        )
+        lower, failed = torch.linalg.cholesky_ex(scale + TINY * torch.eye(scale.shape[-1], device=scale.device))
+        left = torch.linalg.solve_triangular(lower, gram, upper=False)
+        ratios = torch.linalg.solve_triangular(lower, left.mT, upper=False)
+        near = ((torch.linalg.eigvalsh(ratios.nan_to_num())[..., 0] < NEAR) | (failed != 0)).any()
+        if near.device.type == "cpu":
+            before = self.everything
+            self._set(near)
+            return self.everything and not before
+        self._ask(near, self._set)
+        return False
+
     def settle(self) -> None:
-        """Adds what earlier steps found on a GPU, as far as it has arrived."""
+        """Takes into account what earlier steps found on a GPU, as far as it has arrived."""
         self._waiting, waiting = [], self._waiting
-        for event, answer, places in waiting:
+        for event, answer, take in waiting:
             if event.query():
-                self._add(answer, places)
+                take(answer)
             else:
-                self._waiting.append((event, answer, places))
+                self._waiting.append((event, answer, take))
+
+    def _ask(self, value: Tensor, take: Callable[[Tensor], object]) -> None:
+        """Copies a value from a GPU without waiting for it."""
+        if not torch.cuda.is_current_stream_capturing():
+            answer = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            answer.copy_(value, non_blocking=True)
+            event = torch.Event(value.device)
+            event.record()
+            self._waiting.append((event, answer, take))
 
     def _add(self, cancelled: Tensor, places: Sequence[int]) -> list[int]:
         new = [i for i, has in enumerate(cancelled.tolist()) if has and places[i] not in self.columns]  # host: CPU
         self.columns.update(places[i] for i in new)
         return new
+
+    def _set(self, near: Tensor) -> None:
+        self.everything = bool(near)  # host: a CPU tensor
 
 
 def dtype_of_products(dtype: torch.dtype, wide: bool = False) -> torch.dtype:
@@ -184,10 +227,10 @@ def _summed_by_index(factor: Factors, deltas: Tensor) -> Tensor:
     places = torch.zeros_like(order)
     places[order[1:]] = (indices[1:] != indices[:-1]).cumsum(0)
     places[factor.constant == factor.padding] = len(places)
-    return torch.stack([_summed(delta, places, len(places) + 1, len(places)) for delta in deltas])
+    return torch.stack([summed_by_entry(delta, places, len(places) + 1, len(places)) for delta in deltas])
 
 
-def _summed(delta: Tensor, indices: Tensor, entries: int, padding: int) -> Tensor:
+def summed_by_entry(delta: Tensor, indices: Tensor, entries: int, padding: int) -> Tensor:
     """[entries, b], the sums of the rows of `delta` with one index, in a fixed order; without those of `padding`."""
     gradient: Tensor = torch.ops.aten.embedding_dense_backward(delta, indices, entries, padding, False)
     return gradient
