@@ -37,8 +37,9 @@ def backward(
     storage_dtype: torch.dtype | None = None,
     second: Losses | None = None,
     groups: GroupsArgument | None = None,
-    jacobian: str = "stored",
+    jacobian: str | None = None,
     memory_budget: int | None = None,
+    mixing: Tensor | None = None,
 ) -> StepResult:
     """Computes each task's gradient, aggregates those of the shared parameters, and adds the results to `.grad`.
 
@@ -184,10 +185,12 @@ def backward(
     """
     check_methods(aggregator, weighting)
     refuse_ranks("backward", allow_local)
+    if jacobian is None:
+        jacobian = "stored" if mixing is None else "auto"
     if jacobian == "auto" and aggregator.reads in (Reads.ROWS, Reads.STATE):
         jacobian = "stored"
     J = jacobian_of(
-        losses, shared, features, at, retain_graph, weighting, second, storage_dtype, jacobian, memory_budget
+        losses, shared, features, at, retain_graph, weighting, second, storage_dtype, jacobian, memory_budget, mixing
     )
     losses_known = J.losses is not None  # not before the closures run
     weigh_later = not losses_known or (weighting is not None and weighting.reads_norms)

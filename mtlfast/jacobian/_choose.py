@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mtlfast._arguments import Columns, Shared, found_parameters, refuse_both, shared_parameters
 from mtlfast._losses import Losses, Present, present_losses
@@ -12,7 +13,9 @@ from mtlfast.jacobian._closures import ClosuresJacobian
 from mtlfast.jacobian._features import Features, FeaturesJacobian, named_features
 from mtlfast.jacobian._graph import reached_by
 from mtlfast.jacobian._implicit import ImplicitJacobian
+from mtlfast.jacobian._mixing import MixingJacobian, NotMixed
 from mtlfast.jacobian._rows import StoredRows
+from mtlfast.jacobian._samples import samples_of
 from mtlfast.jacobian._stored import StoredJacobian
 from mtlfast.jacobian._two_batches import TwoBatchesJacobian, both
 from mtlfast.weighting import LossWeighting
@@ -29,6 +32,7 @@ def jacobian_of(
     storage_dtype: torch.dtype | None,
     way: str = "stored",
     memory_budget: int | None = None,
+    mixing: Tensor | None = None,
 ) -> Jacobian:
     """The Jacobian for these arguments, which are those of `mtlfast.backward`.
 
@@ -38,6 +42,23 @@ def jacobian_of(
     given = {"shared": shared, "features": features, "at": at, "storage_dtype": storage_dtype, "second": second}
     later = weighting is not None and weighting.reads_norms
     _check_way(way, memory_budget)
+    why_not_mixed = ""
+    if mixing is not None:
+        refuse_both("mixing", given, ("features", "at", "second"))
+        per_sample, samples = samples_of(mixing, losses)
+        losses = list(samples.losses(per_sample).unbind())
+        if way in ("auto", "mixing"):
+            given_columns = None if shared is None else shared_parameters(shared)
+            try:
+                return MixingJacobian(
+                    present_losses(losses), given_columns, retain_graph, later, storage_dtype, per_sample, samples, way
+                )
+            except NotMixed as error:
+                if way == "mixing":
+                    raise ValueError(f'backward: jacobian is "mixing", but {error}') from None
+                why_not_mixed, way = str(error), "auto"
+    elif way == "mixing":
+        raise ValueError('backward: jacobian is "mixing", expected mixing= beside it')
     if way == "implicit":
         kind = "an accumulator" if isinstance(losses, TaskGradientAccumulator) else None
         for name in ("at", "second"):
@@ -70,7 +91,7 @@ def jacobian_of(
     if present.closures:
         later = weighting is not None  # the losses are known after the passes
     if second is None and not present.closures and way != "stored":
-        return ImplicitJacobian(present, columns, retain_graph, later, storage_dtype, way, memory_budget)
+        return ImplicitJacobian(present, columns, retain_graph, later, storage_dtype, way, memory_budget, why_not_mixed)
     if second is None:
         return _rows(present, columns, retain_graph, later, storage_dtype)
     if isinstance(second, TaskGradientAccumulator):
@@ -83,8 +104,8 @@ def jacobian_of(
 
 def _check_way(way: str, memory_budget: int | None) -> None:
     """Raises unless the arguments `jacobian` and `memory_budget` of `mtlfast.backward` fit."""
-    if way not in ("stored", "implicit", "auto"):
-        raise ValueError(f"backward: jacobian is {way!r}, expected 'stored', 'implicit' or 'auto'")
+    if way not in ("stored", "implicit", "auto", "mixing"):
+        raise ValueError(f"backward: jacobian is {way!r}, expected 'stored', 'implicit', 'auto' or 'mixing'")
     if memory_budget is None:
         return
     if isinstance(memory_budget, bool) or not isinstance(memory_budget, int) or memory_budget < 1:

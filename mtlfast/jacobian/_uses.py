@@ -146,12 +146,12 @@ def layer_of(parameter: Tensor, column: int, graph: Graph) -> Layer | str:
         if node in graph.hooked:
             return f"{name} has a hook"
         if name in ON_THE_WAY:
-            if name != "ToCopyBackward0" and not _transposes(node, name):
+            if name != "ToCopyBackward0" and not transposes(node, name):
                 return f"{name} uses it"
             turn = transposed != (name != "ToCopyBackward0")
             waiting += [(user, place, turn) for user, place in graph.users.get(node, ())]
             continue
-        use = _use(node, name, operand, transposed)
+        use = use_of(node, name, operand, transposed)
         if isinstance(use, str):
             return use
         found.append(use)
@@ -173,7 +173,7 @@ def layer_of(parameter: Tensor, column: int, graph: Graph) -> Layer | str:
     return Layer(column, kind, uses, dtype, size, delta_size, recomputed)
 
 
-def _transposes(node: Any, name: str) -> bool:
+def transposes(node: Any, name: str) -> bool:
     """Whether a node on the way from a matrix is its transposition."""
     if name == "TransposeBackward0":
         return sorted(x % 2 for x in (_signed(node._saved_dim0), _signed(node._saved_dim1))) == [0, 1]
@@ -185,7 +185,7 @@ def _signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
 
 
-def _use(node: Any, name: str, operand: int, transposed: bool) -> tuple[str, Use] | str:
+def use_of(node: Any, name: str, operand: int, transposed: bool) -> tuple[str, Use] | str:
     """The form and the use of a parameter by a node, or why it is no product."""
     if name == "EmbeddingBackward0" and not transposed:
         if node._saved_scale_grad_by_freq:

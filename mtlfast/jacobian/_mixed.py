@@ -1,0 +1,135 @@
+"""Columns of the Jacobian of K mixtures of the losses of S samples, from one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mtlfast.aggregation import Groups
+from mtlfast.jacobian._products import Wide, dtype_of_products
+from mtlfast.jacobian._sample_products import SampleLayer
+from mtlfast.jacobian._samples import Samples
+from mtlfast.ops._precision import DOUBLE_EPS, OF_ROUNDING, sum_rtol
+
+
+class MixedPart:
+    """Columns whose rows are A times the gradients of the samples, which are never all computed.
+
+    Args:
+        layers: one for each column, of one dtype and on one device.
+        samples: A.
+        absent: the tasks that do not take part.
+        wide: the columns whose products are computed in float64.
+    """
+
+    def __init__(self, layers: Sequence[SampleLayer], samples: Samples, absent: frozenset[int], wide: Wide) -> None:
+        self._layers, self._samples, self._absent, self._wide = layers, samples, absent, wide
+        self._grams: dict[bool, tuple[Tensor, Tensor]] = {}  # by whether all products are float64
+
+    @property
+    def num_tasks(self) -> int:
+        return self._samples.num_tasks
+
+    @property
+    def device(self) -> torch.device:
+        return self._layers[0].parameter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the factors."""
+        return self._layers[0].dtype
+
+    def places(self) -> Sequence[int]:
+        return [layer.column for layer in self._layers]
+
+    def reached(self, task: int) -> Iterator[bool]:
+        return (task not in self._absent for _ in self._layers)
+
+    def product_rtol(self, precision: str | None) -> float:
+        """That of products and sums in float32, unless they are float64."""
+        if self.dtype == torch.float64:
+            return DOUBLE_EPS
+        return max(sum_rtol(self.dtype, self._exact(precision)), OF_ROUNDING[self.dtype])
+
+    def _exact(self, precision: str | None) -> bool:
+        """Whether all products are computed in float64."""
+        return precision == "exact" and self._wide.everything
+
+    def at(self, columns: Sequence[int]) -> MixedPart:
+        chosen = [layer for layer in self._layers if layer.column in columns]
+        return MixedPart(chosen, self._samples, self._absent, self._wide)
+
+    def without(self, tasks: Sequence[int]) -> MixedPart:
+        return MixedPart(self._layers, self._samples, self._absent | frozenset(tasks), self._wide)
+
+    def gram(self, precision: str | None, groups: Groups | None) -> Tensor:
+        return self._summed(self._by_layer(precision)[0], groups)
+
+    def without_cross(self, precision: str | None, groups: Groups | None) -> Tensor:
+        """What `gram` would be if the gradients of the samples were orthogonal."""
+        return self._summed(self._by_layer(precision)[1], groups)
+
+    def _summed(self, of_layers: Tensor, groups: Groups | None) -> Tensor:
+        if groups is None:
+            return of_layers.sum(dim=0)
+        total = of_layers.new_zeros(len(groups.names), self.num_tasks, self.num_tasks)
+        return total.index_add(0, torch.tensor(groups.at(self.places()), device=self.device), of_layers)
+
+    def norms(self, order: int, groups: Groups | None) -> Tensor:
+        if order == 2:
+            return self.gram(None, groups).diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+        shape = (1 if groups is None else len(groups.names), self.num_tasks)
+        norms = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        by_sample = self._samples.weights(torch.eye(self.num_tasks, dtype=torch.float64, device=self.device))
+        for layer in self._layers:
+            group = 0 if groups is None else groups.of_column[layer.column]
+            for k, weights in enumerate(by_sample):
+                if k not in self._absent:
+                    gradient = layer.gradient(weights, dtype_of_products(self.dtype))  # one task's at a time
+                    norms[group, k] += torch.linalg.vector_norm(gradient, 1, dtype=torch.float64)
+        return norms[0] if groups is None else norms
+
+    def combined(self, weights: Tensor, groups: Groups | None) -> list[Tensor | None]:
+        """w A J, one tensor for each column, for weights [K], or [G, K] with the groups of all columns."""
+        by_sample = self._samples.weights(self._present(weights))
+        dtype = dtype_of_products(self.dtype)
+        return [
+            layer.gradient(by_sample if groups is None else by_sample[groups.of_column[layer.column]], dtype)
+            for layer in self._layers
+        ]
+
+    def _present(self, weights: Tensor) -> Tensor:
+        """The weights with 0 for the tasks that are absent."""
+        if not self._absent:
+            return weights
+        return weights.index_fill(-1, torch.tensor(sorted(self._absent), device=weights.device), 0)
+
+    def _by_layer(self, precision: str | None) -> tuple[Tensor, Tensor]:
+        """[L, K, K] float64: that of each layer, and what it would be for orthogonal gradients of samples."""
+        exact = self._exact(precision)
+        if exact not in self._grams:
+            wide = [exact or layer.column in self._wide.columns for layer in self._layers]
+            grams, own, shares = map(torch.stack, zip(*map(self._of_layer, self._layers, wide), strict=True))
+            if not exact and self.dtype != torch.float64:
+                for i in self._wide.note(shares, self.places()):
+                    grams[i], own[i], _ = self._of_layer(self._layers[i], True)
+            absent = sorted(self._absent)
+            for of_layers in (grams, own):
+                of_layers[:, absent] = 0
+                of_layers[:, :, absent] = 0
+            self._grams[exact] = grams, own
+        return self._grams[exact]
+
+    def _of_layer(self, layer: SampleLayer, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """What `_by_layer` has of a layer, and [K] the share of each squared norm in the squares of its terms."""
+        dtype = dtype_of_products(self.dtype, wide)
+        of_samples = layer.gram(dtype)
+        gram = self._samples.gram(of_samples)
+        own = self._samples.gram(torch.diag_embed(of_samples.diagonal()))
+        if dtype == torch.float64:
+            return gram, own, gram.new_ones(self.num_tasks)
+        squares = torch.stack([use.squares(dtype) for use in layer.uses]).sum(dim=0)
+        sums = self._samples.gram(torch.diag_embed(squares)).diagonal()
+        return gram, own, torch.where(sums > 0, gram.diagonal() / sums, 1.0)

@@ -1,0 +1,293 @@
+"""K tasks that are mixtures of the losses of S samples: one backward pass holds all of their gradients."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from mtlfast import _grad
+from mtlfast._arguments import Columns
+from mtlfast._losses import Present
+from mtlfast.aggregation import AsksPart
+from mtlfast.jacobian._known_nodes import why_unreadable
+from mtlfast.jacobian._mixed import MixedPart
+from mtlfast.jacobian._plan import MOST_PLANS, LayerPlan, Plan
+from mtlfast.jacobian._probe import factors_for, row_map
+from mtlfast.jacobian._products import Wide
+from mtlfast.jacobian._sample_products import (
+    RowMap,
+    SampleLayer,
+    cost_of_gram,
+    factors_of,
+    rows_in,
+    rows_of_delta,
+)
+from mtlfast.jacobian._sample_uses import SampleUse, by_row, kept_by, sample_uses
+from mtlfast.jacobian._samples import Samples
+from mtlfast.jacobian._stored import StoredJacobian
+from mtlfast.jacobian._uses import MOST_NODES, Graph, walk
+from mtlfast.task_gradients import TaskGradients
+
+AGAIN = 100  # steps after which a plan is probed again
+PROBES = 2  # with different factors, so that two samples with one factor in the first have others in the second
+
+
+class NotMixed(Exception):
+    """The tasks' gradients cannot be had from one pass, and why."""
+
+
+@dataclass
+class Remembered:
+    """What a probe found for a structure of the graph.
+
+    Attributes:
+        maps: for each shared parameter, for each of its uses, which row belongs to which sample.
+        wide: the parameters whose products are computed in float64.
+        steps: how many steps have used it.
+    """
+
+    maps: list[list[RowMap]]
+    wide: Wide = field(default_factory=Wide)
+    steps: int = 0
+
+
+_cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by the first shared parameter
+
+
+class MixingJacobian(StoredJacobian):
+    """The Jacobian of K mixtures of samples' losses, from one backward pass of the sum of these.
+
+    Args:
+        present: the K tasks with their losses, A times those of the samples.
+        shared: as in `StoredJacobian`, and so are `retain_graph` and `loss_weights_later`.
+        per_sample: [S] the losses of the samples.
+        samples: A.
+
+    Raises:
+        NotMixed: the samples' gradients cannot be told apart.
+    """
+
+    way = "mixing"
+
+    def __init__(
+        self,
+        present: Present,
+        shared: Columns | None,
+        retain_graph: bool,
+        loss_weights_later: bool,
+        storage_dtype: torch.dtype | None,
+        per_sample: Tensor,
+        samples: Samples,
+        way: str,
+    ) -> None:
+        super().__init__(present, shared, retain_graph, loss_weights_later, storage_dtype=storage_dtype)
+        self._per_sample, self._samples, self._later = per_sample, samples, loss_weights_later
+        graph = walk([per_sample])
+        self._uses = self._classified(graph)
+        if way == "auto":
+            self._check_cost()
+        self._remembered = self._recall(graph)
+        self._remembered.wide.settle()
+        self._absent: frozenset[int] = frozenset()
+        self._plain_gradients: Sequence[Tensor | None] | None = None
+
+    @property
+    def no_rows(self) -> str | None:
+        return 'jacobian="mixing" does not make them, expected jacobian="stored"'
+
+    @property
+    def plan(self) -> Plan:
+        layers = tuple(
+            LayerPlan(name, "mixing", _forms(uses), None, None, None, 0)
+            for name, uses in zip(self._names, self._uses, strict=True)
+        )
+        return Plan(self.way, f"one backward pass for {self._samples.number} samples", layers=layers)
+
+    def _classified(self, graph: Graph) -> list[list[SampleUse]]:
+        """The uses of every shared parameter."""
+        if (why := why_unreadable()) is not None:
+            raise NotMixed(why)
+        if not graph.nodes:
+            raise NotMixed(f"the graph has more than {MOST_NODES} nodes")
+        if self.storage_dtype is not None:
+            raise NotMixed("storage_dtype= needs the gradients")
+        found = []
+        for name, parameter in zip(self._names, self.parameters, strict=True):
+            uses = sample_uses(parameter, graph)
+            if isinstance(uses, str):
+                raise NotMixed(f"{name}: {uses}")
+            if len({use.form == "sum" for use in uses}) > 1:
+                raise NotMixed(f"{name}: it is used in two forms")
+            found.append(uses)
+        return found
+
+    def _check_cost(self) -> None:
+        """Raises unless one pass with products over samples is predicted to take less time than K passes."""
+        S, K = self._samples.number, self._samples.num_tasks
+        ordinary = mixed = 0.0
+        for parameter, uses in zip(self.parameters, self._uses, strict=True):
+            for use in uses:
+                if use.form != "sum":
+                    N = rows_in(use)
+                    ordinary += K * 2 * N * parameter.numel()
+                    mixed += 2 * N * parameter.numel() + cost_of_gram(N, parameter, S, use)
+        if K < 2 or mixed > ordinary:
+            raise NotMixed(f"{K} passes take fewer FLOPs")
+
+    def _recall(self, graph: Graph) -> Remembered:
+        """What is known of this graph: from the cache, or by a probe."""
+        key = (self._samples.number, tuple(p.shape for p in self.parameters), graph.structure, _shapes(self._uses))
+        if self.parameters[0] not in _cache:
+            _cache[self.parameters[0]] = {}
+        known: dict[object, Remembered] = _cache[self.parameters[0]]
+        remembered = known.get(key)
+        if remembered is None or remembered.steps % AGAIN == 0:
+            maps = self._probed(0 if remembered is None else remembered.steps)
+            if remembered is None:
+                if len(known) >= MOST_PLANS:
+                    known.clear()
+                remembered = known[key] = Remembered(maps)
+            remembered.maps = maps
+        remembered.steps += 1
+        return remembered
+
+    def _edges(self) -> list[GradientEdge]:
+        return [GradientEdge(use.node, 0) for uses in self._uses for use in uses]
+
+    def _sweep(self, cotangent: Tensor, retain_graph: bool) -> Iterator[Tensor | None]:
+        """The gradients at the outputs of all uses, for losses of samples that are multiplied by the cotangent."""
+        factors = cotangent.to(self._per_sample.device, self._per_sample.dtype)
+        edges: list[object] = list(self._edges())
+        return iter(
+            torch.autograd.grad(self._per_sample, edges, factors, retain_graph=retain_graph, allow_unused=True)  # type: ignore[arg-type]
+        )
+
+    def _probed(self, seed: int) -> list[list[RowMap]]:
+        """Which row belongs to which sample, for every use.
+
+        Raises:
+            NotMixed: a row belongs to several samples, or the rows are not in turn.
+        """
+        S = self._samples.number
+        before = list(self._sweep(torch.ones(S), True))
+        dtypes = [delta.dtype for delta in before if delta is not None]
+        after = []
+        for i in range(PROBES if S > 1 else 0):
+            factors = factors_for(S, dtypes, seed + random.Random(i).randrange(2**30))
+            after.append((factors, list(self._sweep(factors, True))))
+        maps: list[list[RowMap]] = []
+        place = 0
+        for name, parameter, uses in zip(self._names, self.parameters, self._uses, strict=True):
+            of_parameter = []
+            for use in uses:
+                delta = before[place]
+                if delta is None:
+                    raise NotMixed(f"{name}: no sample reaches one of its uses")
+                rows = rows_of_delta(use, delta, parameter)
+                others = [
+                    (rows_of_delta(use, x, parameter), f) for f, all_of in after if (x := all_of[place]) is not None
+                ]
+                found = row_map(rows, others, S)
+                in_turn = use.form == "product" or by_row(use, parameter.shape)
+                if found is None or not (in_turn or found == (1, S, 1)):
+                    raise NotMixed(
+                        f"{name}: samples meet in {type(use.node).__name__}, or its rows are not in their order"
+                    )
+                of_parameter.append(found)
+                place += 1
+            maps.append(of_parameter)
+        return maps
+
+    def obtain(self, loss_weights: Tensor | None = None) -> None:
+        """Runs the backward pass of the sum of all samples' losses, and before it that of the other leaves."""
+        if loss_weights is not None:
+            self._absent = frozenset(set(range(self.num_tasks)) - set(self._tasks_with_weight(loss_weights)))
+            self._samples = self._samples.scaled(loss_weights)
+        keep = self._retain_graph or (self._later and bool(self._others.leaves))
+        if not self._later:
+            self._plain_gradients = self._of_others(None, True)
+        kept = iter([kept_by(use) for uses in self._uses for use in uses])  # the pass frees them
+        deltas = self._sweep(torch.ones(self._samples.number), keep)
+        layers = []
+        for t, (parameter, uses) in enumerate(zip(self.parameters, self._uses, strict=True)):
+            factors = [
+                factors_of(use, rows, of_node, delta, parameter)
+                for use, rows in zip(uses, self._remembered.maps[t], strict=True)
+                if (of_node := next(kept)) is not None and (delta := next(deltas)) is not None
+            ]
+            if factors:
+                layers.append(SampleLayer(parameter, t, factors))
+        kinds: dict[object, list[SampleLayer]] = {}
+        for layer in layers:
+            kinds.setdefault((layer.dtype, layer.parameter.device), []).append(layer)
+        self._parts: list[AsksPart] = [
+            MixedPart(of, self._samples, self._absent, self._remembered.wide) for of in kinds.values()
+        ]
+
+    def _of_others(self, loss_weights: Tensor | None, retain_graph: bool) -> Sequence[Tensor | None]:
+        """The plain gradients of the leaves that are not shared, for the sum of the tasks' losses."""
+        if not self._others.leaves:
+            return []
+        ones = torch.ones(self.num_tasks, dtype=torch.float64, device=self._samples.factors.device)
+        weights = ones if loss_weights is None else loss_weights.double().to(ones.device)
+        cotangent = self._samples.weights(weights).to(self._per_sample.dtype)
+        return torch.autograd.grad(
+            self._per_sample, self._others.leaves, cotangent, retain_graph=retain_graph, allow_unused=True
+        )
+
+    def gram(self, precision: str | None = None) -> Tensor:
+        gram = super().gram(precision)
+        if precision != "exact":
+            return gram
+        parts = [part for part in self._parts if isinstance(part, MixedPart)]
+        own = torch.stack([part.without_cross(precision, self.groups).to(self.device) for part in parts]).sum(dim=0)
+        if self._row_weights is not None:
+            own = own * self._row_weights.outer(self._row_weights)
+        return super().gram(precision) if self._remembered.wide.note_gram(gram, own) else gram
+
+    def rows(self) -> TaskGradients:
+        raise TypeError(f"rows: expected task gradients in memory, but {self.no_rows}")
+
+    def _plain(self, loss_weights: Tensor | None) -> _grad.Pending:
+        before = self._plain_weights
+        if before is not None:
+            loss_weights = before if loss_weights is None else before * loss_weights
+        gradients, self._plain_gradients = self._plain_gradients, None
+        if gradients is None or loss_weights is not None:
+            with torch.enable_grad():
+                gradients = self._of_others(loss_weights, self._retain_graph)
+        if gradients:
+            self._others.collect(0, gradients)
+        del gradients
+        return self._others.prepared()
+
+    def weigh(self, loss_weights: Tensor) -> None:
+        assert self.losses is not None
+        mask = (loss_weights != 0) | ~self.losses.isfinite()
+        absent: list[int] = []
+        if mask.device.type == "cpu" and bool(mask.any()):
+            absent = mask.logical_not().nonzero().flatten().tolist()  # host: a CPU tensor
+        else:
+            self._mask = mask
+        self._parts = [part.without(absent) for part in self._parts]
+        self.scale(loss_weights)
+
+    def _written(self, part: AsksPart, weights: Tensor) -> _grad.Pending:
+        assert isinstance(part, MixedPart)
+        parameters = [self.parameters[t] for t in part.places()]
+        return _grad.prepared(parameters, part.combined(weights, self.groups), [True] * len(parameters))
+
+
+def _forms(uses: Sequence[SampleUse]) -> str:
+    names = sorted({use.form for use in uses})
+    return ", ".join(names) if names else "no sample reaches it"
+
+
+def _shapes(uses: Sequence[Sequence[SampleUse]]) -> tuple[object, ...]:
+    return tuple(tuple(use.node._input_metadata[0].shape) for of_parameter in uses for use in of_parameter)

@@ -1,0 +1,273 @@
+"""The products of the gradients of S samples, from rows that belong to samples.
+
+A layer's gradient of sample s is the sum of p_n q_n^T over the rows n of that sample: p_n is the gradient at the output
+and q_n the input, or the other way round. Its Gram matrix over the samples can be computed in two ways:
+
+    over pairs of rows        G_st = sum over n of s and m of t of <p_n, p_m> <q_n, q_m>     N^2 (a + b)
+    over samples' gradients   M_s = P_s^T Q_s, block by block, and G_st = <M_s, M_t>         N a b + S^2 a b
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtlfast import ops
+from mtlfast.jacobian._products import BLOCK, summed_by_entry
+from mtlfast.jacobian._sample_uses import SampleUse, by_row, rows_of_sum
+from mtlfast.task_gradients import TaskGradients
+
+SLOWER = 2.5  # how much longer than one weight gradient the samples' gradients take for one product (docs/mixing.md)
+
+
+class RowMap(NamedTuple):
+    """Which row belongs to which sample: row n to sample (n // inner) % number, for outer * number * inner rows.
+
+    Attributes:
+        outer: how often all samples come in turn.
+        number: S.
+        inner: how many rows of one sample stand together.
+    """
+
+    outer: int
+    number: int
+    inner: int
+
+    def by_sample(self, rows: Tensor) -> Tensor:
+        """[S, outer * inner, ...] for rows [N, ...]."""
+        rest = rows.shape[1:]
+        return rows.reshape(self.outer, self.number, self.inner, *rest).transpose(0, 1).reshape(self.number, -1, *rest)
+
+    def summed(self, rows: Tensor, dim: int = 0) -> Tensor:
+        """The sums of each sample's rows along a dimension, which becomes S long."""
+        shape = rows.shape
+        apart = rows.reshape(*shape[:dim], self.outer, self.number, self.inner, *shape[dim + 1 :])
+        return apart.sum(dim=(dim, dim + 2))
+
+    def spread(self, of_samples: Tensor) -> Tensor:
+        """[N] each row's entry of [S]."""
+        one = of_samples.repeat_interleave(self.inner)
+        return one.repeat(self.outer)
+
+
+@dataclass
+class SampleFactors:
+    """One use of a parameter in a step: its rows, and which sample each belongs to.
+
+    Attributes:
+        use: what the walk found.
+        rows: which row belongs to which sample.
+        left: [N, r] the matrix P, or [N] indices of an embedding; None for a sum.
+        right: [N, c] the matrix Q of a product, or [N, p] the terms of a sum.
+    """
+
+    use: SampleUse
+    rows: RowMap
+    left: Tensor | None
+    right: Tensor
+
+    def squares(self, dtype: torch.dtype) -> Tensor:
+        """[S] float64: the sums over each sample's rows of |p_n|^2 |q_n|^2."""
+        square = torch.linalg.vector_norm(self.right, dim=1, dtype=dtype).square()
+        if self.left is not None and self.left.is_floating_point():
+            square = square * torch.linalg.vector_norm(self.left, dim=1, dtype=dtype).square()
+        return self.rows.summed(square).double()
+
+
+@dataclass
+class SampleLayer:
+    """A parameter's uses in a step, which are all sums or all products."""
+
+    parameter: Tensor
+    column: int
+    uses: Sequence[SampleFactors]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the factors."""
+        return self.uses[0].right.dtype
+
+    def gram(self, dtype: torch.dtype) -> Tensor:
+        """[S, S] float64, with products in `dtype`."""
+        if self.uses[0].left is None:
+            return _gram([sum_of(self.uses, dtype)])
+        if not takes_samples(self.uses):
+            return _over_pairs(self.uses, dtype)
+        total = torch.zeros((), dtype=torch.float64, device=self.parameter.device)
+        for block in _gradients(self.uses, dtype):
+            total = total + _gram([block])
+        return total
+
+    def gradient(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weighted sum of the samples' gradients, for weights [S] float64."""
+        total: Tensor | None = None
+        for use in self.uses:
+            by_row = use.rows.spread(weights).to(dtype).unsqueeze(1)
+            right = use.right.to(dtype)
+            if use.left is None:
+                gradient = (by_row.mT @ right).reshape(self.parameter.shape)
+            elif not use.left.is_floating_point():
+                gradient = summed_by_entry(right * by_row, use.left, self.parameter.shape[0], -1)
+            else:
+                gradient = (use.left.to(dtype) * by_row).mT @ right
+            gradient = gradient.reshape(self.parameter.shape)
+            total = gradient if total is None else total + gradient
+        assert total is not None
+        return total
+
+
+def takes_samples(uses: Sequence[SampleFactors]) -> bool:
+    """Whether the samples' gradients are cheaper than pairs of rows."""
+    N, S = sum(len(use.right) for use in uses), uses[0].rows.number
+    if any(use.left is None or not use.left.is_floating_point() for use in uses):
+        return False
+    assert uses[0].left is not None
+    r, c = uses[0].left.shape[1], uses[0].right.shape[1]
+    return SLOWER * N * r * c + S**2 * r * c < N**2 * (r + c)
+
+
+def rows_in(use: SampleUse) -> int:
+    """N, the number of rows of a product."""
+    if use.form == "convolution":
+        shape = use.node._input_metadata[0].shape
+        return int(shape[0] * math.prod(shape[2:]))
+    assert use.use is not None
+    return use.use.rows
+
+
+def cost_of_gram(N: int, parameter: Tensor, number: int, use: SampleUse) -> float:
+    """The multiplications that the Gram matrix of the samples' gradients is predicted to take, or as long as these."""
+    r, c = len(parameter), parameter.numel() // len(parameter)
+    over_pairs = float(N**2 * ((0 if use.kind == "embedding" else r) + c))
+    return over_pairs if use.kind == "embedding" else min(over_pairs, SLOWER * N * r * c + number**2 * r * c)
+
+
+def sum_of(uses: Sequence[SampleFactors], dtype: torch.dtype) -> Tensor:
+    """[S, p] the gradients of the samples by a sum."""
+    first, *others = (use.rows.summed(use.right.to(dtype)) for use in uses)
+    for other in others:
+        first = first + other
+    return first
+
+
+def _gram(matrices: Sequence[Tensor]) -> Tensor:
+    """[S, S] float64 of the rows of matrices [S, p]."""
+    rows = list(zip(*(matrix.unbind(0) for matrix in matrices), strict=True))
+    return ops.gram(TaskGradients.from_rows(rows))
+
+
+def _gradients(uses: Sequence[SampleFactors], dtype: torch.dtype) -> Iterator[Tensor]:
+    """The gradients of the samples, [S, p], block by block of the parameter's rows."""
+    left = torch.cat([use.rows.by_sample(_dense(use.left).to(dtype)) for use in uses], dim=1)
+    right = torch.cat([use.rows.by_sample(use.right.to(dtype)) for use in uses], dim=1)
+    each = max(1, BLOCK // (left.shape[0] * right.shape[2] * right.element_size()))
+    for start in range(0, left.shape[2], each):
+        yield (left[:, :, start : start + each].mT @ right).flatten(1)
+
+
+def _dense(left: Tensor | None) -> Tensor:
+    assert left is not None
+    return left
+
+
+def _over_pairs(uses: Sequence[SampleFactors], dtype: torch.dtype) -> Tensor:
+    """The Gram matrix over pairs of rows, a block of rows at a time."""
+    S = uses[0].rows.number
+    total = torch.zeros(S, S, dtype=torch.float64, device=uses[0].right.device)
+    for i, one in enumerate(uses):
+        for j, other in enumerate(uses[: i + 1]):
+            cross = _cross(one, other, dtype)
+            total += cross if i == j else cross + cross.mT
+    return (total + total.mT) / 2
+
+
+def _cross(one: SampleFactors, other: SampleFactors, dtype: torch.dtype) -> Tensor:
+    """[S, S] the products of each sample's rows in one use with each sample's in another.
+
+    Of the symmetric products of a use with itself only the lower triangle is computed, by blocks, and those below the
+    diagonal blocks count twice: the symmetric part of the result is that of all products.
+    """
+    itself, N, M = one is other, len(one.right), len(other.right)
+    other_left, other_right = _dense(other.left), other.right.to(dtype)
+    by_row = torch.empty(N, one.rows.number, dtype=torch.float64, device=one.right.device)
+    each = max(1, BLOCK // (2 * M * other_right.element_size()))
+    if itself:
+        each = min(each, max(64, -(-N // 8)))
+    for start in range(0, N, each):
+        rows, end = slice(start, start + each), min(N, start + each) if itself else M
+        products = _inner(_dense(one.left)[rows], other_left[:end], dtype)
+        products *= one.right[rows].to(dtype) @ other_right[:end].mT
+        if itself:
+            products[:, :start] *= 2
+            products = torch.nn.functional.pad(products, (0, M - end))
+        by_row[rows] = other.rows.summed(products, 1).double()
+    return one.rows.summed(by_row)
+
+
+def _inner(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, M] the products of rows, where a row is given or is that of the unit matrix that an index names."""
+    if x.is_floating_point() and y.is_floating_point():
+        return x.to(dtype) @ y.to(dtype).mT
+    if x.is_floating_point():
+        return x.to(dtype)[:, y]
+    if y.is_floating_point():
+        return y.to(dtype)[:, x].mT.contiguous()
+    return (x.unsqueeze(1) == y).to(dtype)
+
+
+def factors_of(use: SampleUse, rows: RowMap, kept: Sequence[Tensor], delta: Tensor, parameter: Tensor) -> SampleFactors:
+    """The rows of a use.
+
+    Args:
+        use: what the walk found.
+        rows: which row belongs to which sample.
+        kept: what `kept_by` returned.
+        delta: the gradient at the use's output.
+        parameter: the parameter that is used.
+    """
+    if use.form == "sum":
+        return SampleFactors(use, rows, None, rows_of_sum(use, kept, delta, parameter.shape))
+    if use.form == "convolution":
+        places = delta[0, 0].numel()
+        return SampleFactors(use, rows._replace(inner=places), *_unfolded(use, kept[0], delta, parameter))
+    assert use.use is not None
+    (constant,) = kept
+    if use.kind == "embedding":
+        indices, delta = constant.reshape(-1), delta.reshape(-1, parameter.shape[1])
+        padding = use.node._saved_padding_idx
+        if 0 <= padding < parameter.shape[0]:
+            delta = delta.masked_fill((indices == padding).unsqueeze(1), 0)
+        return SampleFactors(use, rows, indices, delta)
+    delta, constant = (delta.mT, constant.mT) if use.use.turned else (delta, constant)
+    left, right = (delta, constant) if use.kind == "linear" else (constant, delta)
+    return SampleFactors(use, rows, left, right)
+
+
+def _unfolded(use: SampleUse, given: Tensor, delta: Tensor, parameter: Tensor) -> tuple[Tensor, Tensor]:
+    """A convolution as a product over samples and places."""
+    node = use.node
+    flat = delta.dim() == 3  # over one dimension
+    if flat:
+        given = given.unsqueeze(2)
+    stride, padding, dilation = (
+        (neutral, *values) if flat else tuple(values)
+        for values, neutral in ((node._saved_stride, 1), (node._saved_padding, 0), (node._saved_dilation, 1))
+    )
+    kernel = (1, *parameter.shape[2:]) if flat else tuple(parameter.shape[2:])
+    columns = torch.nn.functional.unfold(given, kernel, dilation, padding, stride)  # [S, C * kernel, places]
+    return delta.flatten(2).mT.flatten(0, 1), columns.mT.flatten(0, 1)
+
+
+def rows_of_delta(use: SampleUse, delta: Tensor, parameter: Tensor) -> Tensor:
+    """[N, ...] the gradient at the output, with a row for each row of `factors_of`, but for the places of an image."""
+    if use.form == "product":
+        assert use.use is not None
+        return delta.mT if use.use.turned else delta.reshape(-1, delta.shape[-1])
+    if use.form == "sum" and by_row(use, parameter.shape):
+        return delta.reshape(-1, parameter.numel())
+    return delta.reshape(len(delta), -1)
