@@ -1,4 +1,4 @@
-"""The check that `MTLFAST_CHECK=1` asks for: the update of the implicit way beside an ordinary backward pass."""
+"""The check that `MTLFAST_CHECK=1` asks for: computed updates beside those of an ordinary backward pass."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mtlfast.jacobian._factored import FactoredPart
-
 if TYPE_CHECKING:
-    from mtlfast.jacobian._implicit import ImplicitJacobian
+    from mtlfast.jacobian._computed import ComputedJacobian, ComputedPart
 
 # How far both may be apart, relative to the sum of |w_k g_k|.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 @torch.no_grad()
-def certify(jacobian: ImplicitJacobian, weights: Tensor, parts: Sequence[FactoredPart]) -> None:
-    """Compares w J and w^T G w of the implicit layers with an ordinary backward pass of the weighted losses.
+def certify(jacobian: ComputedJacobian, weights: Tensor, parts: Sequence[ComputedPart]) -> None:
+    """Compares w J and w^T G w with an ordinary backward pass of the weighted losses.
 
     Args:
         jacobian: after its passes, which have kept the graph.
         weights: [K] or [G, K], those of the rows as they are in memory.
-        parts: the implicit layers.
+        parts: the columns that are computed.
 
     Raises:
         RuntimeError: they differ by more than rounding.

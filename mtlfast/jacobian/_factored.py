@@ -96,13 +96,10 @@ class FactoredPart:
                     )
         return norms[0] if groups is None else norms
 
-    def combined(self, weights: Tensor, groups: Groups | None) -> list[Tensor | None]:
-        """w J, one tensor for each column, or None if no task reaches it.
+    def without_cross(self, precision: str | None, groups: Groups | None) -> Tensor | None:
+        return None
 
-        Args:
-            weights: [K], or [G, K] with groups.
-            groups: those of all columns.
-        """
+    def combined(self, weights: Tensor, groups: Groups | None) -> list[Tensor | None]:
         dtype = dtype_of_products(self.dtype)
         deltas = TaskGradients.from_rows(self._rows())
         grouped = None if groups is None else groups.at(self.places())

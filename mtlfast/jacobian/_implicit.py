@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -11,23 +10,20 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from mtlfast import _grad
 from mtlfast._arguments import Columns
 from mtlfast._losses import Present
-from mtlfast.aggregation import AsksPart, Part
 from mtlfast.jacobian._batched import NotBatched, batched, meeting_of, where, why_not
-from mtlfast.jacobian._certificate import certify
+from mtlfast.jacobian._computed import ComputedJacobian
 from mtlfast.jacobian._factored import FactoredPart
 from mtlfast.jacobian._overwriting import Overwriting
 from mtlfast.jacobian._plan import Plan, chosen_for
 from mtlfast.jacobian._products import Factors
 from mtlfast.jacobian._sequential import Pass, Targets, sequential
-from mtlfast.jacobian._stored import StoredJacobian
 from mtlfast.jacobian._uses import Layer, Use, walk
-from mtlfast.task_gradients import Rows, TaskGradients
+from mtlfast.task_gradients import Rows
 
 
-class ImplicitJacobian(StoredJacobian):
+class ImplicitJacobian(ComputedJacobian):
     """A Jacobian that stores no row of the layers whose gradient is a product of two matrices.
 
     Of such a layer the backward passes make the gradients at its output alone. The Gram matrix follows from these and
@@ -55,7 +51,7 @@ class ImplicitJacobian(StoredJacobian):
         memory_budget: int | None,
         why_not_mixed: str = "",
     ) -> None:
-        super().__init__(present, shared, retain_graph, loss_weights_later, storage_dtype=storage_dtype)
+        super().__init__(present, shared, retain_graph, loss_weights_later, storage_dtype)
         self._mode = mode
         self._graph = walk(present.losses)
         self._chosen, self._layers = chosen_for(
@@ -65,9 +61,7 @@ class ImplicitJacobian(StoredJacobian):
         self._plan = self._chosen.plan
         if why_not_mixed:
             self._plan = replace(self._plan, reason=f"not mixed, because {why_not_mixed}; {self._plan.reason}")
-        self._checks = bool(self._layers) and os.environ.get("MTLFAST_CHECK", "0") not in ("", "0")
         self._factors: list[Factors] = []
-        self._pass_weights: Tensor | None = None  # by which the losses were multiplied in the passes
 
     @property
     def plan(self) -> Plan:
@@ -152,14 +146,6 @@ class ImplicitJacobian(StoredJacobian):
         overwriting = Overwriting(self._reached, [losses[k] for k in wanted])
         yield from sequential(losses, weights, wanted, targets, keep, overwriting)
 
-    def weighted_pass(self, weights: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """The gradients of the parameters by one ordinary backward pass of the weighted sum of the losses."""
-        assert self._checks
-        factors = [w.to(loss.device, loss.dtype) for w, loss in zip(weights, self.present.losses, strict=True)]
-        if self._pass_weights is not None:
-            factors = [x * w.to(x.device, x.dtype) for x, w in zip(factors, self._pass_weights, strict=True)]
-        return torch.autograd.grad(self.present.losses, parameters, factors, retain_graph=True, allow_unused=True)
-
     def hold(self, rows: Rows) -> None:
         super().hold(rows)
         if not self._factors:
@@ -167,32 +153,8 @@ class ImplicitJacobian(StoredJacobian):
         kinds: dict[object, list[Factors]] = {}
         for factor in self._factors:
             kinds.setdefault((factor.layer.dtype, factor.parameter.device), []).append(factor)
-        stored = [part for part in self._parts if any(any(part.reached(k)) for k in range(self.num_tasks))]
-        factored: list[AsksPart] = [FactoredPart(of, self.num_tasks, self._chosen.wide) for of in kinds.values()]
-        self._parts = [*stored, *factored]
-
-    def gram(self, precision: str | None = None) -> Tensor:
-        gram = super().gram(precision)
-        again = precision == "exact" and bool(self._layers) and self._chosen.wide.note_gram(gram)
-        return super().gram(precision) if again else gram
-
-    def rows(self) -> TaskGradients:
-        if self._layers:
-            raise TypeError(f"rows: expected task gradients in memory, but {self.no_rows}")
-        return super().rows()
-
-    def _written(self, part: AsksPart, weights: Tensor) -> _grad.Pending:
-        if isinstance(part, Part):
-            return super()._written(part, weights)
-        assert isinstance(part, FactoredPart)
-        parameters = [self.parameters[t] for t in part.places()]
-        return _grad.prepared(parameters, part.combined(weights, self.groups), [True] * len(parameters))
-
-    def write(self, weights: Tensor, loss_weights: Tensor | None = None) -> None:
-        if self._checks:
-            self.check_weights(weights)
-            certify(self, self._weighed(weights), [part for part in self._parts if isinstance(part, FactoredPart)])
-        super().write(weights, loss_weights)
+        parts = [FactoredPart(of, self.num_tasks, self._chosen.wide) for of in kinds.values()]
+        self._compute(parts, self._chosen.wide)
         self._factors = []
 
 

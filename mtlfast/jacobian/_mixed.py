@@ -68,7 +68,6 @@ class MixedPart:
         return self._summed(self._by_layer(precision)[0], groups)
 
     def without_cross(self, precision: str | None, groups: Groups | None) -> Tensor:
-        """What `gram` would be if the gradients of the samples were orthogonal."""
         return self._summed(self._by_layer(precision)[1], groups)
 
     def _summed(self, of_layers: Tensor, groups: Groups | None) -> Tensor:
@@ -92,7 +91,6 @@ class MixedPart:
         return norms[0] if groups is None else norms
 
     def combined(self, weights: Tensor, groups: Groups | None) -> list[Tensor | None]:
-        """w A J, one tensor for each column, for weights [K], or [G, K] with the groups of all columns."""
         by_sample = self._samples.weights(self._present(weights))
         dtype = dtype_of_products(self.dtype)
         return [

@@ -14,9 +14,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from mtlfast import _grad
 from mtlfast._arguments import Columns
 from mtlfast._losses import Present
-from mtlfast.aggregation import AsksPart
+from mtlfast.jacobian._certificate import certify
+from mtlfast.jacobian._computed import ComputedJacobian
 from mtlfast.jacobian._known_nodes import why_unreadable
 from mtlfast.jacobian._mixed import MixedPart
+from mtlfast.jacobian._overwriting import COMPILED
 from mtlfast.jacobian._plan import MOST_PLANS, LayerPlan, Plan
 from mtlfast.jacobian._probe import factors_for, row_map
 from mtlfast.jacobian._products import Wide
@@ -28,11 +30,9 @@ from mtlfast.jacobian._sample_products import (
     rows_in,
     rows_of_delta,
 )
-from mtlfast.jacobian._sample_uses import SampleUse, by_row, kept_by, sample_uses
+from mtlfast.jacobian._sample_uses import SampleUse, by_row, is_packed, kept_by, sample_uses
 from mtlfast.jacobian._samples import Samples
-from mtlfast.jacobian._stored import StoredJacobian
 from mtlfast.jacobian._uses import MOST_NODES, Graph, walk
-from mtlfast.task_gradients import TaskGradients
 
 AGAIN = 100  # steps after which a plan is probed again
 PROBES = 2  # with different factors, so that two samples with one factor in the first have others in the second
@@ -60,7 +60,7 @@ class Remembered:
 _cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by the first shared parameter
 
 
-class MixingJacobian(StoredJacobian):
+class MixingJacobian(ComputedJacobian):
     """The Jacobian of K mixtures of samples' losses, from one backward pass of the sum of these.
 
     Args:
@@ -86,7 +86,7 @@ class MixingJacobian(StoredJacobian):
         samples: Samples,
         way: str,
     ) -> None:
-        super().__init__(present, shared, retain_graph, loss_weights_later, storage_dtype=storage_dtype)
+        super().__init__(present, shared, retain_graph, loss_weights_later, storage_dtype)
         self._per_sample, self._samples, self._later = per_sample, samples, loss_weights_later
         graph = walk([per_sample])
         self._uses = self._classified(graph)
@@ -115,6 +115,10 @@ class MixingJacobian(StoredJacobian):
             raise NotMixed(why)
         if not graph.nodes:
             raise NotMixed(f"the graph has more than {MOST_NODES} nodes")
+        if graph.hooked:
+            raise NotMixed("the model has hooks, which would see the gradients of all samples at once")
+        if any(type(node).__name__ == COMPILED for node in graph.nodes):
+            raise NotMixed("a part of the model is compiled by torch.compile")
         if self.storage_dtype is not None:
             raise NotMixed("storage_dtype= needs the gradients")
         found = []
@@ -122,6 +126,8 @@ class MixingJacobian(StoredJacobian):
             uses = sample_uses(parameter, graph)
             if isinstance(uses, str):
                 raise NotMixed(f"{name}: {uses}")
+            if any(is_packed(use) for use in uses):
+                raise NotMixed(f"{name}: what it multiplies is not kept, as in activation checkpointing")
             if len({use.form == "sum" for use in uses}) > 1:
                 raise NotMixed(f"{name}: it is used in two forms")
             found.append(uses)
@@ -209,7 +215,8 @@ class MixingJacobian(StoredJacobian):
         if loss_weights is not None:
             self._absent = frozenset(set(range(self.num_tasks)) - set(self._tasks_with_weight(loss_weights)))
             self._samples = self._samples.scaled(loss_weights)
-        keep = self._retain_graph or (self._later and bool(self._others.leaves))
+        self._pass_weights = loss_weights
+        keep = self._retain_graph or self._checks or (self._later and bool(self._others.leaves))
         if not self._later:
             self._plain_gradients = self._of_others(None, True)
         kept = iter([kept_by(use) for uses in self._uses for use in uses])  # the pass frees them
@@ -226,9 +233,8 @@ class MixingJacobian(StoredJacobian):
         kinds: dict[object, list[SampleLayer]] = {}
         for layer in layers:
             kinds.setdefault((layer.dtype, layer.parameter.device), []).append(layer)
-        self._parts: list[AsksPart] = [
-            MixedPart(of, self._samples, self._absent, self._remembered.wide) for of in kinds.values()
-        ]
+        wide = self._remembered.wide
+        self._compute([MixedPart(of, self._samples, self._absent, wide) for of in kinds.values()], wide)
 
     def _of_others(self, loss_weights: Tensor | None, retain_graph: bool) -> Sequence[Tensor | None]:
         """The plain gradients of the leaves that are not shared, for the sum of the tasks' losses."""
@@ -240,19 +246,6 @@ class MixingJacobian(StoredJacobian):
         return torch.autograd.grad(
             self._per_sample, self._others.leaves, cotangent, retain_graph=retain_graph, allow_unused=True
         )
-
-    def gram(self, precision: str | None = None) -> Tensor:
-        gram = super().gram(precision)
-        if precision != "exact":
-            return gram
-        parts = [part for part in self._parts if isinstance(part, MixedPart)]
-        own = torch.stack([part.without_cross(precision, self.groups).to(self.device) for part in parts]).sum(dim=0)
-        if self._row_weights is not None:
-            own = own * self._row_weights.outer(self._row_weights)
-        return super().gram(precision) if self._remembered.wide.note_gram(gram, own) else gram
-
-    def rows(self) -> TaskGradients:
-        raise TypeError(f"rows: expected task gradients in memory, but {self.no_rows}")
 
     def _plain(self, loss_weights: Tensor | None) -> _grad.Pending:
         before = self._plain_weights
@@ -267,21 +260,14 @@ class MixingJacobian(StoredJacobian):
         del gradients
         return self._others.prepared()
 
-    def weigh(self, loss_weights: Tensor) -> None:
-        assert self.losses is not None
-        mask = (loss_weights != 0) | ~self.losses.isfinite()
-        absent: list[int] = []
-        if mask.device.type == "cpu" and bool(mask.any()):
-            absent = mask.logical_not().nonzero().flatten().tolist()  # host: a CPU tensor
-        else:
-            self._mask = mask
-        self._parts = [part.without(absent) for part in self._parts]
-        self.scale(loss_weights)
-
-    def _written(self, part: AsksPart, weights: Tensor) -> _grad.Pending:
-        assert isinstance(part, MixedPart)
-        parameters = [self.parameters[t] for t in part.places()]
-        return _grad.prepared(parameters, part.combined(weights, self.groups), [True] * len(parameters))
+    def _certify(self, weights: Tensor) -> None:
+        """Compares the update, and the products of two random tasks, with ordinary backward passes."""
+        super()._certify(weights)
+        pair = random.sample(range(self.num_tasks), min(2, self.num_tasks))
+        for tasks in ([pair[0]], [pair[-1]], pair):
+            unit = torch.zeros_like(weights)
+            unit[..., tasks] = 1
+            certify(self, unit, self._parts_computed())
 
 
 def _forms(uses: Sequence[SampleUse]) -> str:

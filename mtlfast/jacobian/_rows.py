@@ -48,6 +48,7 @@ class StoredRows(RowsJacobian, Jacobian):
         self.present, self.storage_dtype = present, storage_dtype
         self._set_columns(Columns([], []) if shared is None else shared)
         self._ours: list[bool] = []
+        self._parts = []
         self._mask: Tensor | None = None
         self._plain_weights: Tensor | None = None  # by which the plain gradients are still to be multiplied
         self._row_weights: Tensor | None = None  # by which the rows are still to be multiplied

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtlfast.jacobian._uses import ON_THE_WAY, Graph, Use, transposes, use_of
-
-NORMS = {"NativeLayerNormBackward0", "NativeGroupNormBackward0"}
+from mtlfast.jacobian._uses import ON_THE_WAY, Graph, Use, packed, transposes, use_of
 
 
 class SampleUse(NamedTuple):
@@ -113,10 +111,18 @@ KEPT = {
 
 def kept_by(use: SampleUse) -> list[Tensor]:
     """The tensors that a node has kept for its backward pass, which frees them."""
-    names = ("_saved_input",) if use.form == "convolution" else KEPT.get(use.kind, ())
+    return [getattr(use.node, name).detach() for name in _names(use)]
+
+
+def is_packed(use: SampleUse) -> bool:
+    """Whether hooks have packed what the node keeps, so that to read it may compute it again."""
+    return any(packed(use.node, name) for name in _names(use))
+
+
+def _names(use: SampleUse) -> Sequence[str]:
     if use.use is not None:
-        names = (use.use.constant,)
-    return [getattr(use.node, name).detach() for name in names]
+        return (use.use.constant,)
+    return ("_saved_input",) if use.form == "convolution" else KEPT.get(use.kind, ())
 
 
 def rows_of_sum(use: SampleUse, kept: Sequence[Tensor], delta: Tensor, shape: torch.Size) -> Tensor:

@@ -169,7 +169,7 @@ def layer_of(parameter: Tensor, column: int, graph: Graph) -> Layer | str:
     size, delta_size = (1, parameter.shape[1]) if kind == "embedding" else (parameter.shape[1], parameter.shape[0])
     if kind == "transposed":
         size, delta_size = delta_size, size
-    recomputed = any(_packed(use) for use in uses)
+    recomputed = any(packed(use.node, use.constant) for use in uses)
     return Layer(column, kind, uses, dtype, size, delta_size, recomputed)
 
 
@@ -209,6 +209,6 @@ def use_of(node: Any, name: str, operand: int, transposed: bool) -> tuple[str, U
     return form, Use(node, constant, not right, node._input_metadata[0].shape[rows])
 
 
-def _packed(use: Use) -> bool:
-    """Whether the hooks of `saved_tensors_hooks` packed X, so that to read it may compute it again."""
-    return getattr(getattr(use.node, f"_raw{use.constant}"), "unpack_hook", None) is not None
+def packed(node: Any, field: str) -> bool:
+    """Whether the hooks of `saved_tensors_hooks` packed a tensor, so that to read it may compute it again."""
+    return getattr(getattr(node, f"_raw{field}"), "unpack_hook", None) is not None
