@@ -136,7 +136,8 @@ def backward(
             method keeps belongs to the groups by name, so keep the order of parameters that have no names. Decisions
             about ranks take the precision of the coarsest dtype in any group. None: one surgery for all shared
             parameters.
-        jacobian: how the gradients of the shared parameters are computed, for losses of one forward pass.
+        jacobian: how the gradients of the shared parameters are computed, for losses of one forward pass. None:
+            "stored", or "auto" beside `mixing`.
 
             - "stored": one backward pass for each task, whose K gradients are all kept.
             - "implicit": of linear layers and embeddings no task's gradient is computed. The backward passes stop at
@@ -150,6 +151,13 @@ def backward(
             MTLFAST_CHECK=1 the implicit update is compared with an ordinary backward pass of the weighted losses.
         memory_budget: with "implicit" or "auto", the most bytes that the K gradients and what stands in place of them
             may take. Layers then take the way of less memory until all keep to it. None: no limit.
+        mixing: tasks that are mixtures of the losses of samples, L_k = sum_s A[k, s] l_s. `losses` are then those of
+            the samples, a tensor [S], and `mixing` is A, a tensor [K, S] of any real dtype, or [S] integers: each
+            sample's task, or -1 for a sample of none. One backward pass then holds the gradients of all tasks, if no
+            sample's loss depends on another sample, as it does through a BatchNorm in training. `jacobian` None or
+            "auto" takes that way where it pays and a probe finds that it is exact, and else K passes, with the reason
+            in the plan. "mixing" refuses instead, and "implicit" and "stored" run K passes. `StepResult.losses` are
+            those of the tasks.
         allow_local: permit several ranks of a process group to aggregate each its own gradients. These differ from
             rank to rank, so that the replicas drift apart.
 

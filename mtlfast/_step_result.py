@@ -31,9 +31,10 @@ class StepResult:
             `gram`, `cosines` [G, K, K]; `by_group` has those of each group by its name.
         plan: how the task gradients were computed. `print(plan)` shows it; `plan.way` is one of these. "stored": one
             backward pass for each task through one graph. "implicit": without the gradients of the layers that
-            `plan.layers` says it of. "closures": a forward and a backward pass for each task. "accumulated": over
-            micro-batches. "features": at features, with one backward pass below them. "two batches": with `second`;
-            `losses` are then the means of both batches, and `gram` is that of the mean of their gradients.
+            `plan.layers` says it of. "mixing": one backward pass for mixtures of samples. "closures": a forward and a
+            backward pass for each task. "accumulated": over micro-batches. "features": at features, with one backward
+            pass below them. "two batches": with `second`; `losses` are then the means of both batches, and `gram` is
+            that of the mean of their gradients.
 
     Example:
         >>> import torch, mtlfast

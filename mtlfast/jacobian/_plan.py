@@ -44,7 +44,7 @@ class Plan:
     """How a step computes the task gradients. `print(plan)` shows it as a table.
 
     Attributes:
-        way: "stored", "implicit", "closures", "accumulated", "features" or "two batches", as `mtlfast.backward` says.
+        way: "stored", "implicit", "mixing", "closures", "accumulated", "features" or "two batches" (`StepResult`).
         reason: why, where `jacobian="auto"` or "implicit" had to choose; otherwise "".
         sweep: "batched" if one backward pass takes the gradients of all tasks through the trunk, "sequential" if there
             is one for each task; "" if nothing had to be chosen.
