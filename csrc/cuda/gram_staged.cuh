@@ -71,10 +71,10 @@ __device__ inline void place_of(const RowBlocks& blocks, const Tiles& t, int til
   }
 }
 
-// Starts the copy of columns [begin, begin + n), n <= kColumns, of an entry into a stage; zeros behind n and in rows
-// that are missing. Row r of a stands at stage row r, row r of b at Rows / 2 + r.
+// Starts the copy of a piece's first n columns, n <= kColumns, into a stage; zeros behind n and in rows that are
+// missing. Row r of a stands at stage row r, row r of b at Rows / 2 + r.
 template <class T, int Rows>
-__device__ inline void copy_stage(const Table& table, const RowBlocks& blocks, const Piece& piece, int offset, int n,
+__device__ inline void copy_stage(const Table& table, const RowBlocks& blocks, const Piece& piece, int n,
                                   unsigned char* stage) {
   using S = Stage<T, Rows>;
   const int groups = (n + kGroup<T> - 1) / kGroup<T>;
@@ -87,7 +87,7 @@ __device__ inline void copy_stage(const Table& table, const RowBlocks& blocks, c
     const int r = in_a ? row : row - padded_a;
     if (r >= (in_a ? blocks.rows_a : blocks.rows_b)) return nullptr;
     const T* source = table.row<const T>(piece.entry, in_a ? r : blocks.rows_a + r);
-    return source ? source + piece.begin + offset + group * kGroup<T> : nullptr;
+    return source ? source + piece.begin + group * kGroup<T> : nullptr;
   };
   const auto target_of = [&](int row, int group) {
     return stage + ((row < padded_a ? row : Rows / 2 + row - padded_a) * S::kStride + group * 16);
@@ -176,17 +176,16 @@ __device__ inline void multiply_stage(const unsigned char* stage, const Tiles& t
 // One span of columns after another, through this block's chunks.
 struct StageWalk {
   Share share;  // what is left of it
-  Piece piece;
-  int offset;  // in the piece
+  Piece piece;  // what is left of the chunk
 
   __device__ bool valid() const { return share.chunk < share.end; }
   __device__ void start(const Table& table) {
-    offset = 0;
     if (valid()) piece = piece_of(table, static_cast<int>(share.chunk));
   }
   __device__ void next(const Table& table, int columns) {
-    offset += columns;
-    if (offset < piece.n) return;
+    piece.begin += columns;
+    piece.n -= columns;
+    if (piece.n > 0) return;
     share.chunk += share.step;
     start(table);
   }
@@ -206,16 +205,13 @@ __global__ void __launch_bounds__(kThreads)
   double run[kTile][kTile] = {};
   int adds = 0;
 
-  StageWalk walk{share_of(table, sums), {}, 0};
+  StageWalk walk{share_of(table, sums), {}};
   walk.start(table);
-  const auto columns_of = [&] {
-    const int left = walk.piece.n - walk.offset;
-    return left < S::kColumns ? left : S::kColumns;
-  };
+  const auto columns_of = [&] { return walk.piece.n < S::kColumns ? walk.piece.n : S::kColumns; };
   int n = 0, turn = 0;  // columns of the stage to multiply; which of the two it is
   if (walk.valid()) {
     n = columns_of();
-    copy_stage<T, Rows>(table, blocks, walk.piece, walk.offset, n, stages);
+    copy_stage<T, Rows>(table, blocks, walk.piece, n, stages);
     walk.next(table, S::kColumns);
   }
   __pipeline_commit();
@@ -223,7 +219,7 @@ __global__ void __launch_bounds__(kThreads)
     int next_n = 0;
     if (walk.valid()) {
       next_n = columns_of();
-      copy_stage<T, Rows>(table, blocks, walk.piece, walk.offset, next_n, stages + (1 - turn) * S::kBytes);
+      copy_stage<T, Rows>(table, blocks, walk.piece, next_n, stages + (1 - turn) * S::kBytes);
       walk.next(table, S::kColumns);
     }
     __pipeline_commit();

@@ -64,8 +64,8 @@ MTLFAST_HD inline Piece piece_of(const Table& table, int chunk) {
 // Chunks are assigned by their number over all launches, however the tables were cut. A run of additions does end with
 // its table. So the last bits of a sum depend on where tables were cut, which the number of rows and the sizes of the
 // tensors decide.
-MTLFAST_HD inline long long first_chunk_of(const Table& table, int block, int grid) {
-  const long long ahead = (block - table.first_chunk % grid) % grid;
+MTLFAST_HD inline int first_chunk_of(const Table& table, int block, int grid) {
+  const int ahead = block - static_cast<int>(table.first_chunk % grid);
   return ahead < 0 ? ahead + grid : ahead;
 }
 
