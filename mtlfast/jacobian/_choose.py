@@ -51,7 +51,15 @@ def jacobian_of(
             given_columns = None if shared is None else shared_parameters(shared)
             try:
                 return MixingJacobian(
-                    present_losses(losses), given_columns, retain_graph, later, storage_dtype, per_sample, samples, way
+                    present_losses(losses),
+                    given_columns,
+                    retain_graph,
+                    later,
+                    storage_dtype,
+                    per_sample,
+                    samples,
+                    way,
+                    memory_budget,
                 )
             except NotMixed as error:
                 if way == "mixing":

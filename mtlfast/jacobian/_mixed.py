@@ -104,6 +104,10 @@ class MixedPart:
             return weights
         return weights.index_fill(-1, torch.tensor(sorted(self._absent), device=weights.device), 0)
 
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """[L, K, K] twice, as `_by_layer` has it, with the precision that earlier steps have found to be needed."""
+        return self._by_layer("exact")
+
     def _by_layer(self, precision: str | None) -> tuple[Tensor, Tensor]:
         """[L, K, K] float64: that of each layer, and what it would be for orthogonal gradients of samples."""
         exact = self._exact(precision)
@@ -113,12 +117,15 @@ class MixedPart:
             if not exact and self.dtype != torch.float64:
                 for i in self._wide.note(shares, self.places()):
                     grams[i], own[i], _ = self._of_layer(self._layers[i], True)
-            absent = sorted(self._absent)
-            for of_layers in (grams, own):
-                of_layers[:, absent] = 0
-                of_layers[:, :, absent] = 0
-            self._grams[exact] = grams, own
+            self._grams[exact] = self._without_absent(grams, own)
         return self._grams[exact]
+
+    def _without_absent(self, grams: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with zeros for the tasks that do not take part."""
+        if not self._absent:
+            return grams, own
+        absent = torch.tensor(sorted(self._absent), device=grams.device)
+        return tuple(x.index_fill(1, absent, 0).index_fill(2, absent, 0) for x in (grams, own))  # type: ignore[return-value]
 
     def _of_layer(self, layer: SampleLayer, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
         """What `_by_layer` has of a layer, and [K] the share of each squared norm in the squares of its terms."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from mtlfast.jacobian._sample_products import (
 )
 from mtlfast.jacobian._sample_uses import SampleUse, by_row, is_packed, kept_by, sample_uses
 from mtlfast.jacobian._samples import Samples
+from mtlfast.jacobian._streamed import StreamedPart
 from mtlfast.jacobian._uses import MOST_NODES, Graph, walk
 
 AGAIN = 100  # steps after which a plan is probed again
@@ -50,11 +52,13 @@ class Remembered:
         maps: for each shared parameter, for each of its uses, which row belongs to which sample.
         wide: the parameters whose products are computed in float64.
         steps: how many steps have used it.
+        why_not: why the samples' gradients cannot be told apart; "" if they can.
     """
 
     maps: list[list[RowMap]]
     wide: Wide = field(default_factory=Wide)
     steps: int = 0
+    why_not: str = ""
 
 
 _cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by the first shared parameter
@@ -68,6 +72,9 @@ class MixingJacobian(ComputedJacobian):
         shared: as in `StoredJacobian`, and so are `retain_graph` and `loss_weights_later`.
         per_sample: [S] the losses of the samples.
         samples: A.
+        way: "auto" or "mixing".
+        memory_budget: the most bytes that the rows of layers may take. None: they all wait for the weights. If they do
+            not fit, there are several passes for some of the layers each, and one more for the weighted sum.
 
     Raises:
         NotMixed: the samples' gradients cannot be told apart.
@@ -85,8 +92,10 @@ class MixingJacobian(ComputedJacobian):
         per_sample: Tensor,
         samples: Samples,
         way: str,
+        memory_budget: int | None,
     ) -> None:
         super().__init__(present, shared, retain_graph, loss_weights_later, storage_dtype)
+        self._budget = memory_budget
         self._per_sample, self._samples, self._later = per_sample, samples, loss_weights_later
         graph = walk([per_sample])
         self._uses = self._classified(graph)
@@ -103,11 +112,35 @@ class MixingJacobian(ComputedJacobian):
 
     @property
     def plan(self) -> Plan:
-        layers = tuple(
-            LayerPlan(name, "mixing", _forms(uses), None, None, None, 0)
-            for name, uses in zip(self._names, self._uses, strict=True)
-        )
-        return Plan(self.way, f"one backward pass for {self._samples.number} samples", layers=layers)
+        layers = []
+        for name, parameter, uses in zip(self._names, self.parameters, self._uses, strict=True):
+            rows = [rows_in(use) for use in uses if use.form != "sum"]
+            flops = ordinary = None
+            if rows:
+                work = [cost_of_gram(rows_in(use), parameter, self._samples.number, use) for use in uses]
+                ordinary = 2 * self.num_tasks * sum(rows) * parameter.numel()
+                flops = int(2 * sum(work)) + 2 * sum(rows) * parameter.numel()
+            kept = sum(_bytes(use) for use in uses)
+            layers.append(LayerPlan(name, "mixing", _forms(uses), sum(rows) or None, flops, ordinary, kept))
+        passes = len(self._blocks())
+        reason = f"{passes} backward pass{'es' if passes > 1 else ''} for {self._samples.number} samples"
+        return Plan(self.way, reason, layers=tuple(layers))
+
+    def _blocks(self) -> list[list[int]]:
+        """The places of the shared parameters, in blocks whose rows keep to the budget, or of one parameter each."""
+        everything = list(range(len(self.parameters)))
+        if self._budget is None:
+            return [everything]
+        blocks: list[list[int]] = []
+        size = 0
+        for t in everything:
+            own = sum(_bytes(use) for use in self._uses[t])
+            if not blocks or size + own > self._budget:
+                blocks.append([])
+                size = 0
+            blocks[-1].append(t)
+            size += own
+        return blocks
 
     def _classified(self, graph: Graph) -> list[list[SampleUse]]:
         """The uses of every shared parameter."""
@@ -153,26 +186,25 @@ class MixingJacobian(ComputedJacobian):
             _cache[self.parameters[0]] = {}
         known: dict[object, Remembered] = _cache[self.parameters[0]]
         remembered = known.get(key)
-        if remembered is None or remembered.steps % AGAIN == 0:
-            maps = self._probed(0 if remembered is None else remembered.steps)
-            if remembered is None:
-                if len(known) >= MOST_PLANS:
-                    known.clear()
-                remembered = known[key] = Remembered(maps)
-            remembered.maps = maps
+        if remembered is None:
+            if len(known) >= MOST_PLANS:
+                known.clear()
+            remembered = known[key] = Remembered([])
+        if remembered.steps % AGAIN == 0:
+            try:
+                remembered.maps, remembered.why_not = self._probed(remembered.steps), ""
+            except NotMixed as error:
+                remembered.why_not = str(error)
         remembered.steps += 1
+        if remembered.why_not:
+            raise NotMixed(remembered.why_not)
         return remembered
 
-    def _edges(self) -> list[GradientEdge]:
-        return [GradientEdge(use.node, 0) for uses in self._uses for use in uses]
-
-    def _sweep(self, cotangent: Tensor, retain_graph: bool) -> Iterator[Tensor | None]:
-        """The gradients at the outputs of all uses, for losses of samples that are multiplied by the cotangent."""
+    def _sweep(self, cotangent: Tensor, retain_graph: bool, columns: Sequence[int]) -> Iterator[Tensor | None]:
+        """The gradients at the outputs of the columns' uses, for samples' losses multiplied by the cotangent."""
         factors = cotangent.to(self._per_sample.device, self._per_sample.dtype)
-        edges: list[object] = list(self._edges())
-        return iter(
-            torch.autograd.grad(self._per_sample, edges, factors, retain_graph=retain_graph, allow_unused=True)  # type: ignore[arg-type]
-        )
+        edges = [GradientEdge(use.node, 0) for t in columns for use in self._uses[t]]
+        return iter(torch.autograd.grad(self._per_sample, edges, factors, retain_graph=retain_graph, allow_unused=True))
 
     def _probed(self, seed: int) -> list[list[RowMap]]:
         """Which row belongs to which sample, for every use.
@@ -181,12 +213,13 @@ class MixingJacobian(ComputedJacobian):
             NotMixed: a row belongs to several samples, or the rows are not in turn.
         """
         S = self._samples.number
-        before = list(self._sweep(torch.ones(S), True))
+        everything = range(len(self.parameters))
+        before = list(self._sweep(torch.ones(S), True, everything))
         dtypes = [delta.dtype for delta in before if delta is not None]
         after = []
         for i in range(PROBES if S > 1 else 0):
             factors = factors_for(S, dtypes, seed + random.Random(i).randrange(2**30))
-            after.append((factors, list(self._sweep(factors, True))))
+            after.append((factors, list(self._sweep(factors, True, everything))))
         maps: list[list[RowMap]] = []
         place = 0
         for name, parameter, uses in zip(self._names, self.parameters, self._uses, strict=True):
@@ -219,22 +252,41 @@ class MixingJacobian(ComputedJacobian):
         keep = self._retain_graph or self._checks or (self._later and bool(self._others.leaves))
         if not self._later:
             self._plain_gradients = self._of_others(None, True)
-        kept = iter([kept_by(use) for uses in self._uses for use in uses])  # the pass frees them
-        deltas = self._sweep(torch.ones(self._samples.number), keep)
-        layers = []
-        for t, (parameter, uses) in enumerate(zip(self.parameters, self._uses, strict=True)):
+        blocks = self._blocks()
+        if len(blocks) == 1:
+            self._compute(self._parts_of(blocks[0], keep), self._remembered.wide)
+            return
+        parts: list[MixedPart] = []
+        for block in blocks:
+            for part in self._parts_of(block, True):
+                layers = [SampleLayer(self.parameters[t], t, ()) for t in part.places()]
+                grams, wide = part.compute(), self._remembered.wide
+                rest = (self._samples, self._absent, wide, part.dtype, grams, self._pass_of_samples)
+                parts.append(StreamedPart(layers, *rest))
+                del part
+        self._compute(parts, self._remembered.wide)
+
+    def _parts_of(self, columns: Sequence[int], retain_graph: bool) -> list[MixedPart]:
+        """Runs the backward pass for some columns, and returns these."""
+        kept = iter([kept_by(use) for t in columns for use in self._uses[t]])  # the pass may free them
+        deltas = self._sweep(torch.ones(self._samples.number), retain_graph, columns)
+        kinds: dict[object, list[SampleLayer]] = {}
+        for t in columns:
             factors = [
-                factors_of(use, rows, of_node, delta, parameter)
-                for use, rows in zip(uses, self._remembered.maps[t], strict=True)
+                factors_of(use, rows, of_node, delta, self.parameters[t])
+                for use, rows in zip(self._uses[t], self._remembered.maps[t], strict=True)
                 if (of_node := next(kept)) is not None and (delta := next(deltas)) is not None
             ]
             if factors:
-                layers.append(SampleLayer(parameter, t, factors))
-        kinds: dict[object, list[SampleLayer]] = {}
-        for layer in layers:
-            kinds.setdefault((layer.dtype, layer.parameter.device), []).append(layer)
-        wide = self._remembered.wide
-        self._compute([MixedPart(of, self._samples, self._absent, wide) for of in kinds.values()], wide)
+                layer = SampleLayer(self.parameters[t], t, factors)
+                kinds.setdefault((layer.dtype, layer.parameter.device), []).append(layer)
+        return [MixedPart(of, self._samples, self._absent, self._remembered.wide) for of in kinds.values()]
+
+    def _pass_of_samples(self, weights: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """The gradients of parameters by one ordinary backward pass of the samples' weighted losses [S]."""
+        factors = weights.to(self._per_sample.device, self._per_sample.dtype)
+        with torch.enable_grad():
+            return torch.autograd.grad(self._per_sample, parameters, factors, retain_graph=True, allow_unused=True)
 
     def _of_others(self, loss_weights: Tensor | None, retain_graph: bool) -> Sequence[Tensor | None]:
         """The plain gradients of the leaves that are not shared, for the sum of the tasks' losses."""
@@ -268,6 +320,12 @@ class MixingJacobian(ComputedJacobian):
             unit = torch.zeros_like(weights)
             unit[..., tasks] = 1
             certify(self, unit, self._parts_computed())
+
+
+def _bytes(use: SampleUse) -> int:
+    """What a use's rows take."""
+    output = use.node._input_metadata[0]
+    return int(math.prod(output.shape)) * int(output.dtype.itemsize)
 
 
 def _forms(uses: Sequence[SampleUse]) -> str:
