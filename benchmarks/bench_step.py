@@ -10,86 +10,38 @@ contestant in a process of its own. `--quick` tries the program on a tiny model 
 
 import argparse
 import json
-import multiprocessing
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from readme_table import TASKS, commit, processor
-from step_report import Measured, ratios, times
+from readme_table import TASKS
+from step_report import ratios, times
+from step_rounds import fresh_process, measure, run_facts, without_gradients
 from step_ways import FULL, QUICK, Passes, Size, ways
 
 from mtlfast.bench import tables
-from mtlfast.bench.peak_memory import CLEAR, extra_bytes
-from mtlfast.bench.run import facts_of_run
-from mtlfast.bench.timing import take_turns
-
-WARMUPS = 2
-
-
-def measure(num_tasks: int, size: Size, rounds: int) -> Measured:
-    """The seconds of each contestant's rounds, as a whole and of its forward and backward passes."""
-    passes = Passes()
-    contestants, parameters = ways(num_tasks, size, passes)
-    parts: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
-
-    def run(name: str) -> None:
-        with passes.watch():
-            _step(contestants[name], parameters)
-        parts[name].append((passes.forward, passes.backward))
-
-    turns = {name: partial(run, name) for name in contestants}
-    seconds = take_turns(turns, rounds, WARMUPS, rotate=True)
-    return {
-        name: {
-            "step": list(timing.seconds),
-            "forward": [forward for forward, _ in parts[name][WARMUPS:]],
-            "backward": [backward for _, backward in parts[name][WARMUPS:]],
-            "peak": None,
-        }
-        for name, timing in seconds.items()
-    }
-
-
-def _step(contestant: Callable[[], object], parameters: list[torch.nn.Parameter]) -> None:
-    """One step, which ends without gradients, so that every contestant begins without."""
-    contestant()
-    for parameter in parameters:
-        parameter.grad = None
+from mtlfast.bench.peak_memory import extra_bytes
 
 
 def peak(name: str, num_tasks: int, size: Size) -> int:
     """The bytes that the contestant's second step holds at most, beside what is there before it."""
-    warnings.simplefilter("ignore")  # torch.vmap's, which TorchJD uses
     contestants, parameters = ways(num_tasks, size, Passes())
-    step = partial(_step, contestants[name], parameters)
+    step = partial(without_gradients, contestants[name], parameters)
     step()
     return extra_bytes(step)
-
-
-def measure_peaks(tasks: dict[int, Measured], size: Size) -> None:
-    """Adds each contestant's peak memory, on Linux."""
-    if not CLEAR.exists():
-        return
-    fresh = multiprocessing.get_context("forkserver")
-    fresh.set_forkserver_preload(["torch", "torchjd", "mtlfast.bench.faces"])  # imported once, and nothing else is done
-    with fresh.Pool(1, maxtasksperchild=1) as pool:
-        for K, of_ways in tasks.items():
-            for name, way in of_ways.items():
-                way["peak"] = pool.apply(peak, (name, K, size))
 
 
 def all_measured(size: Size, rounds: int, tasks: tuple[int, ...] = TASKS) -> dict[str, Any]:
     """Everything, as it is saved."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.vmap's, which TorchJD uses
-        measured = {K: measure(K, size, rounds) for K in tasks}
-    measure_peaks(measured, size)
-    facts = facts_of_run(rounds) | {"processor": processor(), "commit": commit(), "size": size._asdict()}
-    return {"facts": facts, "tasks": measured}
+        measured = {K: measure(*ways(K, size, passes := Passes()), passes, rounds) for K in tasks}
+    with fresh_process() as run:
+        for K, of_ways in measured.items():
+            for name, way in of_ways.items():
+                way["peak"] = run(peak, name, K, size)
+    return {"facts": run_facts(rounds) | {"size": size._asdict()}, "tasks": measured}
 
 
 def main() -> None:

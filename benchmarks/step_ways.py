@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torchjd.aggregation
@@ -17,13 +17,37 @@ from mtlfast.bench.faces import plain_rows, plain_surgery
 from mtlfast.bench.peers import torchjd_backward
 
 
+class Sizes(Protocol):
+    """What a `Model` is made of."""
+
+    @property
+    def width(self) -> int:
+        """The number of features of an example."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a batch."""
+
+    def trunk(self) -> nn.Module:
+        """A new trunk, which makes [B, width] of a batch."""
+
+
 class Size(NamedTuple):
-    """The sizes of the model and of one batch."""
+    """The sizes of the main README's transformer and of one batch."""
 
     width: int
     layers: int
     batch: int
     length: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a batch."""
+        return self.batch, self.length, self.width
+
+    def trunk(self) -> Trunk:
+        """A new trunk."""
+        return Trunk(self.width, self.layers)
 
 
 FULL, QUICK = Size(WIDTH, LAYERS, batch=8, length=64), Size(width=48, layers=1, batch=2, length=4)
@@ -74,21 +98,21 @@ class Passes:
 
 
 class Model:
-    """The transformer encoder of the main README with K heads, and a batch for each task.
+    """A trunk with K heads, and a batch for each task.
 
     Args:
         num_tasks: K.
-        size: of the model and of a batch.
+        size: makes the trunk, and has the shape of a batch.
         passes: where forward passes are counted.
     """
 
-    def __init__(self, num_tasks: int, size: Size, passes: Passes) -> None:
+    def __init__(self, num_tasks: int, size: Sizes, passes: Passes) -> None:
         torch.manual_seed(0)
-        self.trunk = Trunk(size.width, size.layers)
+        self.trunk = size.trunk()
         self.heads = nn.ModuleList(nn.Linear(size.width, 10) for _ in range(num_tasks))
         self.parameters = [*self.trunk.parameters(), *self.heads.parameters()]
-        self._x = torch.randn(num_tasks, size.batch, size.length, size.width)
-        self._targets = torch.randn(num_tasks, num_tasks, size.batch, 10)  # by task and by batch
+        self._x = torch.randn(num_tasks, *size.shape)
+        self._targets = torch.randn(num_tasks, num_tasks, size.shape[0], 10)  # by task and by batch
         self._passes = passes
 
     @property
@@ -126,21 +150,47 @@ class Model:
         """A bare backward pass, which keeps the graph or frees it."""
         return torch.autograd.grad(loss, self.parameters, retain_graph=keep, allow_unused=True)
 
+    def bare(self, losses: list[Tensor]) -> None:
+        """K bare backward passes, of which the last frees the graph. Each result is dropped at once."""
+        for k, loss in enumerate(losses):
+            self.gradients(loss, keep=k + 1 < len(losses))
 
-def ways(num_tasks: int, size: Size, passes: Passes) -> tuple[dict[str, Callable[[], object]], list[nn.Parameter]]:
+
+def rivals(model: Model) -> dict[str, Callable[[Tensor, list[Tensor]], object]]:
+    """The contestants that are not mtlfast's and take the features and the losses of one forward pass, by name."""
+
+    def plain(features: Tensor, losses: list[Tensor]) -> None:
+        torch.stack(losses).sum().backward()
+
+    def theirs(method: str, at_once: int | None) -> Callable[[Tensor, list[Tensor]], None]:
+        aggregator, parameters = getattr(torchjd.aggregation, method)(), list(model.trunk.parameters())
+
+        def run(features: Tensor, losses: list[Tensor]) -> None:
+            torchjd_backward(losses, features, parameters, aggregator, optimize=True, at_once=at_once)
+
+        return run
+
+    def pytorch_pcgrad(features: Tensor, losses: list[Tensor]) -> None:
+        plain_surgery(plain_rows(losses, model.parameters), model.parameters)
+
+    return {
+        PLAIN: plain,
+        BARE: lambda features, losses: model.bare(losses),
+        TORCHJD: theirs("PCGrad", at_once=1),
+        TORCHJD + AT_ONCE: theirs("PCGrad", at_once=None),
+        TORCHJD_UPGRAD: theirs("UPGrad", at_once=1),
+        TORCHJD_UPGRAD + AT_ONCE: theirs("UPGrad", at_once=None),
+        PYTORCH_PCGRAD: pytorch_pcgrad,
+    }
+
+
+def ways(num_tasks: int, size: Sizes, passes: Passes) -> tuple[dict[str, Callable[[], object]], list[nn.Parameter]]:
     """The contestants by name; and the parameters to whose `.grad` they add, all but the bare ones."""
     model = Model(num_tasks, size, passes)
     trunk, pcgrad, upgrad = model.trunk, PCGrad(), UPGrad()
 
-    def plain() -> None:
-        torch.stack(model.losses()[1]).sum().backward()
-
     def union() -> None:
         torch.stack(model.own_losses()).sum().backward()
-
-    def bare(losses: list[Tensor]) -> None:
-        for k, loss in enumerate(losses):
-            model.gradients(loss, keep=k + 1 < num_tasks)
 
     def held() -> None:
         rows = [model.gradients(loss, keep=k + 1 < num_tasks) for k, loss in enumerate(model.losses()[1])]
@@ -152,7 +202,7 @@ def ways(num_tasks: int, size: Size, passes: Passes) -> tuple[dict[str, Callable
 
     def bare_micro() -> None:
         for losses in model.micro_batches():
-            bare(losses)
+            model.bare(losses)
 
     def at_features() -> None:
         features, losses = model.losses()
@@ -167,19 +217,14 @@ def ways(num_tasks: int, size: Size, passes: Passes) -> tuple[dict[str, Callable
             accumulated.add(losses)
         mtlfast.backward(accumulated, pcgrad)
 
-    def theirs(method: str, at_once: int | None) -> Callable[[], None]:
-        aggregator = getattr(torchjd.aggregation, method)()
+    def on_losses(rival: Callable[[Tensor, list[Tensor]], object]) -> Callable[[], object]:
+        return lambda: rival(*model.losses())
 
-        def run() -> None:
-            features, losses = model.losses()
-            torchjd_backward(losses, features, trunk.parameters(), aggregator, optimize=True, at_once=at_once)
-
-        return run
-
+    of_rivals = {name: on_losses(rival) for name, rival in rivals(model).items()}
     contestants: dict[str, Callable[[], object]] = {
-        PLAIN: plain,
+        PLAIN: of_rivals[PLAIN],
         UNION: union,
-        BARE: lambda: bare(model.losses()[1]),
+        BARE: of_rivals[BARE],
         HELD: held,
         BARE_EACH: bare_each,
         BARE_MICRO: bare_micro,
@@ -188,10 +233,6 @@ def ways(num_tasks: int, size: Size, passes: Passes) -> tuple[dict[str, Callable
         FEATURES: at_features,
         CLOSURES: closures,
         ACCUMULATOR: accumulator,
-        TORCHJD: theirs("PCGrad", at_once=1),
-        TORCHJD + AT_ONCE: theirs("PCGrad", at_once=None),
-        TORCHJD_UPGRAD: theirs("UPGrad", at_once=1),
-        TORCHJD_UPGRAD + AT_ONCE: theirs("UPGrad", at_once=None),
-        PYTORCH_PCGRAD: lambda: plain_surgery(plain_rows(model.losses()[1], model.parameters), model.parameters),
+        **of_rivals,
     }
     return contestants, model.parameters
