@@ -66,7 +66,7 @@ RATIOS = [
 def with_faster_torchjd(ways: Measured) -> Measured:
     """The same with one entry for each method of TorchJD, at the setting whose median is lower."""
     found = dict(ways)
-    for name in (TORCHJD, TORCHJD_UPGRAD):
+    for name in {TORCHJD, TORCHJD_UPGRAD} & set(ways):
         other = found.pop(name + AT_ONCE)
         if median_interval(other["step"])[1] < median_interval(found[name]["step"])[1]:
             found[name] = other
