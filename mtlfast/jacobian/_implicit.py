@@ -76,6 +76,7 @@ class ImplicitJacobian(ComputedJacobian):
     def _passes(self, weights: Tensor | None, wanted: Sequence[int], inputs: Sequence[Tensor]) -> Iterator[Pass]:
         """The backward passes, in which the implicit layers have None for the gradients of their weights."""
         if not self._layers:
+            self._graph = self._graph.without_nodes()
             yield from super()._passes(weights, wanted, inputs)
             return
         self._factors, self._pass_weights = self._read_constants(), weights
@@ -94,7 +95,7 @@ class ImplicitJacobian(ComputedJacobian):
             del gradients
             yield k, row
             del row
-        self._graph = self._graph._replace(nodes=[], users={}, hooked=frozenset())  # which would keep it alive
+        self._graph = self._graph.without_nodes()
 
     def _read_constants(self) -> list[Factors]:
         """The layers' inputs. A checkpointed segment whose inputs are packed is computed once for all of it."""
@@ -112,10 +113,6 @@ class ImplicitJacobian(ComputedJacobian):
             constants.append(constant.mT if use.turned else constant)
         padding = layer.uses[0].node._saved_padding_idx if layer.kind == "embedding" else -1
         joined = constants[0] if len(constants) == 1 else torch.cat(constants)
-        entries = self.parameters[layer.column].shape[0]
-        padding = padding - 2**64 if padding >= 2**63 else padding
-        if padding < -1:
-            padding += entries
         return Factors(layer, self.parameters[layer.column], joined, [None] * self.num_tasks, padding)
 
     def _swept(

@@ -86,6 +86,10 @@ class Graph(NamedTuple):
     hooked: frozenset[Any]
     structure: tuple[object, ...]
 
+    def without_nodes(self) -> Graph:
+        """The same without the nodes, which would keep the graph alive."""
+        return Graph([], {}, frozenset(), self.structure)
+
 
 def walk(losses: Sequence[Tensor]) -> Graph:
     """All nodes behind the losses, and the users of every leaf.
@@ -160,6 +164,8 @@ def layer_of(parameter: Tensor, column: int, graph: Graph) -> Layer | str:
         return f"it is used in two forms, {' and '.join(sorted(kinds))}"
     (kind,) = kinds
     uses = tuple(use for _, use in found)
+    if kind == "embedding" and len({use.node._saved_padding_idx for use in uses}) > 1:
+        return "it is used with two padding indices"
     outputs = [use.node._input_metadata[0] for use in uses]
     dtype, own = outputs[0].dtype, _grad.dtype_of(parameter)
     if any(output.dtype != dtype for output in outputs) or dtype not in DTYPES or own not in DTYPES:
