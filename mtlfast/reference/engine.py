@@ -47,7 +47,9 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
 
 def _by_group(grads: TaskGradients, groups: Sequence[int], num_groups: int) -> list[TaskGradients]:
     """The gradients of each group of tensors by itself."""
-    columns = [[t for t, its in enumerate(groups) if its == group] for group in range(num_groups)]
+    columns: list[list[int]] = [[] for _ in range(num_groups)]
+    for t, group in enumerate(groups):
+        columns[group].append(t)
     return [TaskGradients([[row[t] for t in some] for row in grads.rows]) for some in columns]
 
 
