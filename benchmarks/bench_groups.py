@@ -14,11 +14,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import mtlfast
-from mtlfast import ops
-from mtlfast.aggregation import Aggregator, Groups, NashMTL, PCGrad, Step, UPGrad
+from mtlfast.aggregation import Aggregator, NashMTL, PCGrad, UPGrad
+from mtlfast.bench.baselines import plain_pcgrad_by_tensor
+from mtlfast.bench.contests import direction
 from mtlfast.bench.timing import Timing, take_turns
 from mtlfast.bench.workload import scattered
 from mtlfast.task_gradients import TaskGradients
@@ -30,40 +31,15 @@ Turn = Callable[[dict[str, Callable[[], object]]], dict[str, Timing]]
 SIZES = (100, 1_000, 3_000, 10_000, 30_000, 100_000)  # elements of each group, to see where solves dominate
 
 
-def loop(rows: tuple[tuple[Tensor | None, ...], ...]) -> list[Tensor]:
-    """PCGrad of each tensor by itself, as training programs write it: clones, and a host read for each pair."""
-    directions = []
-    for column in zip(*rows, strict=True):
-        gradients = [g.clone() for g in column if g is not None]
-        projected = [g.clone() for g in gradients]
-        for i, g in enumerate(projected):
-            for j in torch.randperm(len(gradients)).tolist():
-                dot = (g * gradients[j]).sum()
-                if j != i and dot.item() < 0:
-                    g -= dot / gradients[j].square().sum() * gradients[j]
-        directions.append(torch.stack(projected).sum(dim=0))
-    return directions
-
-
 def surgery(num_tasks: int, elements: int, turn: Turn) -> None:
     """Prints what directions take from the task gradients on."""
     grads = scattered(num_tasks, elements, num_tensors=TENSORS)
-    turns: dict[str, Callable[[], object]] = {"the loop by hand": partial(loop, grads.rows)}
+    out = Aggregator.targets(grads)
+    turns: dict[str, Callable[[], object]] = {"the loop by hand": plain_pcgrad_by_tensor(grads)}
     for method in METHODS:
         for groups in (None, "tensor"):
-            turns[name_of(method, groups)] = direction(method(), grads, groups)
+            turns[name_of(method, groups)] = direction(method(), grads, out, groups is not None)
     show(f"Surgery, K = {num_tasks}", turn(turns), "the loop by hand")
-
-
-def direction(aggregator: Aggregator, grads: TaskGradients, groups: str | None) -> Callable[[], object]:
-    """From the lists of gradients to the update, which is written into the same tensors each time."""
-    out = ops.combine(grads, torch.ones(grads.num_tasks))
-    names = None if groups is None else Groups.by_name([str(t) for t in range(len(out))])
-
-    def run() -> object:
-        return aggregator.aggregate(TaskGradients.from_rows(grads.rows), Step(grads.num_tasks, groups=names), out)
-
-    return run
 
 
 def steps(num_tasks: int, elements: int, turn: Turn) -> None:
@@ -90,10 +66,11 @@ def solves(num_tasks: int, turn: Turn) -> None:
     """Prints by the size of groups how much longer surgery by tensor takes than surgery on all at once."""
     for size in SIZES:
         grads = TaskGradients.from_rows([[torch.randn(size) for _ in range(TENSORS)] for _ in range(num_tasks)])
+        out = Aggregator.targets(grads)
         turns: dict[str, Callable[[], object]] = {}
         for method in METHODS:
             for groups in (None, "tensor"):
-                turns[name_of(method, groups)] = direction(method(), grads, groups)
+                turns[name_of(method, groups)] = direction(method(), grads, out, groups is not None)
         show(f"{TENSORS} groups of {size:,} elements, K = {num_tasks}", turn(turns))
 
 

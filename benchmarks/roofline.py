@@ -101,9 +101,12 @@ def gram(work: Workload, bytes_moved: float, chip: Chip, kernels: dict[str, Any]
 
 
 def launches(op: str, work: Workload, chip: Chip, kernels: dict[str, Any]) -> list[Launch]:
-    """The kernels that an op launches, without the two kernels on K x K numbers of a surgery."""
+    """The kernels that an op launches, without the two kernels on K x K numbers of a surgery.
+
+    Groups, of which PCGrad by tensor makes one a tensor, add neither bytes nor launches.
+    """
     dtype, K = CXX_NAMES[work.dtype], work.num_tasks
-    if op == "PCGrad":
+    if op.startswith("PCGrad"):
         return launches("gram", work, chip, kernels) + launches("combine", work, chip, kernels)
     of_J, of_direction = PASSES[op]
     bytes_moved = (of_J * K + of_direction) * work.elements * DTYPES[work.dtype]
@@ -140,7 +143,7 @@ def predict(op: str, work: Workload, chip: Chip, kernels: dict[str, Any]) -> Row
         seconds += max(memory, compute) + LAUNCH
         memory_seconds, compute_seconds = memory_seconds + memory, compute_seconds + compute
         total_bytes += part.bytes_moved
-    if op == "PCGrad":
+    if op.startswith("PCGrad"):
         seconds += 2 * LAUNCH  # random keys and the solver
     return {
         **work.label,

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from mtlfast.bench import faces, memory_speed, peak_memory, peers, run, sizes
+from mtlfast import TaskGradients, aggregation
+from mtlfast.aggregation import Aggregator
+from mtlfast.bench import baselines, contests, faces, memory_speed, peak_memory, peers, run, sizes
 from mtlfast.bench.section import Section
 from mtlfast.compat.pcgrad import PCGrad
 
@@ -22,6 +24,20 @@ def test_the_plain_way_is_what_the_face_does():
     PCGrad(torch.optim.SGD(parameters, lr=0.1)).surgery(rows, parameters, parameters)
     for parameter, gradient in zip(parameters, wanted, strict=True):
         assert torch.allclose(parameter.grad, gradient, atol=1e-5)
+
+
+def test_the_plain_way_by_tensor_is_what_groups_do():
+    torch.manual_seed(0)
+    row = [torch.randn(4, 3), torch.randn(5), torch.randn(7)]
+    other = [factor * g + 0.1 * torch.randn_like(g) for factor, g in zip((1, -1, -2), row, strict=True)]
+    grads = TaskGradients.from_rows([row, other])
+    wanted = baselines.plain_pcgrad_by_tensor(grads)()  # of two tasks there is one order
+    by_tensor, at_once = Aggregator.targets(grads), Aggregator.targets(grads)
+    contests.direction(aggregation.PCGrad(), grads, by_tensor, by_tensor=True)()
+    contests.direction(aggregation.PCGrad(), grads, at_once)()
+    for one, plain, together in zip(by_tensor, wanted, at_once, strict=True):
+        assert torch.allclose(one, plain, atol=1e-5)
+        assert not torch.allclose(together, plain, atol=1e-2)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -345,6 +345,8 @@ def test_roofline_beside_a_run():
     assert eight["predicted / measured"] == round(eight["us predicted"] / 310, 2)
     surgery = next(row for row in rows if (row["op"], row["K"], row["dtype"]) == ("PCGrad", 8, "float32"))
     assert surgery["us memory"] == pytest.approx(17 * 25e6 * 4 / (3350e9 * 0.9) * 1e6, abs=1)
+    by_tensor = next(row for row in rows if (row["op"], row["K"], row["dtype"]) == ("PCGrad by tensor", 8, "float32"))
+    assert by_tensor["us predicted"] == surgery["us predicted"]  # as many bytes and launches
     assert roofline.markdown(rows).count("\n") == len(rows) + 1
 
 

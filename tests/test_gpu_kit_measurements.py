@@ -30,10 +30,14 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 OPS = [
     "gram, exact",
     "gram, fast",
+    "gram of groups, exact",
+    "gram of groups, fast",
     "cross-Gram",
     "norms",
+    "norms of groups",
     "combine",
     "combine, R = 3",
+    "combine groups",
     "accumulate",
     "flatten",
     "scale_",
@@ -57,7 +61,10 @@ def test_measurements_run_on_the_cpu(name):
             *((K, x, lie) for K in (2, 32) for x in ("float32", "bfloat16") for lie in ("scattered", "matrix")),
         }
         assert all(row["% of copy"] > 0 for row in rows)
-        assert "combine, accumulate" in {row["op"] for row in rows}
+        assert {"combine, accumulate", "PCGrad by tensor"} <= {row["op"] for row in rows}
+        assert {row["op"] for row in rows if "plain takes" not in row} >= {"PCGrad by tensor"}
+    if name == "models":
+        assert {row["op"] for row in rows if "plain takes" in row} >= {"PCGrad", "PCGrad by tensor"}
     if name == "sizes":
         assert [row["op"] for row in rows] == ["gram", "combine", "PCGrad"] * len(DRY.sizes)
     if name == "solvers":  # all methods before more tasks
@@ -107,24 +114,47 @@ FAULTS = {
     "an element left out": (
         "gram",
         lambda op: lambda g, *other, **k: op(without_an_element(g), *other, **k),
-        ["gram, exact", "gram, fast", "cross-Gram"],
+        ["gram, exact", "gram, fast", "gram of groups, exact", "gram of groups, fast", "cross-Gram"],
     ),
     "a sum in float": (
         "gram",
-        lambda op: lambda *batches, **k: op(*batches, precision="fast"),
-        ["gram, exact", "cross-Gram"],
+        lambda op: lambda *batches, **k: op(*batches, **{**k, "precision": "fast"}),
+        ["gram, exact", "gram of groups, exact", "cross-Gram"],
     ),
     "batches exchanged": ("gram", lambda op: lambda g, *other, **k: op(*other, g, **k), ["cross-Gram"]),
-    "norms of other tasks": ("norms", lambda op: lambda g: op(g).flip(0), ["norms"]),
+    "norms of other tasks": (
+        "norms",
+        lambda op: lambda g, **k: op(g, **k).flip(-1),
+        ["norms", "norms of groups"],
+    ),
+    "matrices of other groups": (
+        "gram",
+        lambda op: lambda *a, **k: op(*a, **k).roll(1, 0) if "groups" in k else op(*a, **k),
+        ["gram of groups, exact", "gram of groups, fast"],
+    ),
+    "norms of other groups": (
+        "norms",
+        lambda op: lambda g, **k: op(g, **k).roll(1, 0) if k else op(g),
+        ["norms of groups"],
+    ),
+    "weights of other groups": (
+        "combine",
+        lambda op: lambda g, w, out=None, **k: op(g, w.roll(1, 0) if "groups" in k else w, out=out, **k),
+        ["combine groups"],
+    ),
     "nothing written": ("combine", lambda op: lambda g, w, out=None, **k: out or op(g, w), ["combine", "accumulate"]),
-    "overwritten": ("combine", lambda op: lambda g, w, out=None, **k: op(g, w, out=out), ["accumulate"]),
+    "overwritten": (
+        "combine",
+        lambda op: lambda g, w, out=None, accumulate=False, **k: op(g, w, out=out, **k),
+        ["accumulate"],
+    ),
     "columns exchanged": ("flatten", lambda op: lambda g: op(g).flip(1), ["flatten"]),
     "views exchanged": ("unflatten", lambda op: lambda v, g: op(v.flip(0), g), ["flatten"]),
     "scaled twice": ("scale_", lambda op: lambda g, w: op(op(g, w), w), ["scale_"]),
     "another order": ("project", lambda op: lambda g: op(g, descending(g)), ["project"]),
     "both signs": ("grad_drop", lambda op: lambda g, *a: ops.combine(g, torch.ones(g.num_tasks)), ["grad_drop"]),
     "nothing left out": ("trimmed_mean", lambda op: lambda g, n: op(g, 0), ["trimmed_mean"]),
-    "an error": ("norms", lambda op: lambda g: op(None), ["norms"]),
+    "an error": ("norms", lambda op: lambda g, **k: op(None), ["norms", "norms of groups"]),
 }
 
 

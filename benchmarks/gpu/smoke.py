@@ -66,6 +66,11 @@ def worst(error: Tensor, allowed: Tensor) -> float:
     return float((error.abs() / allowed).max())
 
 
+def partition(num_tensors: int) -> list[int]:
+    """Groups of all kinds: one of tensors that do not lie together, some of one tensor each, some of none."""
+    return [t if t % 2 else 0 for t in range(num_tensors)]
+
+
 def check_ops(grads: TaskGradients, place: Callable[[Tensor], Tensor]) -> Checks:
     """Each op's largest error on these gradients, over what is allowed.
 
@@ -73,17 +78,29 @@ def check_ops(grads: TaskGradients, place: Callable[[Tensor], Tensor]) -> Checks
         grads: flat tensors.
         place: puts an output, which is poisoned first, at an aligned address or beside one.
     """
-    K, dtype, device = grads.num_tasks, grads.dtype, grads.device
+    K, T, dtype, device = grads.num_tasks, len(grads.shapes), grads.dtype, grads.device
     J = reference.flatten(grads, torch.float64).cpu()
     truth, size = reference.gram(TaskGradients.from_matrix(J)), J.abs() @ J.abs().T
     eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
     weights, coefficients = torch.randn(K, device=device), torch.randn(3, K, device=device)
+    groups, elements = partition(T), [0 if shape is None else shape.numel() for shape in grads.shapes]
+
+    def of_groups(J: Tensor) -> Tensor:
+        """[T, K, K], the Gram matrix of each group, of which there are as many as tensors."""
+        of_tensors = torch.stack([columns @ columns.T for columns in J.split(elements, dim=1)])
+        return torch.zeros_like(of_tensors).index_add_(0, torch.tensor(groups), of_tensors)
 
     def gram(precision: str) -> float:
         poison = torch.full((K, K), torch.nan, dtype=torch.float64, device=device)
         del poison  # the allocator hands its memory to gram
         error = ops.gram(grads, precision=precision).cpu() - truth
         return worst(error, size * sum_rtol(dtype, precision == "exact"))
+
+    def gram_of_groups(precision: str) -> float:
+        poison = torch.full((T, K, K), torch.nan, dtype=torch.float64, device=device)
+        del poison
+        error = ops.gram(grads, precision=precision, groups=groups, num_groups=T).cpu() - of_groups(J)
+        return worst(error, of_groups(J.abs()) * sum_rtol(dtype, precision == "exact") + tiny)
 
     def cross_gram() -> float:
         batches = [TaskGradients.from_rows(rows) for rows in (grads.rows[: K // 2], grads.rows[K // 2 :])]
@@ -94,11 +111,19 @@ def check_ops(grads: TaskGradients, place: Callable[[Tensor], Tensor]) -> Checks
         lengths = truth.diagonal().sqrt()
         return worst(ops.norms(grads).cpu() - lengths, lengths * sum_rtol(dtype, exact=True))
 
-    def off(result: Tensor, weights: Tensor, before: float = 0.0) -> float:
-        """Of before + weights J: sums over the tasks in float32, then one rounding."""
-        w = weights.cpu().double()
-        want, most = w @ J + before, w.abs() @ J.abs() + before
+    def norms_of_groups() -> float:
+        lengths = of_groups(J).diagonal(dim1=1, dim2=2).sqrt()
+        error = ops.norms(grads, groups=groups, num_groups=T).cpu() - lengths
+        return worst(error, lengths * sum_rtol(dtype, exact=True) + tiny)
+
+    def rounded(result: Tensor, want: Tensor, most: Tensor) -> float:
+        """Sums over the tasks in float32 of terms that are `most` in size, then one rounding."""
         return worst(result - want, want.abs() * eps + most * K * torch.finfo(torch.float32).eps + tiny)
+
+    def off(result: Tensor, weights: Tensor, before: float = 0.0) -> float:
+        """Of before + weights J."""
+        w = weights.cpu().double()
+        return rounded(result, w @ J + before, w.abs() @ J.abs() + before)
 
     def combine(weights: Tensor, fill: float = torch.nan, accumulate: bool = False) -> float:
         out: list[Tensor | None] = [
@@ -106,6 +131,14 @@ def check_ops(grads: TaskGradients, place: Callable[[Tensor], Tensor]) -> Checks
         ]
         result = joined(ops.combine(grads, weights, out=out, accumulate=accumulate))
         return off(result, weights, fill if accumulate else 0.0)
+
+    def combine_groups() -> float:
+        of_each = torch.randn(T, K, device=device)
+        out = [None if x is None else place(torch.full_like(x, torch.nan)) for x in grads.examples()]
+        result = joined(ops.combine(grads, of_each, out=out, groups=groups))
+        of_tensors = of_each.cpu().double()[groups]
+        terms = of_tensors.repeat_interleave(torch.tensor(elements), dim=0).T * J
+        return rounded(result, terms.sum(0), terms.abs().sum(0))
 
     def flatten() -> float:
         flat = ops.flatten(grads)
@@ -161,10 +194,14 @@ def check_ops(grads: TaskGradients, place: Callable[[Tensor], Tensor]) -> Checks
     return {
         "gram, exact": partial(gram, "exact"),
         "gram, fast": partial(gram, "fast"),
+        "gram of groups, exact": partial(gram_of_groups, "exact"),
+        "gram of groups, fast": partial(gram_of_groups, "fast"),
         "cross-Gram": cross_gram,
         "norms": norms,
+        "norms of groups": norms_of_groups,
         "combine": partial(combine, weights),
         "combine, R = 3": partial(combine, coefficients),
+        "combine groups": combine_groups,
         "accumulate": partial(combine, weights, fill=0.75, accumulate=True),
         "flatten": flatten,
         "scale_": scale_,

@@ -178,3 +178,22 @@ def plain_pcgrad(grads: TaskGradients) -> Callable[[], Tensor]:
         return total
 
     return run
+
+
+def plain_pcgrad_by_tensor(grads: TaskGradients) -> Callable[[], list[Tensor]]:
+    """PCGrad of each tensor by itself, as training programs write it: clones, and a host read for each pair."""
+
+    def run() -> list[Tensor]:
+        directions = []
+        for column in zip(*grads.rows, strict=True):
+            gradients = [g.clone() for g in column if g is not None]
+            projected = [g.clone() for g in gradients]
+            for i, g in enumerate(projected):
+                for j in torch.randperm(len(gradients)).tolist():
+                    dot = (g * gradients[j]).sum()
+                    if j != i and dot.item() < 0:
+                        g -= dot / gradients[j].square().sum() * gradients[j]
+            directions.append(torch.stack(projected).sum(dim=0))
+        return directions
+
+    return run

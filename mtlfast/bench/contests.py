@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import ops
-from mtlfast.aggregation import DBMTL, Aggregator, MoCo, PCGrad, Step
+from mtlfast.aggregation import DBMTL, Aggregator, Groups, MoCo, PCGrad, Step
 from mtlfast.bench import baselines
 from mtlfast.task_gradients import TaskGradients
 
@@ -33,6 +33,7 @@ PASSES = {
     "advance_": (3, 1),
     "excess_risks": (2, 0),
     "PCGrad": (2, 1),
+    "PCGrad by tensor": (2, 1),
     "grad_drop": (1, 1),
     "trimmed_mean": (1, 1),
 }
@@ -47,7 +48,7 @@ def contests_on(grads: TaskGradients) -> dict[str, Contest]:
     first, second = TaskGradients(grads.rows[: K // 2]), TaskGradients(grads.rows[K // 2 :])
     half = ones / 2
     trim = min(1, (K - 1) // 2)
-    pcgrad, out, own = PCGrad(), ops.combine(grads, weights), list(grads.rows[0])
+    out, own = ops.combine(grads, weights), list(grads.rows[0])
     plain_combine = baselines.plain_combine(grads, weights)
 
     @cache
@@ -70,11 +71,34 @@ def contests_on(grads: TaskGradients) -> dict[str, Contest]:
             lambda: ops.excess_risks(grads, state()),
             lambda: baselines.plain_excess_risks(grads, state()),
         ),
-        "PCGrad": (lambda: _surgery(grads, pcgrad, out), baselines.plain_pcgrad(grads)),
+        "PCGrad": (direction(PCGrad(), grads, out), baselines.plain_pcgrad(grads)),
+        "PCGrad by tensor": (
+            direction(PCGrad(), grads, out, by_tensor=True),
+            baselines.plain_pcgrad_by_tensor(grads),
+        ),
         "grad_drop": (lambda: _drop(grads, out), baselines.plain_grad_drop(grads)),
         "trimmed_mean": (lambda: ops.trimmed_mean(grads, trim, out), baselines.plain_trimmed_mean(grads, trim)),
     }
     return {op: Contest(*ways[op], of_J + of_direction / K) for op, (of_J, of_direction) in PASSES.items()}
+
+
+def direction(
+    aggregator: Aggregator, grads: TaskGradients, out: list[Tensor | None], by_tensor: bool = False
+) -> Callable[[], object]:
+    """From the lists of gradients to the update in `out`: marshalling, Gram matrix, solve, combine.
+
+    Args:
+        aggregator: the method.
+        grads: K tasks x T tensors.
+        out: T tensors to write.
+        by_tensor: make each tensor a group, with a Gram matrix and weights of its own.
+    """
+    groups = Groups.by_name([str(t) for t in range(len(out))]) if by_tensor else None
+
+    def run() -> object:
+        return aggregator.aggregate(TaskGradients.from_rows(grads.rows), Step(grads.num_tasks, groups=groups), out)
+
+    return run
 
 
 def many_outputs(grads: TaskGradients) -> dict[str, Contest]:
@@ -117,9 +141,3 @@ def with_state(grads: TaskGradients) -> dict[str, Contest]:
 def _drop(grads: TaskGradients, out: list[Tensor | None]) -> None:
     """The draw of the seed, and what is kept."""
     ops.grad_drop(grads, torch.randint(2**63 - 1, (1,), device=grads.device), out=out)
-
-
-def _surgery(grads: TaskGradients, pcgrad: PCGrad, out: list[Tensor | None]) -> None:
-    """From the lists of gradients to the update: marshalling, Gram matrix, solve, combine."""
-    fresh = TaskGradients.from_rows(grads.rows)
-    pcgrad.aggregate(fresh, Step(fresh.num_tasks), out)
