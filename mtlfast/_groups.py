@@ -23,7 +23,8 @@ GroupsArgument = (
 )
 
 FORMS = '"tensor", "module", "lora", a depth, module names or classes, an optimizer, a dict or a function of a name'
-POSITION = re.compile(r"shared \d+|a shared parameter of shape .*")  # names of parameters that have none
+FOUND = re.compile(r"a shared parameter of shape .*")  # the name of a parameter that only the graph knows
+POSITION = re.compile(r"shared \d+")  # and of one in a list
 LORA = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 
 
@@ -65,7 +66,13 @@ def groups_of(groups: GroupsArgument, shared: Shared | None, columns: Columns) -
         return _partition(columns, {str(name): _members(given, name, columns) for name, given in groups.items()})
     if callable(groups) and not isinstance(groups, type | nn.Module):
         return _by_name(columns, groups)
-    if isinstance(groups, bool | type | nn.Module | Tensor) or not isinstance(groups, Iterable):
+    if isinstance(groups, type) and issubclass(groups, nn.Module):
+        name = groups.__name__
+        raise TypeError(f"backward: groups is the class {name}, expected a list of classes such as [{name}]")
+    if isinstance(groups, nn.Module):
+        name = type(groups).__name__
+        raise TypeError(f"backward: groups is a {name}, expected a list of module names, or a dict of modules by name")
+    if isinstance(groups, bool | type | Tensor) or not isinstance(groups, Iterable):
         raise TypeError(f"backward: groups is a {type(groups).__name__}, expected {FORMS}")
     return _partition(columns, _by_module(list(groups), shared, columns))
 
@@ -78,7 +85,12 @@ def _by_word(word: str, columns: Columns) -> Groups:
     if word == "module":
         return _by_name(columns, lambda name: name.rpartition(".")[0] or name)
     if word == "lora":
-        return _by_name(columns, lambda name: next((part for part in name.split(".") if part in LORA), "other"))
+        found = _by_name(columns, lambda name: next((part for part in name.split(".") if part in LORA), "other"))
+        if found.names == ("other",):
+            raise ValueError(
+                f'backward: groups is "lora", expected a shared parameter that is in a module {" or ".join(LORA[:2])}'
+            )
+        return found
     raise ValueError(f"backward: groups is {word!r}, expected {FORMS}")
 
 
@@ -94,11 +106,14 @@ def _by_name(columns: Columns, group_of: Callable[[str], str]) -> Groups:
 
 def _check_named(columns: Columns) -> None:
     """Raises unless the parameters came with the names that a module gives them."""
-    if any(POSITION.fullmatch(name) for name in columns.names):
+    expected = "expected shared to be a module or dict(module.named_parameters())"
+    if any(FOUND.fullmatch(name) for name in columns.names):
         raise ValueError(
-            "backward: groups needs the parameters' names, expected shared to be a module or "
-            "dict(module.named_parameters())"
+            "backward: groups needs the parameters' names, which are not known with features= or without shared=, "
+            + expected
         )
+    if any(POSITION.fullmatch(name) for name in columns.names):
+        raise ValueError(f"backward: groups needs the parameters' names, {expected}")
 
 
 def _members(given: object, group: object, columns: Columns) -> list[Tensor]:
@@ -131,15 +146,20 @@ def _by_module(wanted: list[object], shared: Shared | None, columns: Columns) ->
             members[one] = _members(one, one, columns)
         elif isinstance(one, type) and issubclass(one, nn.Module):
             within: set[nn.Module] = set()
-            found = [(name, module) for name, module in _modules(shared) if isinstance(module, one)]
+            modules = _modules(shared)
+            if not modules:
+                raise ValueError(f"backward: groups has {one.__name__}, expected shared to be a module or several")
+            found = [(name, module) for name, module in modules if isinstance(module, one)]
             for name, module in found:
                 if module not in within:
-                    members[name] = list(module.parameters())
+                    members[name or type(module).__name__] = list(module.parameters())  # shared itself has no name
                     within |= set(module.modules())
             if not found:
                 raise ValueError(f"backward: groups has {one.__name__}, expected the class of a module in shared")
         else:
-            raise TypeError(f"backward: groups has a {type(one).__name__}, expected module names or classes")
+            raise TypeError(
+                f"backward: groups has a {type(one).__name__}, expected module names or classes, or a dict of modules"
+            )
     return members
 
 

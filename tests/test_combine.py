@@ -254,6 +254,7 @@ def test_weights_of_groups_give_the_bits_of_each_alone(dtype, device):
         (torch.ones(2, 2), [0], "combine: groups has 1 entries, expected 2, one for each tensor"),
         (torch.ones(2, 2), [0, 2], "combine: tensor 1 is in group 2, expected 0 to 1 as weights has rows"),
         (torch.ones(2, 2), [-1, 0], "combine: tensor 0 is in group -1, expected 0 to 1"),
+        (torch.ones(2, 2), [0, 2**70], "combine: tensor 1 is in group 1180591620717411303424, expected 0 to 1"),
     ],
 )
 def test_groups_that_do_not_fit(weights, groups, message):

@@ -150,6 +150,13 @@ def test_a_group_does_not_meet_what_is_not_finite_in_another(device):
     ("groups", "num_groups", "message"),
     [
         ([0], None, "{op}: groups has 1 entries, expected 2, one for each tensor"),
+        ([-1, -1], None, "{op}: tensor 0 is in group -1, expected 0 to 0"),
+        ([0, 2**21], None, "{op}: tensor 1 is in group 2097152, expected 0 to 2097151"),
+        ([0, 2**31], None, "{op}: tensor 1 is in group 2147483648, expected 0 to 2097151"),
+        ([0, 2**70], None, "{op}: tensor 1 is in group 1180591620717411303424, expected 0 to 2097151"),
+        ([0, 1], 0, "{op}: num_groups is 0, expected 1 to 2097152"),
+        ([0, 1], -1, "{op}: num_groups is -1, expected 1 to 2097152"),
+        ([0, 1], 2**40, "{op}: num_groups is 1099511627776, expected 1 to 2097152"),
         ([0, 2], 2, "{op}: tensor 1 is in group 2, expected 0 to 1"),
         ([-1, 0], None, "{op}: tensor 0 is in group -1, expected 0 to 0"),
     ],
@@ -159,6 +166,32 @@ def test_groups_that_do_not_fit(groups, num_groups, message, device):
     for op in (ops.gram, ops.norms):
         with pytest.raises(ValueError, match=message.format(op=op.__name__)):
             op(grads, groups=groups, num_groups=num_groups)
+
+
+NO_GROUPS = [
+    ([0.0, 1.0], "groups has 0.0 for tensor 0, expected the index of a group"),
+    ([0, "a"], "groups has 'a' for tensor 1, expected the index of a group"),
+    ([0, None], "groups has None for tensor 1, expected the index of a group"),
+    ("ab", "groups is a str, expected a list with the index of a group for each tensor"),
+    (5, "groups is a int, expected a list with"),
+    (torch.tensor([0, 1]), "groups is a Tensor, expected a list with"),
+]
+
+
+@pytest.mark.parametrize(("groups", "message"), NO_GROUPS)
+@pytest.mark.parametrize("op", ["gram", "norms", "combine"])
+def test_what_is_no_list_of_indices_is_refused(op, groups, message):
+    grads = draw(2, [(3,), (4,)])
+    more = [torch.ones(2, 2)] if op == "combine" else []
+    with pytest.raises(TypeError, match=f"^{op}: {message}"):
+        getattr(ops, op)(grads, *more, groups=groups)
+
+
+@pytest.mark.parametrize("wrong", [2.0, "2"])
+def test_the_number_of_groups_is_an_integer(wrong):
+    for op in (ops.gram, ops.norms):
+        with pytest.raises(TypeError, match=f"{op.__name__}: num_groups is {wrong!r}, expected an integer"):
+            op(draw(2, [(3,)]), groups=[0], num_groups=wrong)
 
 
 @pytest.mark.native

@@ -320,6 +320,19 @@ BAD = {
         "blocks.0.scale is in the groups 'blocks' and 'blocks.0'",
     ),
     "no name": (lambda name: None, TypeError, "groups returned None for first.weight, expected the name of its group"),
+    "a class": (nn.Linear, TypeError, r"groups is the class Linear, expected a list of classes such as \[Linear\]"),
+    "a class of no module": (int, TypeError, "groups is a type, expected"),
+    "a module": (nn.Linear(1, 1), TypeError, "groups is a Linear, expected a list of module names, or a dict of mod"),
+    "a list of modules": (
+        [nn.Linear(1, 1)],
+        TypeError,
+        "groups has a Linear, expected module names or classes, or a d",
+    ),
+    "lora without any": (
+        "lora",
+        ValueError,
+        'groups is "lora", expected a shared parameter that is in a module lora_A',
+    ),
     "a number in a dict": ({"a": 3}, TypeError, r"groups\['a'\] has a int, expected names, parameters or modules"),
 }
 
@@ -340,6 +353,47 @@ def test_names_are_needed_for_groups_by_name():
             mtlfast.backward(losses_of(trunk, heads, x), PCGrad(), shared=list(trunk.parameters()), groups=groups)
     step = mtlfast.backward(losses_of(trunk, heads, x), PCGrad(), groups="tensor")  # found parameters have no names
     assert len(step.groups) == 8
+
+
+def test_found_parameters_have_no_names():
+    trunk, heads, x = net()
+    features = trunk(x)
+    losses = [(head(features) - k).square().mean() for k, head in enumerate(heads)]
+    message = (
+        "groups needs the parameters' names, which are not known with features= or without shared=, expected shared"
+    )
+    for groups in ("module", 1, "lora", ["first"], lambda name: name):
+        for found in ({"features": features}, {}):
+            with pytest.raises(ValueError, match=message):
+                mtlfast.backward(losses, PCGrad(), groups=groups, **found)
+    for given in ({"features": features}, {"shared": list(trunk.parameters())}):
+        with pytest.raises(ValueError, match="groups has Linear, expected shared to be a module or several"):
+            mtlfast.backward(losses, PCGrad(), groups=[nn.Linear], **given)
+    assert all(p.grad is None for p in [*trunk.parameters(), *heads.parameters()])
+
+
+def test_a_class_that_shared_itself_is_of_names_its_group():
+    trunk, heads, x = net()
+    for groups in ([Trunk], [nn.Module]):
+        assert mtlfast.backward(losses_of(trunk, heads, x), PCGrad(), shared=trunk, groups=groups).groups == ("Trunk",)
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "message"),
+    [
+        (5, TypeError, 'groups is a int, expected "tensor" or a list with an entry for each of 2 tensors'),
+        ({0, 1}, TypeError, 'groups is a set, expected "tensor" or a list'),
+        (torch.tensor([0, 1]), TypeError, 'groups is a Tensor, expected "tensor" or a list'),
+        ("layer", ValueError, "groups is 'layer', expected \"tensor\" or an entry for each of 2 tensors"),
+        ([0], ValueError, r'groups is \[0\], expected "tensor" or an entry for each of 2 tensors'),
+        ([0, 1.5], TypeError, "groups has 1.5 for tensor 1, expected the number or the name of a group"),
+        ([None, "a"], TypeError, "groups has None for tensor 0, expected the number or the name of a group"),
+    ],
+)
+def test_groups_of_a_call_by_hand(groups, error, message):
+    grads = TaskGradients.from_rows(draw_rows(2, [(4,), (3,)]))
+    with pytest.raises(error, match=f"^PCGrad: {message}"):
+        PCGrad()(grads, groups=groups)
 
 
 def test_element_wise_methods_and_features_take_no_groups():

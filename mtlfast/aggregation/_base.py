@@ -15,6 +15,7 @@ from mtlfast.aggregation._groups import Groups
 from mtlfast.aggregation._jacobian import AsksJacobian, RowsJacobian, do_nothing
 from mtlfast.aggregation._reads import Reads
 from mtlfast.aggregation._step import Step, check_loss_scale, check_tasks, plain_number, task_indices
+from mtlfast.ops._check import is_index
 from mtlfast.ops._precision import check_precision
 from mtlfast.task_gradients import TaskGradients
 
@@ -266,14 +267,22 @@ def _groups_of_tensors(name: str, groups: Sequence[int | str] | None, num_tensor
     """The groups of T tensors, from what a call of an aggregator takes.
 
     Raises:
-        ValueError: there is not one entry for each tensor.
+        ValueError, TypeError: there is not a number or a name for each tensor.
     """
     if groups is None:
         return None
+    if not isinstance(groups, Sequence):
+        raise TypeError(
+            f'{name}: groups is a {type(groups).__name__}, expected "tensor" or a list with an entry for each of '
+            f"{num_tensors} tensors"
+        )
     if groups == "tensor":
         groups = range(num_tensors)
     if isinstance(groups, str) or len(groups) != num_tensors:
         raise ValueError(
             f'{name}: groups is {groups!r}, expected "tensor" or an entry for each of {num_tensors} tensors'
         )
+    for t, group in enumerate(groups):
+        if not isinstance(group, str) and not is_index(group):
+            raise TypeError(f"{name}: groups has {group!r} for tensor {t}, expected the number or the name of a group")
     return Groups.by_name([str(group) for group in groups])

@@ -1,12 +1,16 @@
 """The checks that ops share. Each raises an error of one sentence, before anything is written."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlfast._layout import same_layout
 from mtlfast.task_gradients import DTYPES, TaskGradients, memory_spans
+
+MOST_GROUPS = 2**21  # as in csrc/cuda/launchers.h
 
 
 def check_grads(op: str, grads: TaskGradients) -> None:
@@ -47,13 +51,31 @@ def check_vector(op: str, name: str, vector: Tensor, grads: TaskGradients, matri
         raise ValueError(f"{op}: {name} is on {vector.device}, expected {grads.device} as the task gradients")
 
 
+def is_index(value: Any) -> bool:
+    """Whether the value is an integer: Python's, numpy's or a tensor of one."""
+    try:
+        index(value)
+    except TypeError:
+        return False
+    return True
+
+
 def check_groups(
     op: str, groups: Sequence[int], num_tensors: int, num_groups: int | None = None, source: str = ""
 ) -> int:
     """The number of groups; raises unless `groups` has the index of one of them for each tensor."""
+    if isinstance(groups, str | bytes | Tensor) or not isinstance(groups, Collection):
+        raise TypeError(
+            f"{op}: groups is a {type(groups).__name__}, expected a list with the index of a group for each tensor"
+        )
     if len(groups) != num_tensors:
         raise ValueError(f"{op}: groups has {len(groups)} entries, expected {num_tensors}, one for each tensor")
-    number = max(groups, default=-1) + 1 if num_groups is None else num_groups
+    for t, group in enumerate(groups):
+        if type(group) is not int and not is_index(group):  # the first is quicker
+            raise TypeError(f"{op}: groups has {group!r} for tensor {t}, expected the index of a group")
+    number = num_groups
+    if number is None:
+        number = min(max(max(groups, default=-1) + 1, min(1, num_tensors)), MOST_GROUPS)
     for t, group in enumerate(groups):
         if not 0 <= group < number:
             raise ValueError(f"{op}: tensor {t} is in group {group}, expected 0 to {number - 1}{source}")

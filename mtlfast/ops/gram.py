@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import _native, reference
-from mtlfast.ops._check import check_grads, check_groups, check_other
+from mtlfast.ops._check import MOST_GROUPS, check_grads, check_groups, check_other, is_index
 from mtlfast.ops._fake import example, fake
 from mtlfast.ops._precision import exact_sums
 from mtlfast.task_gradients import TaskGradients
@@ -40,9 +40,10 @@ def gram(
         elements between 1e-19 and 1e19 in size.
 
     Raises:
-        TypeError: `grads` or `other` is not a TaskGradients, or they differ in dtype.
+        TypeError: `grads` or `other` is not a TaskGradients, or they differ in dtype; `groups` or `num_groups` are not
+            integers.
         ValueError: `other` differs from `grads` in its number of tensors, the shape of one, or the device; `precision`
-            is none of these; `groups` does not have an index below G for each tensor, or a GPU gets more than 2**21
+            is none of these; `groups` does not have an index below G for each tensor, or there are more than 2**21
             groups.
 
     Cost: one read of K * P, or of (K + K') * P, and on a GPU as many launches with groups as without. Deterministic:
@@ -62,7 +63,7 @@ def gram(
     check_grads("gram", grads)
     if other is not None:
         check_other("gram", other, grads)
-    number = 1 if groups is None else check_groups("gram", groups, len(grads.shapes), num_groups)
+    number = _number_of_groups("gram", groups, num_groups, grads)
     exact = all(exact_sums("gram", x, precision) for x in (grads, other) if x is not None)
     # The rows of both, of which the kernel sums the products of the first `split` with the others; 0: all products.
     rows, split = (grads, 0) if other is None else (TaskGradients([*grads.rows, *other.rows]), grads.num_tasks)
@@ -91,13 +92,13 @@ def norms(
         [K] or [G, K] float64 on the gradients' device, as exact as the diagonal of `gram` with exact sums.
 
     Raises:
-        TypeError: `grads` is not a TaskGradients.
+        TypeError: `grads` is not a TaskGradients; `groups` as in `gram`.
         ValueError: `order` is neither 1 nor 2; `groups` as in `gram`.
 
     Cost: one read of K * P. Deterministic: bitwise the same for any number of threads.
     """
     check_grads("norms", grads)
-    number = 1 if groups is None else check_groups("norms", groups, len(grads.shapes), num_groups)
+    number = _number_of_groups("norms", groups, num_groups, grads)
     if order not in (1, 2):
         raise ValueError(f"norms: order is {order!r}, expected 1 or 2")
     if order == 1:
@@ -109,6 +110,18 @@ def norms(
         lambda ops: ops.norms(grads.flat(), grads.num_tasks, groups, number),
     )
     return result
+
+
+def _number_of_groups(op: str, groups: Sequence[int] | None, num_groups: int | None, grads: TaskGradients) -> int:
+    """G, which is 1 without groups; raises unless the groups fit."""
+    if groups is None:
+        return 1
+    if num_groups is not None:
+        if not is_index(num_groups):
+            raise TypeError(f"{op}: num_groups is {num_groups!r}, expected an integer")
+        if not (least := min(1, len(grads.shapes))) <= num_groups <= MOST_GROUPS:
+            raise ValueError(f"{op}: num_groups is {num_groups}, expected {least} to {MOST_GROUPS}")
+    return check_groups(op, groups, len(grads.shapes), num_groups)
 
 
 def _absolute_sums(grads: TaskGradients, groups: Sequence[int] | None, num_groups: int) -> Tensor:
