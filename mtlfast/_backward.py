@@ -132,10 +132,11 @@ def backward(
             - a function that returns the name of a parameter's group for the parameter's name.
 
             All but "tensor", an optimizer and parameters need names: give `shared` as a module, or as
-            `dict(module.named_parameters())`. A task that reaches nothing of a group is absent in it. State that a
-            method keeps belongs to the groups by name, so keep the order of parameters that have no names. Decisions
-            about ranks take the precision of the coarsest dtype in any group. None: one surgery for all shared
-            parameters.
+            `dict(module.named_parameters())`. A task that reaches nothing of a group is absent in it. A gradient that
+            is NaN in some parameters makes the update of their groups NaN, and leaves the updates of the other groups
+            as they are without it. State that a method keeps belongs to the groups by name, so keep the order of
+            parameters that have no names. Decisions about ranks take the precision of the coarsest dtype in any group.
+            None: one surgery for all shared parameters.
         jacobian: how the gradients of the shared parameters are computed, for losses of one forward pass. None:
             "stored", or "auto" beside `mixing`.
 

@@ -77,7 +77,7 @@ class StepResult:
         """How well the gradients agree: 2 |mean of the unit gradients|^2 - 1, a number or [G]; None if `gram` is None.
 
         It is 1 if all point the same way, and -1 if the unit gradients cancel. A task whose gradient is zero does not
-        count. arXiv 2502.00604.
+        count. NaN if all are zero, as where no task reaches a group, or if one is not finite. arXiv 2502.00604.
         """
         norms = self.norms
         if self.gram is None or norms is None:

@@ -185,6 +185,29 @@ def test_a_group_that_no_task_reaches_is_left_alone():
     )
 
 
+@pytest.mark.parametrize("name", GRAM_METHODS)
+def test_what_is_not_finite_in_one_group_leaves_the_others(name):
+    methods, steps, gradients = [METHODS[name].make() for _ in range(2)], [], []
+    for method, factors in zip(methods, ((1, 1), (1, torch.nan)), strict=True):
+        for factor in factors:  # a step before, for the state
+            trunk, heads, x = net()
+            of_tasks = iter([1, factor, 1])
+            trunk.blocks[0].scale.register_hook(lambda gradient, of_tasks=of_tasks: gradient * next(of_tasks))
+            torch.manual_seed(0)
+            losses = losses_of(trunk, heads, x)
+            step = mtlfast.backward(losses, method, shared=trunk, groups="tensor", diagnostics=True)
+        steps.append(step.by_group)
+        gradients.append({name: parameter.grad for name, parameter in trunk.named_parameters()})
+    for group, gradient in gradients[1].items():
+        alignment = steps[1][group].alignment
+        if group == "blocks.0.scale":
+            assert gradient.isnan().all()
+            assert alignment.isnan()
+        else:
+            assert torch.equal(gradient, gradients[0][group])
+            assert torch.equal(alignment, steps[0][group].alignment)
+
+
 @pytest.mark.parametrize("method", [PCD, lambda: GradVac(order="fixed"), lambda: CRMOGM(MGDA()), NashMTL])
 def test_state_belongs_to_the_groups_by_name(method):
     """Another order of the groups, through a state dict, gives what an uninterrupted run does."""
@@ -282,6 +305,7 @@ def test_alignment():
         step = mtlfast.backward(losses, Sum(), shared=[w], diagnostics=True)
         assert step.alignment.item() == pytest.approx(alignment)
     assert mtlfast.backward([w[0], w[1]], Sum(), shared=[w]).alignment is None
+    assert mtlfast.backward([0 * w[0], 0 * w[1]], Sum(), shared=[w], diagnostics=True).alignment.isnan()
     both = mtlfast.backward([w[0], torch.nan * w[1]], Sum(), shared=[w], diagnostics=True)
     assert both.alignment.isnan()
 
