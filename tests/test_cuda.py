@@ -78,13 +78,18 @@ def waiting_is_an_error() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-def test_backward_never_waits_for_the_gpu():
+@pytest.mark.parametrize("groups", [None, "tensor"])
+def test_backward_never_waits_for_the_gpu(groups):
     net, x, aggregator = Net().cuda(), torch.randn(5, 16, device="cuda"), PCGrad()
 
     def two_steps() -> None:  # into no .grad, then into one
         net.zero_grad()
         for _ in range(2):
-            mtlfast.backward(net.losses(x), aggregator, shared=net.trunk.parameters(), diagnostics=True)
+            step = mtlfast.backward(
+                net.losses(x), aggregator, shared=net.trunk.parameters(), diagnostics=True, groups=groups
+            )
+            for result in (step, *step.by_group.values()):
+                assert all(found is not None for found in (result.cosines, result.alignment))
 
     two_steps()
     with waiting_is_an_error():

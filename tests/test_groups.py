@@ -13,6 +13,7 @@ from torch import nn
 import mtlfast
 from mtlfast import TaskGradients, ops
 from mtlfast.aggregation import CRMOGM, MGDA, PCD, ConFIG, GradVac, MoDo, NashMTL, PCGrad, Sum, UPGrad
+from mtlfast.ops.solve import MOST_TASKS
 from mtlfast.weighting import Constant
 
 K = 3
@@ -292,6 +293,23 @@ def test_loss_weights_stay_global():
     rows = [[w * g for g in row] for w, row in zip(weights, rows_of(trunk, heads, x), strict=True)]
     for parameter, wanted in zip(trunk.parameters(), expected(MGDA, rows, [str(t) for t in range(8)]), strict=True):
         torch.testing.assert_close(parameter.grad, wanted)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("groups", ["tensor", 1, None])
+@pytest.mark.parametrize("name", GRAM_METHODS)
+def test_a_step_with_diagnostics_reads_no_value_on_the_host(name, groups, monkeypatch):
+    """Tensors on meta have no values: an operation that reads one raises."""
+    monkeypatch.setitem(MOST_TASKS, "meta", 512)  # as on a GPU, where the solver is one op
+    trunk, heads, x = (given.to("meta") for given in net())
+    method = METHODS[name].make().to("meta")
+    for _ in range(2):  # without state, and with it
+        step = mtlfast.backward(losses_of(trunk, heads, x), method, shared=trunk, groups=groups, diagnostics=True)
+        for result in (step, *step.by_group.values()):
+            for found in (result.weights, result.gram, result.norms, result.cosines, result.alignment):
+                assert found.is_meta
+    with pytest.raises(RuntimeError, match="meta"):
+        step.alignment.tolist()
 
 
 def test_alignment():
