@@ -165,7 +165,7 @@ def layer_of(parameter: Tensor, column: int, graph: Graph) -> Layer | str:
     (kind,) = kinds
     uses = tuple(use for _, use in found)
     if kind == "embedding" and len({use.node._saved_padding_idx for use in uses}) > 1:
-        return "it is used with two padding indices"
+        return "it is used with several padding indices"
     outputs = [use.node._input_metadata[0] for use in uses]
     dtype, own = outputs[0].dtype, _grad.dtype_of(parameter)
     if any(output.dtype != dtype for output in outputs) or dtype not in DTYPES or own not in DTYPES:
