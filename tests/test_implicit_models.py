@@ -1,7 +1,8 @@
 """The implicit way beside the stored one on models of many constructions: G, the update, and what the plan says."""
 
 import pytest
-import zoo_layers  # noqa: F401  adds its constructions
+import zoo_layers  # noqa: F401  adds its constructions, as do the others
+import zoo_products  # noqa: F401
 from zoo import CONSTRUCTIONS, assert_gradients_close, assert_gram_close, assert_planned, step
 
 pytestmark = pytest.mark.native

@@ -95,6 +95,8 @@ def step(
     model = construct()
     losses = model.losses()
     settings = {"shared": model.shared, "diagnostics": True, **model.settings, **more}
+    if way == "stored":
+        settings.pop("memory_budget", None)
     if aggregator is None:
         aggregator = Constant(list(WEIGHTS[: len(losses)]))
     result = mtlfast.backward(losses, aggregator, jacobian=way, **settings)
