@@ -3,6 +3,7 @@
 import pytest
 import zoo_layers  # noqa: F401  adds its constructions, as do the others
 import zoo_networks  # noqa: F401
+import zoo_odd  # noqa: F401
 import zoo_products  # noqa: F401
 from zoo import CONSTRUCTIONS, assert_gradients_close, assert_gram_close, assert_planned, step
 
