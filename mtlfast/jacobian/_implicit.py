@@ -107,7 +107,7 @@ class ImplicitJacobian(ComputedJacobian):
     def _factors_of(self, layer: Layer) -> Factors:
         constants = []
         for use in layer.uses:
-            constant: Tensor = getattr(use.node, use.constant).detach()
+            constant = _dense(getattr(use.node, use.constant).detach())
             if layer.kind == "embedding":
                 constant = constant.reshape(-1)
             constants.append(constant.mT if use.turned else constant)
@@ -158,7 +158,7 @@ class ImplicitJacobian(ComputedJacobian):
 def _joined(uses: Sequence[tuple[Use, Tensor | None]], factor: Factors) -> Tensor | None:
     """One task's gradients at a layer's outputs, one use below the other; zeros for a use that it does not reach."""
     width = factor.layer.delta_size
-    parts = [None if x is None else (x.mT if use.turned else x.reshape(-1, width)) for use, x in uses]
+    parts = [None if x is None else (_dense(x).mT if use.turned else _dense(x).reshape(-1, width)) for use, x in uses]
     if all(part is None for part in parts):
         return None
     if len(parts) == 1:
@@ -166,3 +166,8 @@ def _joined(uses: Sequence[tuple[Use, Tensor | None]], factor: Factors) -> Tenso
     example = next(part for part in parts if part is not None)
     zeros = [example.new_zeros(use.rows, width) for use, _ in uses]
     return torch.cat([zero if part is None else part for zero, part in zip(zeros, parts, strict=True)])
+
+
+def _dense(x: Tensor) -> Tensor:
+    """An input or a gradient of a layer, which may be sparse, as a strided tensor."""
+    return x if x.layout == torch.strided else x.to_dense()
