@@ -67,7 +67,7 @@ test-peers: build/ready $(VENV)/ready
 
 # The properties on 20 times as many random problems, and as many sequences of steps.
 fuzz: build/ready $(VENV)/ready
-	MTLFAST_EXAMPLES=20 $(PY) -m pytest tests/test_properties.py tests/test_state_machine.py
+	MTLFAST_EXAMPLES=20 $(PY) -m pytest tests/test_properties.py tests/test_implicit_graphs.py tests/test_state_machine.py
 
 # And again under AddressSanitizer and UndefinedBehaviorSanitizer (alignment included): any report ends the run.
 # Python is not linked with them, so they come first by LD_PRELOAD; Python's own leaks are not ours to report, and
