@@ -19,7 +19,7 @@ from mtlfast.jacobian._overwriting import Overwriting
 from mtlfast.jacobian._plan import Plan, chosen_for
 from mtlfast.jacobian._products import Factors
 from mtlfast.jacobian._sequential import Pass, Targets, sequential
-from mtlfast.jacobian._uses import Layer, Use, walk
+from mtlfast.jacobian._uses import Layer, Use, padding_of, walk
 from mtlfast.task_gradients import Rows
 
 
@@ -111,7 +111,7 @@ class ImplicitJacobian(ComputedJacobian):
             if layer.kind == "embedding":
                 constant = constant.reshape(-1)
             constants.append(constant.mT if use.turned else constant)
-        padding = layer.uses[0].node._saved_padding_idx if layer.kind == "embedding" else -1
+        padding = padding_of(layer.uses[0]) if layer.kind == "embedding" else -1
         joined = constants[0] if len(constants) == 1 else torch.cat(constants)
         return Factors(layer, self.parameters[layer.column], joined, [None] * self.num_tasks, padding)
 

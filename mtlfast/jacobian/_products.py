@@ -33,7 +33,7 @@ class Factors:
         parameter: the weight.
         constant: X [N, a], or an embedding's indices [N].
         deltas: the K matrices D_k [N, b], or None for a task that does not reach the layer.
-        padding: the index of an embedding whose rows have no gradient; -1: none.
+        padding: the index of an embedding whose rows have no gradient; negative: none.
     """
 
     layer: Layer

@@ -164,7 +164,7 @@ def layer_of(parameter: Tensor, column: int, graph: Graph) -> Layer | str:
         return f"it is used in two forms, {' and '.join(sorted(kinds))}"
     (kind,) = kinds
     uses = tuple(use for _, use in found)
-    if kind == "embedding" and len({use.node._saved_padding_idx for use in uses}) > 1:
+    if kind == "embedding" and len({padding_of(use) for use in uses}) > 1:
         return "it is used with several padding indices"
     outputs = [use.node._input_metadata[0] for use in uses]
     dtype, own = outputs[0].dtype, _grad.dtype_of(parameter)
@@ -213,6 +213,11 @@ def use_of(node: Any, name: str, operand: int, transposed: bool) -> tuple[str, U
     constant, rows = (first, 0) if right else ("_saved_mat2", 1)
     form = "linear" if right == transposed else "transposed"
     return form, Use(node, constant, not right, node._input_metadata[0].shape[rows])
+
+
+def padding_of(use: Use) -> int:
+    """The index of an embedding whose rows have no gradient; negative: none."""
+    return _signed(use.node._saved_padding_idx)
 
 
 def packed(node: Any, field: str) -> bool:
