@@ -58,3 +58,26 @@ def test_the_passes_are_batched_only_where_all_gradients_go_through_one_tensor(n
     }
     torch.testing.assert_close(implicit.gram, stored.gram, rtol=1e-12, atol=1e-12 * float(stored.gram.diagonal().max()))
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("mixing", [False, True])
+def test_a_hook_of_a_parameter_sees_the_gradient_of_each_task(mixing):
+    torch.manual_seed(0)
+    trunk, x = Trunk(), torch.randn(4, 16, dtype=torch.float64)
+    shared = [*trunk.first.parameters(), *trunk.second.parameters()]
+    found = {}
+    for way in ("stored", "auto" if mixing else "implicit"):
+        trunk.zero_grad()
+        calls = []
+        handle = trunk.norm.bias.register_hook(
+            lambda gradient, calls=calls: calls.append(1) or gradient.clamp(max=0.01)
+        )
+        _, high = trunk(x)
+        losses = high.square().sum(1) if mixing else [high.square().sum(), high.sin().sum(), high.exp().sum()]
+        given = {"mixing": torch.rand(3, 4, generator=torch.Generator().manual_seed(0))} if mixing else {}
+        step = mtlfast.backward(losses, Constant(WEIGHTS), shared=shared, jacobian=way, diagnostics=True, **given)
+        handle.remove()
+        found[way] = step.gram, trunk.norm.bias.grad
+        assert len(calls) == 3
+    torch.testing.assert_close(*found.values(), rtol=1e-12, atol=1e-12)

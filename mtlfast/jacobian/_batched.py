@@ -136,6 +136,8 @@ def why_not(meeting: Meeting | None, graph: Graph, device: torch.device) -> str 
         return "the model has hooks, which would see the gradients of all tasks at once"
     for node in meeting.below:
         name = type(node).__name__
+        if type(node) is AccumulateGrad and node.variable._backward_hooks:
+            return "a parameter or an input has a tensor hook, which would see the gradients of all tasks at once"
         if isinstance(node, PythonNode):
             return f"{name} is code in Python, which would see the gradients of all tasks at once"
         if name in SLOW or (device.type == "cuda" and name.startswith(SLOW_ON_GPU)):

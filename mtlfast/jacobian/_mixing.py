@@ -148,7 +148,7 @@ class MixingJacobian(ComputedJacobian):
             raise NotMixed(why)
         if not graph.nodes:
             raise NotMixed(f"the graph has more than {MOST_NODES} nodes")
-        if graph.hooked:
+        if graph.hooked or any(leaf._backward_hooks for leaf in self._reached.leaves):
             raise NotMixed("the model has hooks, which would see the gradients of all samples at once")
         if any(type(node).__name__ == COMPILED for node in graph.nodes):
             raise NotMixed("a part of the model is compiled by torch.compile")
