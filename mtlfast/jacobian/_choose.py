@@ -13,7 +13,8 @@ from mtlfast.jacobian._closures import ClosuresJacobian
 from mtlfast.jacobian._features import Features, FeaturesJacobian, named_features
 from mtlfast.jacobian._graph import reached_by
 from mtlfast.jacobian._implicit import ImplicitJacobian
-from mtlfast.jacobian._mixing import MixingJacobian, NotMixed
+from mtlfast.jacobian._mixing import MixingJacobian
+from mtlfast.jacobian._probe import NotMixed
 from mtlfast.jacobian._rows import StoredRows
 from mtlfast.jacobian._samples import samples_of
 from mtlfast.jacobian._stored import StoredJacobian

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from mtlfast import _grad
 from mtlfast._arguments import Columns
@@ -20,48 +18,18 @@ from mtlfast.jacobian._computed import ComputedJacobian
 from mtlfast.jacobian._known_nodes import why_unreadable
 from mtlfast.jacobian._mixed import MixedPart
 from mtlfast.jacobian._overwriting import COMPILED
-from mtlfast.jacobian._plan import MOST_PLANS, LayerPlan, Plan
-from mtlfast.jacobian._probe import factors_for, row_map
-from mtlfast.jacobian._products import Wide
+from mtlfast.jacobian._plan import LayerPlan, Plan
+from mtlfast.jacobian._probe import Maps, NotMixed, probed, recall
 from mtlfast.jacobian._sample_products import (
-    RowMap,
     SampleLayer,
     cost_of_gram,
     factors_of,
     rows_in,
-    rows_of_delta,
 )
-from mtlfast.jacobian._sample_uses import SampleUse, by_row, is_packed, kept_by, sample_uses
+from mtlfast.jacobian._sample_uses import SampleUse, is_packed, kept_by, sample_uses
 from mtlfast.jacobian._samples import Samples
 from mtlfast.jacobian._streamed import StreamedPart
 from mtlfast.jacobian._uses import MOST_NODES, Graph, walk
-
-AGAIN = 100  # steps after which a plan is probed again
-PROBES = 2  # with different factors, so that two samples with one factor in the first have others in the second
-
-
-class NotMixed(Exception):
-    """The tasks' gradients cannot be had from one pass, and why."""
-
-
-@dataclass
-class Remembered:
-    """What a probe found for a structure of the graph.
-
-    Attributes:
-        maps: for each shared parameter, for each of its uses, which row belongs to which sample.
-        wide: the parameters whose products are computed in float64.
-        steps: how many steps have used it.
-        why_not: why the samples' gradients cannot be told apart; "" if they can.
-    """
-
-    maps: list[list[RowMap]]
-    wide: Wide = field(default_factory=Wide)
-    steps: int = 0
-    why_not: str = ""
-
-
-_cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by the first shared parameter
 
 
 class MixingJacobian(ComputedJacobian):
@@ -101,7 +69,9 @@ class MixingJacobian(ComputedJacobian):
         self._uses = self._classified(graph)
         if way == "auto":
             self._check_cost()
-        self._remembered = self._recall(graph)
+        shapes = tuple(tuple(use.node._input_metadata[0].shape) for of_parameter in self._uses for use in of_parameter)
+        key = (samples.number, tuple(p.shape for p in self.parameters), graph.structure, shapes)
+        self._remembered = recall(self.parameters[0], key, self._probe, even_if_refused=way == "mixing")
         self._remembered.wide.settle()
         self._absent: frozenset[int] = frozenset()
         self._plain_gradients: Sequence[Tensor | None] | None = None
@@ -179,69 +149,16 @@ class MixingJacobian(ComputedJacobian):
         if K < 2 or mixed > ordinary:
             raise NotMixed(f"{K} passes take fewer FLOPs")
 
-    def _recall(self, graph: Graph) -> Remembered:
-        """What is known of this graph: from the cache, or by a probe."""
-        key = (self._samples.number, tuple(p.shape for p in self.parameters), graph.structure, _shapes(self._uses))
-        if self.parameters[0] not in _cache:
-            _cache[self.parameters[0]] = {}
-        known: dict[object, Remembered] = _cache[self.parameters[0]]
-        remembered = known.get(key)
-        if remembered is None:
-            if len(known) >= MOST_PLANS:
-                known.clear()
-            remembered = known[key] = Remembered([])
-        if remembered.steps % AGAIN == 0:
-            try:
-                remembered.maps, remembered.why_not = self._probed(remembered.steps), ""
-            except NotMixed as error:
-                remembered.why_not = str(error)
-        remembered.steps += 1
-        if remembered.why_not:
-            raise NotMixed(remembered.why_not)
-        return remembered
+    def _probe(self, seed: int) -> tuple[Maps, bool]:
+        everything = range(len(self.parameters))
+        used = list(zip(self._names, self.parameters, self._uses, strict=True))
+        return probed(used, lambda factors: list(self._sweep(factors, True, everything)), self._samples.number, seed)
 
     def _sweep(self, cotangent: Tensor, retain_graph: bool, columns: Sequence[int]) -> Iterator[Tensor | None]:
         """The gradients at the outputs of the columns' uses, for samples' losses multiplied by the cotangent."""
         factors = cotangent.to(self._per_sample.device, self._per_sample.dtype)
         edges = [GradientEdge(use.node, 0) for t in columns for use in self._uses[t]]
         return iter(torch.autograd.grad(self._per_sample, edges, factors, retain_graph=retain_graph, allow_unused=True))
-
-    def _probed(self, seed: int) -> list[list[RowMap]]:
-        """Which row belongs to which sample, for every use.
-
-        Raises:
-            NotMixed: a row belongs to several samples, or the rows are not in turn.
-        """
-        S = self._samples.number
-        everything = range(len(self.parameters))
-        before = list(self._sweep(torch.ones(S), True, everything))
-        dtypes = [delta.dtype for delta in before if delta is not None]
-        after = []
-        for i in range(PROBES if S > 1 else 0):
-            factors = factors_for(S, dtypes, seed + random.Random(i).randrange(2**30))
-            after.append((factors, list(self._sweep(factors, True, everything))))
-        maps: list[list[RowMap]] = []
-        place = 0
-        for name, parameter, uses in zip(self._names, self.parameters, self._uses, strict=True):
-            of_parameter = []
-            for use in uses:
-                delta = before[place]
-                if delta is None:
-                    raise NotMixed(f"{name}: no sample reaches one of its uses")
-                rows = rows_of_delta(use, delta, parameter)
-                others = [
-                    (rows_of_delta(use, x, parameter), f) for f, all_of in after if (x := all_of[place]) is not None
-                ]
-                found = row_map(rows, others, S)
-                in_turn = use.form == "product" or by_row(use, parameter.shape)
-                if found is None or not (in_turn or found == (1, S, 1)):
-                    raise NotMixed(
-                        f"{name}: samples meet in {type(use.node).__name__}, or its rows are not in their order"
-                    )
-                of_parameter.append(found)
-                place += 1
-            maps.append(of_parameter)
-        return maps
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
         """Runs the backward pass of the sum of all samples' losses, and before it that of the other leaves."""
@@ -331,7 +248,3 @@ def _bytes(use: SampleUse) -> int:
 def _forms(uses: Sequence[SampleUse]) -> str:
     names = sorted({use.form for use in uses})
     return ", ".join(names) if names else "no sample reaches it"
-
-
-def _shapes(uses: Sequence[Sequence[SampleUse]]) -> tuple[object, ...]:
-    return tuple(tuple(use.node._input_metadata[0].shape) for of_parameter in uses for use in of_parameter)

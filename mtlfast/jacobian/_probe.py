@@ -7,12 +7,20 @@ bit, and a row that several samples reach does not.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from mtlfast.jacobian._sample_products import RowMap
+from mtlfast.jacobian._plan import MOST_PLANS
+from mtlfast.jacobian._products import Wide
+from mtlfast.jacobian._sample_products import RowMap, rows_of_delta
+from mtlfast.jacobian._sample_uses import SampleUse, by_row
+
+AGAIN = 100  # steps after which a plan is probed again
+PROBES = 2  # with different factors, so that two samples with one factor in the first have others in the second
 
 REACH = {torch.float16: 3}  # the largest exponent for a dtype of small range
 MOST = 20  # for the others
@@ -29,28 +37,142 @@ def factors_for(number: int, dtypes: Sequence[torch.dtype], seed: int) -> Tensor
     return torch.tensor([2.0**exponent for exponent in drawn[:number]], dtype=torch.float64)
 
 
-def row_map(before: Tensor, after: Sequence[tuple[Tensor, Tensor]], number: int) -> RowMap | None:
-    """Which row belongs to which sample; None if the rows are not in turn, or if one belongs to several samples.
+def row_map(before: Tensor, after: Sequence[tuple[Tensor, Tensor]], number: int) -> tuple[RowMap | None, bool]:
+    """Which row belongs to which sample.
+
+    A row that is zero, as behind a matrix that starts at zero, or that is not finite does not say whose it is. It can
+    leave several maps that fit, which are equally good for these gradients and not for those of a later step.
 
     Args:
         before: [N, ...] the gradient for losses that are all multiplied by 1.
         after: the same for losses multiplied by factors, and these factors [S].
         number: S.
+
+    Returns:
+        A map that fits, None if the rows are not in turn or if one belongs to several samples; and whether it holds for
+        later steps as well.
     """
     N = len(before)
     if N == 0 or N % number:
-        return None
+        return None, True
     each = N // number
-    inner = each
-    while inner > 0:
-        if each % inner == 0:
-            rows = RowMap(each // inner, number, inner)
-            if all(_fits(before, of_factors, factors, rows) for of_factors, factors in after):
-                return rows
-        inner -= 1
-    return None
+    maps = [RowMap(each // inner, number, inner) for inner in range(each, 0, -1) if each % inner == 0]
+    fitting = [rows for rows in maps if all(_fits(before, x, factors, rows) for x, factors in after)]
+    if not fitting:
+        return None, True
+    known = number == 1 or (len(fitting) == 1 and bool(before.isfinite().all()))  # host: once a plan
+    return fitting[0], known
 
 
 def _fits(before: Tensor, after: Tensor, factors: Tensor, rows: RowMap) -> bool:
     by_row = rows.spread(factors.to(before.device, before.dtype)).reshape(-1, *[1] * (before.dim() - 1))
-    return bool(torch.eq(before * by_row, after).all())  # host: once a plan
+    expected = before * by_row
+    same = torch.eq(expected, after) | (expected.isnan() & after.isnan())
+    return bool(same.all())  # host: once a plan
+
+
+Maps = list[list[RowMap]]  # for each parameter, for each of its uses, which row belongs to which sample
+
+
+class NotMixed(Exception):
+    """The tasks' gradients cannot be had from one pass, and why."""
+
+
+def probed(
+    used: Sequence[tuple[str, Tensor, Sequence[SampleUse]]],
+    sweep: Callable[[Tensor], Sequence[Tensor | None]],
+    number: int,
+    seed: int,
+) -> tuple[Maps, bool]:
+    """Which row belongs to which sample, for every use, and whether that holds for later steps as well.
+
+    Args:
+        used: the parameters, with their names and uses.
+        sweep: runs a backward pass of the samples' losses times factors [S], and returns the gradients at all uses.
+        number: S.
+        seed: of the factors.
+
+    Raises:
+        NotMixed: a row belongs to several samples, or the rows are not in turn.
+    """
+    before = sweep(torch.ones(number))
+    dtypes = [delta.dtype for delta in before if delta is not None]
+    after = []
+    for i in range(PROBES if number > 1 else 0):
+        factors = factors_for(number, dtypes, seed + random.Random(i).randrange(2**30))
+        after.append((factors, sweep(factors)))
+    maps: Maps = []
+    all_known = True
+    place = 0
+    for name, parameter, uses in used:
+        maps.append([])
+        for use in uses:
+            delta = before[place]
+            if delta is None:
+                raise NotMixed(f"{name}: no sample reaches one of its uses")
+            rows = rows_of_delta(use, delta, parameter)
+            others = [(rows_of_delta(use, x, parameter), f) for f, all_of in after if (x := all_of[place]) is not None]
+            found, known = row_map(rows, others, number)
+            all_known = all_known and known
+            in_turn = use.form == "product" or by_row(use, parameter.shape)
+            if found is None or not (in_turn or found == (1, number, 1)):
+                node = type(use.node).__name__
+                raise NotMixed(f"{name}: samples meet in {node}, or its rows are not in their order")
+            maps[-1].append(found)
+            place += 1
+    return maps, all_known
+
+
+@dataclass
+class Remembered:
+    """What a probe found for a structure of the graph.
+
+    Attributes:
+        maps: which row belongs to which sample.
+        known: whether the maps hold for later steps as well.
+        why_not: why there are no maps; "" if there are.
+        wide: the parameters whose products are computed in float64.
+        steps: how many steps have used it.
+    """
+
+    maps: Maps = field(default_factory=list)
+    known: bool = False
+    why_not: str = ""
+    wide: Wide = field(default_factory=Wide)
+    steps: int = 0
+
+
+_cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by the first shared parameter
+
+
+def recall(first: Tensor, key: object, probe: Callable[[int], tuple[Maps, bool]], even_if_refused: bool) -> Remembered:
+    """What is known of a graph: from the cache, or by a probe.
+
+    Args:
+        first: the first shared parameter.
+        key: what the graph is recognised by.
+        probe: does what `probed` does, for a seed.
+        even_if_refused: probe again where an earlier probe found that samples meet.
+
+    Raises:
+        NotMixed: a probe of this step or an earlier one found so.
+    """
+    if first not in _cache:
+        _cache[first] = {}
+    known: dict[object, Remembered] = _cache[first]
+    remembered = known.get(key)
+    if remembered is None:
+        if len(known) >= MOST_PLANS:
+            known.clear()
+        remembered = known[key] = Remembered()
+    if not remembered.known or remembered.steps % AGAIN == 0 or (remembered.why_not and even_if_refused):
+        remembered.known = False  # until the probe has ended
+        try:
+            remembered.maps, remembered.known = probe(remembered.steps)
+            remembered.why_not = ""
+        except NotMixed as error:
+            remembered.known, remembered.why_not = True, str(error)
+    remembered.steps += 1
+    if remembered.why_not:
+        raise NotMixed(remembered.why_not)
+    return remembered

@@ -72,7 +72,7 @@ def _sample_use(parameter: Tensor, node: Any, name: str, operand: int, transpose
         if node._saved_transposed or any(node._saved_output_padding) or len(output) not in (3, 4):
             return "a transposed convolution or one over volumes uses it"
         if node._saved_groups != 1:
-            return "a grouped convolution uses it"
+            return f"a convolution with {node._saved_groups} groups uses it"
         return SampleUse(node, "convolution", None, "")
     if name in ("AddBackward0", "MulBackward0") and _broadcast(shape, output):
         if name == "AddBackward0" and operand == 1 and node._saved_alpha != 1:

@@ -83,7 +83,8 @@ def samples_of(mixing: object, per_sample: object) -> tuple[Tensor, Samples]:
             raise ValueError(f"backward: mixing is {list(mixing.shape)} {mixing.dtype}, expected a real [K, {S}]")
         matrix = mixing.detach().to(device, torch.float64)
         return per_sample, Samples(len(mixing), matrix, None, matrix.new_ones(len(mixing)))
-    if mixing.dim() != 1 or len(mixing) != S or mixing.is_floating_point() or mixing.is_complex():
+    whole = not (mixing.is_floating_point() or mixing.is_complex() or mixing.dtype == torch.bool)
+    if mixing.dim() != 1 or len(mixing) != S or not whole:
         raise ValueError(
             f"backward: mixing is {list(mixing.shape)} {mixing.dtype}, expected [K, {S}], or [{S}] integers, each "
             "sample's task"
