@@ -1,0 +1,156 @@
+"""What the implicit way costs: floating-point operations, memory, and how long the graph lives."""
+
+import pytest
+import torch
+from implicit_steps import WEIGHTS, Tasks, mlp
+from peaks import peak_bytes
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import mtlfast
+from mtlfast.aggregation import Constant
+
+pytestmark = pytest.mark.native
+
+
+class Called(nn.Module):
+    """Modules, and a function of them and the input."""
+
+    def __init__(self, call, *modules):
+        super().__init__()
+        self.modules_, self.call = nn.ModuleList(modules), call
+
+    def forward(self, x):
+        return self.call(self.modules_, x)
+
+
+def encoder(**options):
+    return nn.TransformerEncoderLayer(32, 4, 64, 0.0, batch_first=True, **options)
+
+
+def rnn(kind):
+    return Called(lambda m, x: m[0](x)[0], kind(32, 32, batch_first=True))
+
+
+# Trunks [N, T, 32] -> [N, T, 32].
+TRUNKS = {
+    "MLP": lambda: mlp(32, 3),
+    "MLP without biases": lambda: mlp(32, 3, bias=False),
+    "wide and narrow": lambda: nn.Sequential(nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, 32)),
+    "LoRA": lambda: Called(
+        lambda m, x: m[0](x) + m[2](m[1](x)),
+        nn.Linear(32, 32).requires_grad_(False),
+        nn.Linear(32, 2),
+        nn.Linear(2, 32),
+    ),
+    "one weight twice": lambda: Called(lambda m, x: m[0](torch.tanh(m[0](x))), nn.Linear(32, 32)),
+    "a weight in two forms": lambda: Called(lambda m, x: torch.tanh(m[0](x)) @ m[0].weight + x, nn.Linear(32, 32)),
+    "one input for several": lambda: Called(
+        lambda m, x: sum(f(x).tanh() for f in m), *(nn.Linear(32, 32) for _ in range(3))
+    ),
+    "encoder layer": encoder,
+    "encoder layer, norm first": lambda: encoder(norm_first=True),
+    "decoder layer": lambda: Called(
+        lambda m, x: m[0](x, x), nn.TransformerDecoderLayer(32, 4, 64, 0.0, batch_first=True)
+    ),
+    "attention": lambda: Called(lambda m, x: m[0](x, x, x)[0], nn.MultiheadAttention(32, 4, batch_first=True)),
+    "LSTM": lambda: rnn(nn.LSTM),
+    "GRU": lambda: rnn(nn.GRU),
+    "convolution": lambda: Called(lambda m, x: m[1](m[0](x.mT).mT), nn.Conv1d(32, 32, 3, padding=1), nn.Linear(32, 32)),
+    "checkpointed": lambda: Called(lambda m, x: checkpoint(m[0], x, use_reentrant=False), mlp(32, 3)),
+    "in-place activations": lambda: nn.Sequential(nn.Linear(32, 32), nn.ReLU(inplace=True), nn.Linear(32, 32)),
+}
+
+GAINS_LITTLE = ("LoRA", "a weight in two forms", "LSTM", "GRU")
+
+
+def flops_of(model, x, way):
+    losses = model.losses(x)
+    model.zero_grad()
+    with FlopCounterMode(display=False) as counter:
+        result = mtlfast.backward(
+            losses, Constant(WEIGHTS[: len(losses)]), shared=model.trunk, jacobian=way, diagnostics=True
+        )
+    return counter.get_total_flops(), result.plan
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("num_tasks", [2, 5])
+@pytest.mark.parametrize("name", TRUNKS)
+def test_auto_takes_no_more_flops_than_the_stored_way(name, num_tasks):
+    gained = False
+    for shape in ((1, 4), (3, 8)):
+        model, x = Tasks(TRUNKS[name](), 32, num_tasks), torch.randn(*shape, 32)
+        stored, _ = flops_of(model, x, "stored")
+        for _ in range(2):  # the second step knows more
+            auto, plan = flops_of(model, x, "auto")
+            assert auto <= stored, plan
+            gained |= auto < stored
+    assert gained or name in GAINS_LITTLE
+
+
+@pytest.mark.parametrize("sweep", ["batched", "sequential"])
+def test_the_passes_multiply_out_no_weight_gradient_of_an_implicit_layer(sweep):
+    """All that the step multiplies is what the plan predicts, beside the input gradients and the heads."""
+    width, rows, depth, tasks = 32, 4, 3, 4
+    model, x = Tasks(mlp(width, depth), width, tasks), torch.randn(rows, width)
+    if sweep == "sequential":
+        model.trunk[1].register_full_backward_hook(lambda *_: None)
+    counted, plan = flops_of(model, x, "implicit")
+    assert plan.sweep == sweep
+    weights = [layer for layer in plan.layers if layer.way == "implicit"]
+    assert len(weights) == depth
+    inputs = tasks * (depth - 1) * 2 * rows * width * width
+    heads = tasks * 2 * 2 * rows * width
+    assert counted == sum(layer.flops for layer in weights) + inputs + heads
+
+
+def test_memory_with_few_rows():
+    width, tasks = 128, 8
+    layer = nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, batch_first=True)
+    model, x = Tasks(nn.TransformerEncoder(layer, 2), width, tasks), torch.randn(1, 32, width)
+    stored = tasks * sum(p.numel() for p in model.trunk.parameters()) * 4
+
+    def peak(run):
+        model.zero_grad()
+        losses = model.losses(x)
+        return peak_bytes(lambda: run(losses))
+
+    plain = peak(lambda losses: sum(losses).backward())
+    for way, most in (("implicit", 0.25), ("implicit", 0.25), ("stored", 2.0)):  # the first step keeps the graph
+        extra = peak(
+            lambda losses, way=way: mtlfast.backward(losses, Constant(WEIGHTS), shared=model.trunk, jacobian=way)
+        )
+        assert extra - plain <= most * stored
+    assert extra - plain > 0.5 * stored  # of the stored way
+
+
+def alive(model, x, way, retain_graph=False):
+    """How many of the trunk's activations are in memory after a step, while the losses are held."""
+    seen = []
+
+    def note(module, args, output):
+        seen.append(StorageWeakRef(output.untyped_storage()))
+
+    handles = [model.trunk[i].register_forward_hook(note) for i in (1, 3)]
+    losses = model.losses(x)
+    for handle in handles:
+        handle.remove()
+    result = mtlfast.backward(
+        losses, Constant(WEIGHTS[: len(losses)]), shared=model.trunk, jacobian=way, retain_graph=retain_graph
+    )
+    return sum(not reference.expired() for reference in seen), result.plan.sweep
+
+
+@pytest.mark.parametrize("sweep", ["batched", "sequential"])
+def test_the_graph_is_freed_after_a_step(sweep):
+    model, x = Tasks(mlp(16, 3), 16, 3), torch.randn(2, 16)
+    if sweep == "sequential":
+        model.trunk[2].register_full_backward_hook(lambda *_: None)
+    first, _ = alive(model, x, "implicit")
+    assert first == (2 if sweep == "batched" else 0)  # a batched pass may fail the first time
+    assert alive(model, x, "implicit") == (0, sweep)
+    assert alive(model, x, "implicit", retain_graph=True) == (2, sweep)
+    assert alive(model, x, "stored")[0] == 0
