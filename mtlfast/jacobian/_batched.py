@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,10 @@ from mtlfast.jacobian._plan import Chosen
 from mtlfast.jacobian._sequential import Pass, Targets
 from mtlfast.jacobian._uses import Graph
 
-# Functions whose backward formula torch runs once a task under vmap, or as a slower one.
+# Functions whose backward formula torch runs once a task under vmap, or as a slower one, where that costs much. It runs
+# most formulas without matrix products once a task, such as those of activations and normalisations.
 SLOW = ("ConvolutionBackward0", "CudnnRnnBackward0", "MkldnnRnnLayerBackward0", "MiopenRnnBackward0")
 SLOW_ON_GPU = "ScaledDotProduct"
-FALLBACK = "performance drop"  # of the warning that torch gives then
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def batched(
         losses: as in `sequential`, and so are `weights`, `wanted`, `targets` and `retain_graph`.
         meeting: where the losses meet.
         below: for each target whether it lies below the meeting.
-        chosen: where it is noted that such passes succeed, or are slow. The first time the graph is kept.
+        chosen: where it is noted that such passes succeed. The first time the graph is kept.
 
     Raises:
         NotBatched: torch cannot run the passes of all tasks at once. The graph is kept then.
@@ -193,27 +192,20 @@ def batched(
     if arrived:
         gradients = torch.stack([x for k in arrived if (x := of_heads[k][0]) is not None])
         try:
-            with warnings.catch_warnings(record=True) as given:
-                warnings.simplefilter("always")
-                stacked = torch.autograd.grad(
-                    [meeting.edge],
-                    inside,
-                    [gradients],
-                    retain_graph=retain_graph or not chosen.proven,
-                    is_grads_batched=True,
-                    allow_unused=True,
-                )
+            stacked = torch.autograd.grad(
+                [meeting.edge],
+                inside,
+                [gradients],
+                retain_graph=retain_graph or not chosen.proven,
+                is_grads_batched=True,
+                allow_unused=True,
+            )
         except RuntimeError as error:
             if chosen.proven:
                 raise
             raise NotBatched(f"torch cannot run it for all tasks at once: {str(error).splitlines()[0]}") from error
         del gradients
         chosen.proven = True
-        for warning in given:
-            if FALLBACK in str(warning.message):
-                chosen.not_batched = "torch runs a function of the trunk once for each task"
-            else:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     for k in wanted:
         head, trunk = iter(of_heads.pop(k)[1:]), iter(stacked)
         place = arrived.index(k) if k in arrived else None

@@ -91,7 +91,7 @@ class Chosen:
         plan: for the user.
         columns: the places of the parameters that take the implicit way.
         wide: those of them whose products are computed in float64.
-        not_batched: why batched passes failed or were slow in an earlier step; "" if they did not.
+        not_batched: why batched passes failed in an earlier step; "" if they did not.
         proven: whether batched passes have succeeded.
     """
 
