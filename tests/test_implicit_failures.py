@@ -95,14 +95,18 @@ def test_an_error_of_the_method_changes_nothing(model):
     assert_exact(lambda: model.losses(X), model, shared=model.trunk)
 
 
-def test_batched_passes_that_fail_become_sequential_and_that_is_remembered(monkeypatch, model):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(RuntimeError("planted\nin two lines"), "planted"), (NotImplementedError(), "NotImplementedError")],
+)
+def test_batched_passes_that_fail_become_sequential_and_that_is_remembered(monkeypatch, model, error, said):
     _, expected = step(lambda: model.losses(X), model, "stored", shared=model.trunk)
-    counts = calls_of(monkeypatch, lambda call, batched: batched, RuntimeError("planted\nin two lines"))
+    counts = calls_of(monkeypatch, lambda call, batched: batched, error)
     for attempt in range(3):
         counts["all"] = 0
         result, got = step(lambda: model.losses(X), model, "implicit", shared=model.trunk)
         assert result.plan.sweep == "sequential"
-        assert result.plan.sweep_reason == "torch cannot run it for all tasks at once: planted"
+        assert result.plan.sweep_reason == f"torch cannot run it for all tasks at once: {said}"
         assert counts == {"all": 7 if attempt == 0 else 3, "batched": 1}
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
 

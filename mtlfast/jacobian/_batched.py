@@ -203,7 +203,8 @@ def batched(
         except RuntimeError as error:
             if chosen.proven:
                 raise
-            raise NotBatched(f"torch cannot run it for all tasks at once: {str(error).splitlines()[0]}") from error
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise NotBatched(f"torch cannot run it for all tasks at once: {said}") from error
         del gradients
         chosen.proven = True
     for k in wanted:
