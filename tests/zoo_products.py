@@ -204,3 +204,10 @@ def parametrization_by_hand() -> Model:
     layers = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 8))
     nn.utils.parametrize.register_parametrization(layers[0], "weight", Symmetric())
     return with_losses(layers, randn(3, 9))
+
+
+@construction("0.weight")
+def terms_that_cancel() -> Model:
+    """Inputs are nearly the same in all rows, over which a normalisation's gradients add up to zero."""
+    layers = nn.Sequential(nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8, eps=1e-30, affine=False))
+    return with_losses(layers, 1 + 1e-3 * randn(4, 8))

@@ -101,6 +101,7 @@ def walk(losses: Sequence[Tensor]) -> Graph:
     nodes: list[Any] = []
     numbers: dict[Any, int] = {}
     users: dict[Any, list[tuple[Any, int]]] = {}
+    leaves: dict[int, int] = {}  # by id their number in the order of discovery: an input is another leaf at each step
     structure: list[object] = []
     waiting = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
     while waiting:
@@ -119,7 +120,7 @@ def walk(losses: Sequence[Tensor]) -> Graph:
             if type(behind) is AccumulateGrad:
                 leaf = id(behind.variable)
                 users.setdefault(leaf, []).append((node, operand))
-                structure.append(leaf)
+                structure.append(("leaf", leaves.setdefault(leaf, len(leaves))))
                 continue
             if type(behind).__name__ in ON_THE_WAY:
                 users.setdefault(behind, []).append((node, operand))
