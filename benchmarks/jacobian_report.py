@@ -1,6 +1,6 @@
 """The tables of bench_jacobian.py: multiples of bare passes and of a plain step, and the limits they are held to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jacobian_ways import AUTO, BATCHED, STORED
@@ -119,12 +119,22 @@ def auto_over_stored(cells: Sequence[Cell]) -> Section:
     return section
 
 
-def limits(cells: Sequence[Cell]) -> Section:
-    """The table that says of each limit in each cell whether the better end of the interval meets it."""
+def limits(
+    cells: Sequence[Cell],
+    limits: Sequence[Limit] = LIMITS,
+    ratio: Callable[[Cell, str, str, str], list[float] | None] = ratio,
+) -> Section:
+    """The table that says of each limit in each cell whether the better end of the interval meets it.
+
+    Args:
+        cells: what was measured.
+        limits: the limits.
+        ratio: gives what a limit holds, from a cell and the limit's `what`, `of` and `over`.
+    """
     section = Section(
         "limits", "Limits", "A limit is missed if the better end of the interval misses it, by the difference of both."
     )
-    for limit in LIMITS:
+    for limit in limits:
         for cell in cells:
             if (limit.trunks and cell["trunk"] not in limit.trunks) or (limit.tasks and cell["K"] not in limit.tasks):
                 continue

@@ -60,25 +60,27 @@ def mlp(width: int, layers: int) -> nn.Module:
     return nn.Sequential(*(layer for _ in range(layers) for layer in (nn.Linear(width, width), nn.ReLU())))
 
 
-def _transformer(width: int, layers: int, batch: int, length: int) -> TrunkSize:
+def transformer_size(width: int, layers: int, batch: int, length: int) -> TrunkSize:
+    """The main README's transformer, and a batch for it."""
     return TrunkSize(partial(Trunk, width, layers), width, (batch, length, width))
 
 
-def _mlp(width: int, layers: int, batch: int) -> TrunkSize:
+def mlp_size(width: int, layers: int, batch: int) -> TrunkSize:
+    """Linear layers with ReLU, and a batch for them."""
     return TrunkSize(partial(mlp, width, layers), width, (batch, width))
 
 
 TRUNKS = {
-    "transformer-1x32": _transformer(512, 4, batch=1, length=32),
-    "transformer-2x64": _transformer(512, 4, batch=2, length=64),
-    "transformer-8x64": _transformer(512, 4, batch=8, length=64),
-    "mlp-32": _mlp(1024, 6, batch=32),
-    "mlp-256": _mlp(1024, 6, batch=256),
-    "mlp-2048": _mlp(1024, 6, batch=2048),
+    "transformer-1x32": transformer_size(512, 4, batch=1, length=32),
+    "transformer-2x64": transformer_size(512, 4, batch=2, length=64),
+    "transformer-8x64": transformer_size(512, 4, batch=8, length=64),
+    "mlp-32": mlp_size(1024, 6, batch=32),
+    "mlp-256": mlp_size(1024, 6, batch=256),
+    "mlp-2048": mlp_size(1024, 6, batch=2048),
     "resnet-32": TrunkSize(partial(resnet, (32, 64, 128, 256)), 256, (32, 3, 32, 32)),
-    "24-blocks-2x16": _transformer(416, 24, batch=2, length=16),  # 50M parameters, 8 heads of 52
+    "24-blocks-2x16": transformer_size(416, 24, batch=2, length=16),  # 50M parameters, 8 heads of 52
 }
 QUICK = {
-    "tiny-transformer": _transformer(48, 1, batch=2, length=4),
+    "tiny-transformer": transformer_size(48, 1, batch=2, length=4),
     "tiny-resnet": TrunkSize(partial(resnet, (4, 8)), 8, (2, 3, 8, 8)),
 }

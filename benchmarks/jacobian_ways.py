@@ -1,11 +1,11 @@
 """The contestants of bench_jacobian.py: what follows the losses of one forward pass, by mtlfast and by others."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
 import torchjd.aggregation
+from contestant import Backward, Contestant
 from step_ways import AT_ONCE, BARE, PLAIN, PYTORCH_PCGRAD, TORCHJD, Model, Passes, Sizes, rivals
 from torch import Tensor
 from torchjd.autogram import Engine
@@ -17,18 +17,6 @@ from mtlfast.jacobian import _implicit
 STORED, SEQUENTIAL, BATCHED, AUTO = "stored", "implicit, sequential", "implicit, batched", "auto"
 AUTOGRAM = "TorchJD autogram"  # G from a second forward pass, and one weighted backward pass
 TOLERANCE = 1e-4  # of autogram's G
-Backward = Callable[[Tensor, list[Tensor]], Any]  # of the features and the losses of one forward pass
-
-
-class Contestant(NamedTuple):
-    """A way to go on from the losses, and the model to which they belong."""
-
-    model: Model
-    backward: Backward
-
-    def step(self) -> Any:
-        """A step without the optimizer's."""
-        return self.backward(*self.model.losses())
 
 
 def ways(num_tasks: int, size: Sizes, passes: Passes) -> dict[str, Contestant]:
@@ -52,22 +40,24 @@ def ways(num_tasks: int, size: Sizes, passes: Passes) -> dict[str, Contestant]:
         TORCHJD + AT_ONCE: others[TORCHJD + AT_ONCE],
         PYTORCH_PCGRAD: others[PYTORCH_PCGRAD],
     }
-    contestants = {name: Contestant(model, backward) for name, backward in backwards.items()}
-    return contestants | {AUTOGRAM: Contestant(hooked, _autogram(hooked))}
+    contestants = {name: Contestant(model, backward, model.losses) for name, backward in backwards.items()}
+    return contestants | {AUTOGRAM: Contestant(hooked, _autogram(hooked), hooked.losses)}
 
 
 def why_without_autogram(contestants: dict[str, Contestant]) -> str:
     """Why TorchJD's engine cannot take part: it fails on the model, or its G is another. "" if it can."""
-    gram = contestants[STORED].step().gram
+    return why_refused(contestants[AUTOGRAM], contestants[STORED].step().gram)
+
+
+def why_refused(engine: Contestant, gram: Tensor) -> str:
+    """The same for a contestant whose step returns G, beside the G that is right."""
     try:
-        theirs = contestants[AUTOGRAM].step()
+        theirs = engine.step()
     except Exception as error:  # whichever it is
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
     scale = gram.diagonal().sqrt()
     apart = ((theirs - gram) / scale / scale[:, None]).abs().max().item()
-    return (
-        "" if apart < TOLERANCE else f"its G is {apart:.1g} of sqrt(G_ii G_jj) away from that of stored task gradients"
-    )
+    return "" if apart < TOLERANCE else f"its G is {apart:.1g} of sqrt(G_ii G_jj) away from mtlfast's"
 
 
 def _surgery(model: Model, jacobian: str) -> Backward:

@@ -79,5 +79,6 @@ def finish(panel: Axes, names: Sequence[str], ends: Sequence[float], digits: int
 
 def save(figure: Figure, panel: Axes, path: Path) -> None:
     """Adds the legend of a panel and saves the picture, which is transparent."""
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS), frameon=False)
+    drawn, names = panel.get_legend_handles_labels()
+    figure.legend(drawn, names, loc="outside lower center", ncols=len(names), frameon=False)
     figure.savefig(path, transparent=True, metadata={"Date": None})

@@ -24,6 +24,7 @@ def measure(
     parameters: Sequence[torch.nn.Parameter],
     passes: Passes,
     rounds: int,
+    warmups: int = WARMUPS,
 ) -> Measured:
     """The seconds of each contestant's rounds, as a whole and of its forward and backward passes.
 
@@ -31,7 +32,8 @@ def measure(
         contestants: name -> what to run.
         parameters: those whose gradients are dropped after each step.
         passes: where the contestants count their forward passes.
-        rounds: how often each runs, after two rounds that do not count.
+        rounds: how often each runs.
+        warmups: rounds before these, which do not count.
     """
     parts: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
 
@@ -41,12 +43,12 @@ def measure(
         parts[name].append((passes.forward, passes.backward))
 
     turns = {name: partial(run, name) for name in contestants}
-    seconds = take_turns(turns, rounds, WARMUPS, rotate=True)
+    seconds = take_turns(turns, rounds, warmups, rotate=True)
     return {
         name: {
             "step": list(timing.seconds),
-            "forward": [forward for forward, _ in parts[name][WARMUPS:]],
-            "backward": [backward for _, backward in parts[name][WARMUPS:]],
+            "forward": [forward for forward, _ in parts[name][warmups:]],
+            "backward": [backward for _, backward in parts[name][warmups:]],
             "peak": None,
         }
         for name, timing in seconds.items()

@@ -126,6 +126,12 @@ class Model:
             features = self.trunk(self._x[0, part])
             return features, [self._loss(k, features, self._targets[k, 0, part]) for k in range(self.num_tasks)]
 
+    def per_sample(self) -> tuple[Tensor, Tensor]:
+        """The features and the losses [S] of the first batch's samples under the first head."""
+        with self._passes.forward_pass():
+            features = self.trunk(self._x[0])
+            return features, (self.heads[0](features) - self._targets[0, 0]).square().mean(dim=1)
+
     def own_loss(self, task: int) -> Tensor:
         """The loss of a task on its own batch."""
         with self._passes.forward_pass():

@@ -71,6 +71,7 @@ def torchjd_backward(
     aggregator: Any,
     optimize: bool,
     at_once: int | None = None,
+    retain_graph: bool = False,
 ) -> None:
     """TorchJD's step from the losses of one forward pass to `.grad`.
 
@@ -81,10 +82,11 @@ def torchjd_backward(
         aggregator: one of TorchJD's.
         optimize: its `optimize_gramian_computation`.
         at_once: how many backward passes through the trunk run at once; None: all K.
+        retain_graph: keep the graph, as losses need that share a part of it above the features.
     """
     from torchjd import autojac
 
-    autojac.mtl_backward(losses, features=features, parallel_chunk_size=at_once)
+    autojac.mtl_backward(losses, features=features, parallel_chunk_size=at_once, retain_graph=retain_graph)
     autojac.jac_to_grad(parameters, aggregator, optimize_gramian_computation=optimize)
 
 
