@@ -45,6 +45,13 @@ CHANGES = {
     "a frozen parameter": lambda model: model.embedding.requires_grad_(False),
 }
 
+# What the plan must say after a change, which a plan from before it does not say.
+REASONS = {
+    "a hook": ("first.weight", "has a hook"),
+    "a hook at a parameter": ("last.weight", "it has a tensor hook"),
+    "no hook at a parameter": ("last.weight", "fewer FLOPs"),
+}
+
 
 def test_each_step_on_a_model_that_changes_is_that_of_the_stored_way():
     """One model goes through all changes, so that each step could find the plans of those before."""
@@ -68,5 +75,7 @@ def test_each_step_on_a_model_that_changes_is_that_of_the_stored_way():
                 found[way] = result, {name: p.grad for name, p in model.named_parameters()}
             (stored, expected), (implicit, got) = found["stored"], found["implicit"]
             assert implicit.plan.way == "implicit", name
+            layer, reason = REASONS.get(name, ("last.bias", "is no matrix"))
+            assert reason in next(x.reason for x in implicit.plan.layers if x.name == layer)
             assert_gram_close(implicit.gram, stored.gram)
             assert_gradients_close(got, expected)

@@ -152,3 +152,15 @@ def embedding_with_one_padding_in_all_uses() -> Model:
 @construction("linear.weight", embedding__weight="padding")
 def embedding_with_padding_in_some_uses() -> Model:
     return with_losses(FunctionalTokens(3, None, 3), ids())
+
+
+class RawTokens(Tokens):
+    """The same by `torch.embedding`, which does not count a negative padding index from the end."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.linear(torch.embedding(self.embedding.weight, ids, -2).tanh().mean(1))
+
+
+@construction("embedding.weight linear.weight")
+def embedding_with_a_raw_negative_padding() -> Model:
+    return with_losses(RawTokens(nn.Embedding(10, 8)), ids())

@@ -52,6 +52,11 @@ def transposed_twice_and_permuted() -> Model:
     return weights(lambda x, w: x @ w.t().transpose(-1, 0).permute(-1, -2), randn(3, 9), (8, 9))
 
 
+@construction("", w0="uses it", w1="uses it")
+def permuted_into_its_own_order() -> Model:
+    return weights(lambda x, v, w: x @ v.permute(0, 1) @ w.transpose(1, 1), randn(2, 9), (9, 9), (9, 9))
+
+
 @construction("w0 w1")
 def linear_by_hand() -> Model:
     return weights(lambda x, v, w: F.linear(F.linear(x, v).relu(), w), randn(3, 8), (9, 8), (8, 9))
