@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlfast.aggregation import Groups
-from mtlfast.jacobian._products import Wide, dtype_of_products
+from mtlfast.jacobian._products import Wide, dtype_of_products, share_left
 from mtlfast.jacobian._sample_products import SampleLayer
 from mtlfast.jacobian._samples import Samples
 from mtlfast.ops._precision import DOUBLE_EPS, OF_ROUNDING, sum_rtol
@@ -135,6 +135,6 @@ class MixedPart:
         own = self._samples.gram(torch.diag_embed(of_samples.diagonal()))
         if dtype == torch.float64:
             return gram, own, gram.new_ones(self.num_tasks)
-        squares = torch.stack([use.squares(dtype) for use in layer.uses]).sum(dim=0)
+        squares = torch.stack([use.squares() for use in layer.uses]).sum(dim=0)
         sums = self._samples.gram(torch.diag_embed(squares)).diagonal()
-        return gram, own, torch.where(sums > 0, gram.diagonal() / sums, 1.0)
+        return gram, own, share_left(gram.diagonal(), sums)

@@ -172,13 +172,28 @@ def products(factors: Sequence[Factors], wide: Sequence[bool]) -> tuple[Tensor, 
             square = _square(factor.constant, dtype, squares)
             left, right = deltas, square @ deltas
             if dtype != torch.float64:
-                sums[i, reaching] = (torch.linalg.vector_norm(deltas, dim=2).square() @ square.diagonal()).double()
+                sums[i, reaching] = squared_lengths(deltas) @ squared_lengths(factor.constant)
         block.append(_Pair(i, reaching, left, right))
         if sum(pair.left.nbytes + pair.right.nbytes for pair in block) > BLOCK:
             _contract(block, grams)
             block = []
     _contract(block, grams)
-    return grams, torch.where(sums > 0, grams.diagonal(dim1=-2, dim2=-1) / sums, 1.0)
+    return grams, share_left(grams.diagonal(dim1=-2, dim2=-1), sums)
+
+
+def squared_lengths(rows: Tensor) -> Tensor:
+    """[..., N] float64, the squared lengths of rows [..., N, b], also where float32 could not hold them."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
+    return lengths.square()
+
+
+def share_left(squares: Tensor, sums: Tensor) -> Tensor:
+    """The share of sums of squares that is left in squared norms; 1 where there are no terms or they are not finite.
+
+    It is 0 where a squared norm is not finite although its terms are, because float32 could not hold a product.
+    """
+    share = torch.where(squares.isfinite(), squares / sums, 0.0)
+    return torch.where((sums > 0) & sums.isfinite(), share, 1.0)
 
 
 class _Pair(NamedTuple):

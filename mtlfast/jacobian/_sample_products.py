@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mtlfast import ops
-from mtlfast.jacobian._products import BLOCK, summed_by_entry
+from mtlfast.jacobian._products import BLOCK, squared_lengths, summed_by_entry
 from mtlfast.jacobian._sample_uses import SampleUse, by_row, rows_of_sum
 from mtlfast.task_gradients import TaskGradients
 
@@ -71,12 +71,12 @@ class SampleFactors:
     left: Tensor | None
     right: Tensor
 
-    def squares(self, dtype: torch.dtype) -> Tensor:
+    def squares(self) -> Tensor:
         """[S] float64: the sums over each sample's rows of |p_n|^2 |q_n|^2."""
-        square = torch.linalg.vector_norm(self.right, dim=1, dtype=dtype).square()
+        square = squared_lengths(self.right)
         if self.left is not None and self.left.is_floating_point():
-            square = square * torch.linalg.vector_norm(self.left, dim=1, dtype=dtype).square()
-        return self.rows.summed(square).double()
+            square = square * squared_lengths(self.left)
+        return self.rows.summed(square)
 
 
 @dataclass
