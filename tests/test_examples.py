@@ -101,3 +101,64 @@ def test_digits_run_the_method_once_more_in_groups(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert len(json.loads(run.stdout)) == 4
+
+
+PREFERENCES = Path(__file__).parents[1] / "examples" / "preferences"
+PREFERENCES_CODE = """
+import sys
+from pathlib import Path
+from main import run, timings, trade_off
+from model import Config
+outcome = run(seeds=1, steps=60, rounds=2, config=Config(16, 64, 2), out=Path(sys.argv[1]))
+trade_off(outcome.runs), timings(outcome.times)
+print([[of_seeds[0].plan, of_seeds[0].accuracies[-1].tolist()] for of_seeds in outcome.runs.values()])
+"""
+SAME_GRADIENTS = """
+import torch
+from data import losses, mixing
+from model import Config, Scorer
+from train import pairs_of
+import mtlfast
+from mtlfast.aggregation import UPGrad
+
+pairs = pairs_of(0)[0].at(torch.arange(16))
+assert (pairs.preferred == 0).any()  # a tie
+model = Scorer(Config(16, 32, 2)).double()
+
+def gradients(*args, **kwargs):
+    model.zero_grad()
+    plan = mtlfast.backward(*args, UPGrad(), shared=model, **kwargs).plan.way
+    return plan, [parameter.grad.clone() for parameter in model.parameters()]
+
+margins = model(pairs.tokens)
+plan, mixed = gradients(margins, mixing=mixing(margins, pairs.preferred), jacobian="mixing")
+other, plain = gradients(list(losses(model(pairs.tokens), pairs.preferred)))
+assert (plan, other) == ("mixing", "stored")
+for one, two in zip(mixed, plain, strict=True):
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-10)
+"""
+
+
+@pytest.mark.skipif(not PREFERENCES.exists(), reason="needs the checkout")
+def test_preferences_are_learned_in_one_pass(tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "preferences.png"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PREFERENCES_CODE, str(picture)],
+        cwd=PREFERENCES,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    methods = json.loads(run.stdout.replace("'", '"'))
+    assert len(methods) == 3
+    for plan, accuracies in methods:
+        assert plan == "mixing"
+        assert sum(accuracies) / 3 > 55  # a guess is right in 50 %
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.skipif(not PREFERENCES.exists(), reason="needs the checkout")
+def test_mixed_margins_have_the_gradients_of_the_rewards_losses():
+    run = subprocess.run([sys.executable, "-c", SAME_GRADIENTS], cwd=PREFERENCES, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
