@@ -62,8 +62,8 @@ class FactoredPart:
         return max(sum_rtol(self.dtype, self._exact(precision)), OF_ROUNDING[self.dtype])
 
     def _exact(self, precision: str | None) -> bool:
-        """Whether all products are computed in float64."""
-        return precision == "exact" and self._wide.everything
+        """Whether all products are computed in float64 although the factors are not."""
+        return precision == "exact" and self._wide.everything and self.dtype != torch.float64
 
     def at(self, columns: Sequence[int]) -> FactoredPart:
         chosen = [factor for factor in self._factors if factor.layer.column in columns]
@@ -115,7 +115,7 @@ class FactoredPart:
         if exact not in self._grams:
             wide = [exact or factor.layer.column in self._wide.columns for factor in self._factors]
             grams, shares = products(self._factors, wide)
-            if not exact and self.dtype != torch.float64:
+            if not exact:
                 for i in self._wide.note(shares, self.places()):
                     grams[i] = products([self._factors[i]], [True])[0][0]
             self._grams[exact] = grams

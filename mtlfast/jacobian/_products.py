@@ -14,8 +14,8 @@ from mtlfast import ops
 from mtlfast.jacobian._uses import Layer
 from mtlfast.task_gradients import TaskGradients
 
-# float32 products have errors of up to 6e-7 of the sum of |x_n|^2 |d_n|^2 over the rows. Below this share of that sum,
-# because terms have cancelled, they would be above 5e-6 of the squared norm.
+# float32 products have errors of up to 6e-7 of the sum of |x_n|^2 |d_n|^2 over the rows, and float64 products of 1e-15.
+# Below this share of that sum, because terms have cancelled, they would be above 5e-6 or 1e-14 of the squared norm.
 CANCELLED = 1e-1
 # Tasks whose unit gradients have a Gram matrix with an eigenvalue below this nearly depend on each other. The errors of
 # float32 products, of 5e-7, would then change the weights of a method that decides about ranks by 5e-4 and more.
@@ -47,7 +47,7 @@ class Factors:
         return replace(self, deltas=[None if k in tasks else delta for k, delta in enumerate(self.deltas)])
 
     def gradient(self, delta: Tensor) -> Tensor:
-        """The weight's gradient for a gradient at the output, in that one's dtype."""
+        """The weight's gradient for a gradient at the output [..., N, b], in that one's dtype."""
         if self.layer.kind == "embedding":
             entries = self.parameter.shape[0]
             return summed_by_entry(delta, self.constant, entries, self.padding)
@@ -149,7 +149,8 @@ def products(factors: Sequence[Factors], wide: Sequence[bool]) -> tuple[Tensor, 
 
     Args:
         factors: L layers.
-        wide: which of them are computed in float64. The others are so only if their factors are float64.
+        wide: the layers in which terms cancel. Their products are computed in float64, or if their factors are float64
+            already, from the weight gradients of all tasks.
 
     Returns:
         [L, K, K] float64, and [L, K] for each squared norm its share of the sum of |x_n|^2 |d_n|^2 over the rows: 1
@@ -168,10 +169,12 @@ def products(factors: Sequence[Factors], wide: Sequence[bool]) -> tuple[Tensor, 
         deltas = torch.stack([delta.to(dtype) for delta in factor.deltas if delta is not None])
         if factor.layer.kind == "embedding":
             left = right = _summed_by_index(factor, deltas)
+        elif is_wide and factor.layer.dtype == torch.float64:
+            left = right = factor.gradient(deltas)
         else:
             square = _square(factor.constant, dtype, squares)
             left, right = deltas, square @ deltas
-            if dtype != torch.float64:
+            if not is_wide:
                 sums[i, reaching] = squared_lengths(deltas) @ squared_lengths(factor.constant)
         block.append(_Pair(i, reaching, left, right))
         if sum(pair.left.nbytes + pair.right.nbytes for pair in block) > BLOCK:
