@@ -253,7 +253,7 @@ def test_a_sample_that_is_not_finite(mixing, name, first):
 AUTOCAST = ["transformer, batch first, causal", "MLP", "conv 2d", "tied head", "LoRA", "RMSNorm", "self attention"]
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of torch's own RMSNorm
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # RMSNorm's, of torch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", AUTOCAST)
 def test_float32_and_autocast(name, dtype):

@@ -386,7 +386,7 @@ def test_dropout_behind_a_plan_is_noticed_and_exact():
         torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
 
 
-def counted(monkeypatch, net: Model, steps: int) -> list[int]:
+def counted(monkeypatch, net: Model, steps: int, way: str = "mixing", A: Tensor | None = None) -> list[int]:
     """How often autograd was called for gradients in each step."""
     calls = 0
     grad = torch.autograd.grad
@@ -401,7 +401,7 @@ def counted(monkeypatch, net: Model, steps: int) -> list[int]:
     found = []
     for _ in range(steps):
         before = calls
-        run(net)
+        run(net, way, A)
         found.append(calls - before)
     return found
 
@@ -411,6 +411,14 @@ def test_a_plan_is_probed_again_now_and_then(monkeypatch):
     one = 2  # one pass of the samples, and a short one of the heads
     probe = 1 + _probe.PROBES
     assert counted(monkeypatch, of_rows(nn.Tanh()), 10) == [one + probe * (i % 4 == 0) for i in range(10)]
+
+
+def test_what_a_probe_refused_is_refused_without_one_for_a_while(monkeypatch):
+    monkeypatch.setattr(_mixing, "AGAIN", 4)
+    net, A = of_rows(nn.BatchNorm1d(D, affine=False)), torch.randn(8, S)
+    counts = counted(monkeypatch, net, 6, "auto", A)
+    probe = 1 + _mixing.PROBES
+    assert [count - counts[1] for count in counts] == [probe * (i % 4 == 0) for i in range(6)]
 
 
 def test_a_plan_is_probed_again_until_no_gradient_leaves_it_open(monkeypatch):

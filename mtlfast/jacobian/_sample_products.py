@@ -118,7 +118,7 @@ class SampleLayer:
             gradient = gradient.reshape(self.parameter.shape)
             total = gradient if total is None else total + gradient
         assert total is not None
-        return total
+        return total.data if total._is_view() else total  # so that to set `.grad` to it makes no other tensor
 
 
 def takes_samples(uses: Sequence[SampleFactors]) -> bool:
