@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mtlfast
 from mtlfast.aggregation import CRMOGM, GramAggregator, UPGrad
-from mtlfast.jacobian import _mixing, _sample_products
+from mtlfast.jacobian import _mixing, _probe, _sample_products
 from mtlfast.jacobian._sample_products import RowMap
 from mtlfast.weighting import FAMO
 
@@ -96,7 +96,7 @@ def test_the_check_catches_samples_that_meet(monkeypatch):
     net = Model(layers, rows(D)).double()
     net.given = net.given.double()
     rows_of = RowMap(1, S, 1)
-    monkeypatch.setattr(_mixing, "row_map", lambda before, after, number: (rows_of, True))
+    monkeypatch.setattr(_probe, "row_map", lambda before, after, number: (rows_of, True))
     with pytest.raises(RuntimeError, match="MTLFAST_CHECK found"):
         step(net, MIXINGS["dense"](), UPGrad(), "mixing")
 
@@ -175,7 +175,7 @@ def test_a_failure_anywhere_in_the_middle_moves_nothing(before, probed):
     while True:
         per_sample = net.losses()
         if not probed:
-            _mixing._cache.clear()
+            _probe._cache.clear()
         unmoved = everything(net, aggregator, weighting)
         try:
             with FailsAt(n):

@@ -414,10 +414,10 @@ def test_a_plan_is_probed_again_now_and_then(monkeypatch):
 
 
 def test_what_a_probe_refused_is_refused_without_one_for_a_while(monkeypatch):
-    monkeypatch.setattr(_mixing, "AGAIN", 4)
+    monkeypatch.setattr(_probe, "AGAIN", 4)
     net, A = of_rows(nn.BatchNorm1d(D, affine=False)), torch.randn(8, S)
     counts = counted(monkeypatch, net, 6, "auto", A)
-    probe = 1 + _mixing.PROBES
+    probe = 1 + _probe.PROBES
     assert [count - counts[1] for count in counts] == [probe * (i % 4 == 0) for i in range(6)]
 
 
