@@ -11,11 +11,11 @@ from mixing_ways import AUTO, DISJOINT, STORED, TORCHJD
 from step_picture import INK, STYLE, figure_of, save
 from step_ways import PLAIN
 
-WAYS = {
-    TORCHJD: ("TorchJD", "#009e73"),
-    STORED: ("K passes", "#56b4e9"),
-    AUTO: ("mixing=, any A", "#d55e00"),
-    DISJOINT: ("mixing=, each sample of one task", "#cc79a7"),
+WAYS = {  # the label, the colour, and how far above the last point its number stands
+    TORCHJD: ("TorchJD", "#009e73", 6),
+    STORED: ("K passes", "#56b4e9", -6),
+    AUTO: ("mixing=, any A", "#d55e00", 6),
+    DISJOINT: ("mixing=, each sample of one task", "#cc79a7", -6),
 }
 TRUNKS = {
     "transformer-8x16": "transformer, 8 x 16 tokens",
@@ -49,12 +49,13 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
 
 def _lines(panel: Axes, cells: Sequence[Cell]) -> None:
     tasks = [cell["K"] for cell in cells]
-    for way, (label, colour) in WAYS.items():
+    for way, (label, colour, above) in WAYS.items():
         low, middle, high = zip(*(ratio(cell, "step", way, PLAIN) or () for cell in cells), strict=True)
         panel.plot(tasks, middle, "o-", color=colour, label=label, markersize=4, linewidth=2)
         panel.fill_between(tasks, low, high, color=colour, alpha=0.25, linewidth=0)
+        place, offset = (tasks[-1], middle[-1]), (6, above)
         panel.annotate(
-            f"{middle[-1]:.1f}", (tasks[-1], middle[-1]), (5, 0), textcoords="offset points", va="center", color=colour
+            f"{middle[-1]:.1f}", place, offset, textcoords="offset points", va="center", color=colour, fontsize=11
         )
     panel.axhline(1, color=INK, linewidth=0.8, linestyle=":")
     panel.set_xscale("log")

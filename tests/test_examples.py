@@ -109,7 +109,7 @@ import sys
 from pathlib import Path
 from main import run, timings, trade_off
 from model import Config
-outcome = run(seeds=1, steps=60, rounds=2, config=Config(16, 64, 2), out=Path(sys.argv[1]))
+outcome = run(seeds=1, steps=60, rounds=2, config=Config(64, 512, 2), out=Path(sys.argv[1]))
 trade_off(outcome.runs), timings(outcome.times)
 print([[of_seeds[0].plan, of_seeds[0].accuracies[-1].tolist()] for of_seeds in outcome.runs.values()])
 """
@@ -121,7 +121,7 @@ from train import pairs_of
 import mtlfast
 from mtlfast.aggregation import UPGrad
 
-pairs = pairs_of(0)[0].at(torch.arange(16))
+pairs = pairs_of(0)[0].at(torch.arange(32))
 assert (pairs.preferred == 0).any()  # a tie
 model = Scorer(Config(16, 32, 2)).double()
 
