@@ -30,6 +30,11 @@ TRUNKS = {
     "MLP": lambda: mlp(32, 3),
     "MLP without biases": lambda: mlp(32, 3, bias=False),
     "wide and narrow": lambda: nn.Sequential(nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, 32)),
+    "few rows behind many": lambda: Called(
+        lambda m, x: x + m[1](m[0](x).mean((0, 1), keepdim=True)),
+        nn.Linear(32, 32),
+        nn.Sequential(nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, 32)),
+    ),
     "LoRA": lambda: Called(
         lambda m, x: m[0](x) + m[2](m[1](x)),
         nn.Linear(32, 32).requires_grad_(False),

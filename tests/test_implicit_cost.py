@@ -59,6 +59,16 @@ def test_the_passes_multiply_out_no_weight_gradient_of_an_implicit_layer(sweep):
     assert counted == sum(layer.flops for layer in weights) + inputs + heads
 
 
+def test_layers_with_one_input_share_its_products():
+    width, rows, tasks = 32, 4, 4
+    model, x = Tasks(TRUNKS["one input for several"](), width, tasks), torch.randn(rows, width)
+    counted, plan = flops_of(model, x, "implicit")
+    layers = [layer.flops for layer in plan.layers if layer.way == "implicit"]
+    assert len(layers) == 3
+    heads = tasks * 2 * 2 * rows * width
+    assert counted == sum(layers) - 2 * (2 * rows * rows * width) + heads
+
+
 def test_memory_with_few_rows():
     width, tasks = 128, 8
     layer = nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, batch_first=True)

@@ -25,16 +25,17 @@ X = torch.randn(3, 16, dtype=torch.float64, generator=torch.Generator().manual_s
 
 
 def calls_of(monkeypatch, fails, error):
-    """Counts the calls of `torch.autograd.grad`, of which those that `fails(n, batched)` says raise an error."""
+    """Counts the calls of `torch.autograd.grad`, of which those that `fails(n, batched)` says end with an error."""
     ordinary, counts = torch.autograd.grad, {"all": 0, "batched": 0}
 
     def grad(*arguments, **options):
         batched = options.get("is_grads_batched", False)
         counts["all"] += 1
         counts["batched"] += batched
+        gradients = ordinary(*arguments, **options)
         if fails(counts["all"], batched):
-            raise error
-        return ordinary(*arguments, **options)
+            raise error  # after the pass, so that its graph is gone unless it was to be kept
+        return gradients
 
     monkeypatch.setattr(torch.autograd, "grad", grad)
     return counts
