@@ -56,5 +56,9 @@ TRUNKS = {
     "GRU": lambda: rnn(nn.GRU),
     "convolution": lambda: Called(lambda m, x: m[1](m[0](x.mT).mT), nn.Conv1d(32, 32, 3, padding=1), nn.Linear(32, 32)),
     "checkpointed": lambda: Called(lambda m, x: checkpoint(m[0], x, use_reentrant=False), mlp(32, 3)),
+    "checkpointed, with dropout": lambda: Called(
+        lambda m, x: checkpoint(m[0], x, use_reentrant=False),
+        nn.Sequential(nn.Linear(32, 32), nn.Dropout(), mlp(32, 2)),
+    ),
     "in-place activations": lambda: nn.Sequential(nn.Linear(32, 32), nn.ReLU(inplace=True), nn.Linear(32, 32)),
 }

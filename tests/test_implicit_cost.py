@@ -40,7 +40,8 @@ def test_auto_takes_no_more_flops_than_the_stored_way(name, num_tasks):
             auto, plan = flops_of(model, x, "auto")
             assert auto <= stored, plan
             gained |= auto < stored
-    assert gained or name in GAINS_LITTLE
+    # A checkpoint is computed once more for the layers' inputs, as much as one task's weight gradients.
+    assert gained or name in GAINS_LITTLE or (num_tasks == 2 and name.startswith("checkpointed"))
 
 
 @pytest.mark.parametrize("sweep", ["batched", "sequential"])

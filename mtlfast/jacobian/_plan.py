@@ -141,12 +141,14 @@ def flops(layer: Layer, num_tasks: int) -> tuple[int, int]:
     """The floating-point operations of the implicit and of the ordinary way, beyond the input gradients.
 
     The contraction of D_k with X X^T D_k is not counted, as the Gram matrix of stored rows is not: both are bound by
-    memory.
+    memory. A layer whose input is packed counts as run forward once more, as in a checkpoint.
     """
     N, a, b = layer.rows, layer.constant_size, layer.delta_size
     if layer.kind == "embedding":
         return 0, 0
-    return 2 * N * (N * (a + num_tasks * b) + a * b), 2 * num_tasks * N * a * b
+    gradient = 2 * N * a * b
+    implicit = 2 * N * N * (a + num_tasks * b) + gradient
+    return implicit + (gradient if layer.recomputed else 0), num_tasks * gradient
 
 
 def memory(layer: Layer, parameter: Tensor, num_tasks: int) -> tuple[int, int]:
