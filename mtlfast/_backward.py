@@ -197,6 +197,11 @@ def backward(
     if jacobian is None:
         jacobian = "stored" if mixing is None else "auto"
     if jacobian == "auto" and aggregator.reads in (Reads.ROWS, Reads.STATE):
+        if memory_budget is not None:
+            raise ValueError(
+                f"backward: got memory_budget= beside {type(aggregator).__name__}, which needs the gradients of all "
+                "tasks in memory, expected None"
+            )
         jacobian = "stored"
     J = jacobian_of(
         losses, shared, features, at, retain_graph, weighting, second, storage_dtype, jacobian, memory_budget, mixing

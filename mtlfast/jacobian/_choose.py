@@ -68,12 +68,13 @@ def jacobian_of(
                 why_not_mixed, way = str(error), "auto"
     elif way == "mixing":
         raise ValueError('backward: jacobian is "mixing", expected mixing= beside it')
-    if way == "implicit":
+    asked = 'jacobian="implicit"' if way == "implicit" else None if memory_budget is None else "memory_budget="
+    if asked is not None:
         kind = "an accumulator" if isinstance(losses, TaskGradientAccumulator) else None
         for name in ("at", "second"):
             kind = name if given[name] is not None else kind
         if kind is not None:
-            raise ValueError(f'backward: got jacobian="implicit" beside {kind}, expected losses of one forward pass')
+            raise ValueError(f"backward: got {asked} beside {kind}, expected losses of one forward pass")
     if isinstance(losses, TaskGradientAccumulator):
         refuse_both("an accumulator", {**given, "retain_graph": retain_graph or None}, (*given, "retain_graph"))
         return losses.jacobian(later)
@@ -95,8 +96,8 @@ def jacobian_of(
         columns = found_parameters(reached_by(named_features(features, "features").parameters).leaves)
     else:
         columns = None if shared is None else shared_parameters(shared)
-    if present.closures and way == "implicit":
-        raise ValueError('backward: got jacobian="implicit" beside closures, expected losses of one forward pass')
+    if present.closures and asked is not None:
+        raise ValueError(f"backward: got {asked} beside closures, expected losses of one forward pass")
     if present.closures:
         later = weighting is not None  # the losses are known after the passes
     if second is None and not present.closures and way != "stored":
