@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mtlfast
-from mtlfast.aggregation import CRMOGM, GramAggregator, UPGrad
+from mtlfast.aggregation import CRMOGM, IMTLG, MGDA, ConFIG, GramAggregator, UPGrad
 from mtlfast.jacobian import _mixing, _probe, _sample_products
 from mtlfast.jacobian._sample_products import RowMap
 from mtlfast.weighting import FAMO
@@ -147,6 +147,27 @@ def test_the_error_where_samples_nearly_cancel(name, apart):
     assert found["mixing"] <= max(5e-6, 2 * found["stored"]), found
 
 
+WIDTH = 128
+
+
+@pytest.mark.parametrize("by", ["mixing", "samples", "two same samples"])
+@pytest.mark.parametrize("method", [UPGrad, MGDA, IMTLG, ConFIG])
+def test_the_weights_of_tasks_that_nearly_depend_on_each_other(method, by):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH))
+    net, A = Model(layers, rows(WIDTH), WIDTH), torch.randn(3, S, dtype=torch.float64)
+    if by == "mixing":
+        A[1] = 3e-3 * A[1] - A[0]
+    else:
+        net.given[1] = net.given[0] + (3e-3 * net.given[1] if by == "samples" else 0)
+        A = torch.eye(S)[:3] * torch.tensor([[1.0], [-1.0 if by == "samples" else 1.0], [1.0]])
+    wide = copy.deepcopy(net).double()
+    wide.given = net.given.double()
+    expected = step(wide, A, method(), "stored").step.weights
+    got = step(net, A, method(), "mixing").step.weights
+    assert float((got - expected).norm()) <= 1e-6 * float(expected.norm())
+
+
 class Refuses(GramAggregator):
     """Fails when it has the Gram matrix."""
 
@@ -200,9 +221,6 @@ def test_a_failing_pass_or_method_moves_nothing(what):
     with pytest.raises(RuntimeError, match="planted"):
         mtlfast.backward(losses, aggregator, shared=net.trunk, mixing=disjoint(3), jacobian="mixing")
     assert_unmoved(unmoved, everything(net, aggregator))
-
-
-WIDTH = 128
 
 
 def wide_transformer(samples: int, length: int) -> Model:
