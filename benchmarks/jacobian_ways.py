@@ -49,7 +49,7 @@ def why_without_autogram(contestants: dict[str, Contestant]) -> str:
     return why_refused(contestants[AUTOGRAM], contestants[STORED].step().gram)
 
 
-def why_refused(engine: Contestant, gram: Tensor) -> str:
+def why_refused(engine: Contestant, gram: Tensor, tolerance: float = TOLERANCE) -> str:
     """The same for a contestant whose step returns G, beside the G that is right."""
     try:
         theirs = engine.step()
@@ -57,7 +57,7 @@ def why_refused(engine: Contestant, gram: Tensor) -> str:
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
     scale = gram.diagonal().sqrt()
     apart = ((theirs - gram) / scale / scale[:, None]).abs().max().item()
-    return "" if apart < TOLERANCE else f"its G is {apart:.1g} of sqrt(G_ii G_jj) away from mtlfast's"
+    return "" if apart < tolerance else f"its G is {apart:.1g} of sqrt(G_ii G_jj) away from mtlfast's"
 
 
 def _surgery(model: Model, jacobian: str) -> Backward:
