@@ -83,6 +83,7 @@ def test_the_trunks_are_those_of_the_table():
         assert size.trunk()(torch.randn(size.shape)).shape == (size.shape[0], size.width)
 
 
+@pytest.mark.long
 def test_everything_is_measured_shown_and_drawn(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(bench_jacobian, "QUICK", {"tiny-transformer": QUICK["tiny-transformer"]})

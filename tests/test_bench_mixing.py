@@ -58,6 +58,7 @@ def test_autogram_does_the_same_step_for_samples_as_tasks():
 
 
 @pytest.mark.filterwarnings(VMAP)
+@pytest.mark.long
 def test_everything_is_measured_shown_and_drawn(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     saved, picture = tmp_path / "mixing.json", tmp_path / "images" / "mixing.svg"

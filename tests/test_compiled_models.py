@@ -92,6 +92,7 @@ def test_surgery_at_features_inside_of_a_compiled_function_is_refused():
         mtlfast.backward(losses, PCGrad(), at=features)
 
 
+@pytest.mark.long
 @needs_compiler
 def test_a_trunk_that_inductor_compiled():
     from torch._inductor.utils import fresh_cache
@@ -122,6 +123,7 @@ def test_what_a_plain_backward_pass_compiled_is_good_for_one_pass():
         step(way, compiled, both[1], x, PCGrad())
 
 
+@pytest.mark.long
 @needs_compiler
 def test_code_from_the_cache_that_overwrites_gives_no_wrong_gradients():
     """Torch's cache may return what an earlier program compiled with donated buffers, although they are off now."""
@@ -196,6 +198,7 @@ def rows_of(*sizes: int, dtype=torch.float32) -> list[list[Tensor]]:
     return [[torch.randn(n, 7, dtype=dtype).T if n % 2 else torch.randn(n, dtype=dtype) for n in sizes] for _ in "abc"]
 
 
+@pytest.mark.long
 @pytest.mark.native
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
 @pytest.mark.parametrize("dynamic", [None, True])

@@ -176,22 +176,22 @@ SEGMENTS = "first.0.weight first.3.weight second.0.weight second.2.weight"
 
 @construction(SEGMENTS)
 def checkpointed() -> Model:
-    return with_losses(Segments(), randn(3, 8))
+    return with_losses(Segments(), randn(2, 8))
 
 
 @construction(SEGMENTS)
 def checkpointed_with_dropout() -> Model:
-    return with_losses(Segments(0.3), randn(3, 8))
+    return with_losses(Segments(0.3), randn(2, 8))
 
 
 @construction(SEGMENTS)
 def checkpointed_within_a_checkpoint() -> Model:
-    return with_losses(Segments(0.3, nested=True), randn(3, 8))
+    return with_losses(Segments(0.3, nested=True), randn(2, 8))
 
 
 @construction("0.weight 2.weight")
 def activations_saved_on_the_cpu() -> Model:
-    layers, x = nn.Sequential(nn.Linear(8, 9), nn.Tanh(), nn.Linear(9, 10)).double(), randn(3, 8)
+    layers, x = nn.Sequential(nn.Linear(8, 9), nn.Tanh(), nn.Linear(9, 10)).double(), randn(2, 8)
 
     def losses() -> list[Tensor]:
         with torch.autograd.graph.save_on_cpu():
