@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtlfast import _native
 from mtlfast._layout import is_dense, same_layout
+from mtlfast._shards import Shards
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Rows = tuple[tuple[Tensor | None, ...], ...]
@@ -40,6 +41,8 @@ class TaskGradients:
         shapes: the T shapes; None for a tensor that no task reaches.
         dtype: the dtype of all gradients.
         device: the device of all gradients.
+        shards: says which part of each parameter's elements the tensors hold, where `mtlfast.backward` works on several
+            ranks and each holds a part; otherwise None.
 
     Example:
         >>> import torch, mtlfast
@@ -54,19 +57,21 @@ class TaskGradients:
                 [3., 0., 4.]])
     """
 
-    __slots__ = ("_table", "device", "dtype", "parameters", "rows", "shapes")
+    __slots__ = ("_table", "device", "dtype", "parameters", "rows", "shapes", "shards")
 
     rows: Rows
     parameters: tuple[Tensor, ...] | None
     shapes: tuple[torch.Size | None, ...]
     dtype: torch.dtype
     device: torch.device
+    shards: Shards | None
     _table: Any
 
     def __init__(self, rows: Sequence[Sequence[Tensor | None]], parameters: Sequence[Tensor] | None = None) -> None:
         """Use `from_rows` instead, which also checks that `rows` are lists."""
         self.rows = tuple(tuple(row) for row in rows)
         self.parameters = None if parameters is None else tuple(parameters)
+        self.shards = None
         native = None if _is_traced(self.rows) else _native.module()
         self._table = native.marshal(self.rows) if native is not None else None
         if self._table is None:
@@ -152,6 +157,20 @@ class TaskGradients:
         if self._table is not None:
             return int(self._table.numel)
         return sum(shape.numel() for shape in self.shapes if shape is not None)
+
+    def whole_numel(self) -> int:
+        """P of all ranks together, where each holds a part; otherwise `numel()`."""
+        return self.numel() if self.shards is None else self.shards.numel
+
+    def total(self, values: Tensor) -> Tensor:
+        """What `values`, computed from these elements, add up to over all ranks, where each holds a part."""
+        return values if self.shards is None else self.shards.total(values)
+
+    def with_rows(self, rows: Sequence[Sequence[Tensor | None]]) -> TaskGradients:
+        """Other tasks' gradients of the same tensors."""
+        made = TaskGradients.from_rows(rows, self.parameters)
+        made.shards = self.shards
+        return made
 
     def column(self, t: int) -> tuple[Tensor | None, ...]:
         """The K tasks' gradients of tensor t."""

@@ -39,11 +39,14 @@ class Aggregator(ExactState, ABC):
         paper: where the method was published, or "".
         keeps: what the method remembers from step to step for n tasks, or "".
         reads: what the method looks at of the task gradients.
+        by_element: whether a method that reads the gradients themselves works on any part of their elements as on all,
+            but for sums that `TaskGradients.total` completes. Ranks then share the elements out among themselves.
     """
 
     paper: ClassVar[str] = ""
     keeps: ClassVar[str] = ""
     reads = Reads.ROWS
+    by_element: ClassVar[bool] = False
 
     @classmethod
     def for_tasks(cls, num_tasks: int) -> Self:
@@ -196,7 +199,7 @@ class Aggregator(ExactState, ABC):
             return grads, step
         step = step.among(places)
         self.check(step)
-        return TaskGradients.from_rows([grads.rows[place] for place in places], grads.parameters), step
+        return grads.with_rows([grads.rows[place] for place in places]), step
 
     @staticmethod
     def targets(grads: TaskGradients) -> list[Tensor | None]:

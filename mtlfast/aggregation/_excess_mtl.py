@@ -56,7 +56,7 @@ class ExcessMTL(KeepsState):
     def move(self, joint: Joint, numbers: Tensor, step: Step, out: list[Tensor | None], places: Places) -> Move:
         moving, device = joint.moving, joint.grads.device
         factors = (1 / scale_on(step, device)).expand(len(moving))
-        risks = ops.excess_risks(joint.grads, joint.state, max(self._eps, SMALLEST), factors)
+        risks = joint.grads.total(ops.excess_risks(joint.grads, joint.state, max(self._eps, SMALLEST), factors))
         logs, base, sums, steps = numbers
         logs = torch.where(logs.isnan(), -moving.sum(dtype=torch.float64).log(), logs)
         sums, steps = sums.nan_to_num(0.0), steps.nan_to_num(0.0)

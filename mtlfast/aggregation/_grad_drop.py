@@ -45,6 +45,7 @@ class GradDrop(HasGenerator):
     """
 
     paper = "Chen et al., NeurIPS 2020"
+    by_element = True
     leak: Tensor | None
 
     def __init__(

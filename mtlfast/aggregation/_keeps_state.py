@@ -46,7 +46,7 @@ class Joint(NamedTuple):
         """
         rows: Rows = (*self.grads.rows, *self.state.rows)
         if self.grads.dtype == self.state.dtype:
-            return ops.gram(TaskGradients.from_rows(rows), precision=precision)
+            return self.grads.total(ops.gram(TaskGradients.from_rows(rows), precision=precision))
         precision = "exact" if exact_sums("gram", self.grads, precision) else "fast"  # as for all parameters together
         dtype = torch.promote_types(self.grads.dtype, self.state.dtype)
         total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=self.grads.device)
@@ -54,7 +54,7 @@ class Joint(NamedTuple):
             if shape is not None:
                 column = [(None if (x := row[t]) is None else x.to(dtype),) for row in rows]
                 total += ops.gram(TaskGradients.from_rows(column), precision=precision)
-        return total
+        return self.grads.total(total)
 
     def product_rtol(self, precision: str | None) -> float:
         """The relative precision of a product in `gram`."""
@@ -104,6 +104,7 @@ class KeepsState(Aggregator):
     """
 
     reads = Reads.STATE
+    by_element = True
     tensors: ClassVar[str]  # what the tensors are called in a state dict
     size: ClassVar[int]  # S, how many numbers a task has
     square: ClassVar[bool] = False  # does the state take the gradients' squares?
@@ -194,7 +195,7 @@ class KeepsState(Aggregator):
         put(moving, [tasks.index(task) for task in present], ones if step.mask is None else step.mask)
         if len(there) < grads.num_tasks or tasks != step.present:
             rows = [grads.rows[present[task]] if task in present else none for task in tasks]
-            grads = TaskGradients.from_rows(rows)
+            grads = grads.with_rows(rows)
         return Joint(tasks, grads, TaskGradients.from_rows(state), moving)
 
     def tensors_of(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtlfast._layout import same_layout
+from mtlfast._shards import Shards
 from mtlfast.task_gradients import TaskGradients
 
 Key = tuple[str, int]  # what a tensor is, such as "mean", and the task that it belongs to
@@ -28,14 +29,16 @@ class Column:
 
     Attributes:
         parameter: the parameter; None if it is known by its position alone.
-        tensors: its tensors by what they are and by task. They have the shape of the parameter.
+        tensors: its tensors by what they are and by task, with the shape of the parameter or of this rank's part.
+        part_of: what knows that part, and the parameter's place there; None if the tensors are whole.
         active: whether the last step's gradients had this parameter among their columns.
     """
 
-    __slots__ = ("active", "parameter", "tensors")
+    __slots__ = ("active", "parameter", "part_of", "tensors")
 
     def __init__(self, parameter: Tensor | None = None) -> None:
         self.parameter, self.active = parameter, True
+        self.part_of: tuple[Shards, int] | None = None
         self.tensors: dict[Key, Tensor] = {}
 
 
@@ -47,12 +50,14 @@ class Places(NamedTuple):
         parameters: the T parameters, if they are known.
         order: all columns, in the order that they have from this step on.
         made: tensors that are new in this step.
+        shards: what knows which part of each parameter this rank holds; None if it holds all.
     """
 
     columns: list[Column]
     parameters: Sequence[Tensor] | None
     order: list[Column]
     made: list[tuple[Column, Key, Tensor]]
+    shards: Shards | None
 
 
 class ParameterState:
@@ -79,13 +84,14 @@ class ParameterState:
         columns = self._known(caller, grads)
         shapes = grads.shapes if grads.parameters is None else [parameter.shape for parameter in grads.parameters]
         for t, (column, shape) in enumerate(zip(columns, shapes, strict=True)):
+            _fit_part(column, t, shape, grads)
             kept = next(iter(column.tensors.values()), None)
             if shape is not None and kept is not None and kept.shape != shape:
                 raise ValueError(
                     f"{caller}: tensor {t} has shape {list(shape)}, expected {list(kept.shape)} as its state has "
                     "(reset() forgets it)"
                 )
-        return Places(columns, grads.parameters, self._ordered(columns), [])
+        return Places(columns, grads.parameters, self._ordered(columns), [], grads.shards)
 
     def _known(self, caller: str, grads: TaskGradients) -> list[Column]:
         """A column for each of the gradients' tensors, of which some may be new."""
@@ -153,8 +159,9 @@ class ParameterState:
             column.tensors[key] = made
         for column in self._columns:
             column.active = False
-        for column in places.columns:
+        for t, column in enumerate(places.columns):
             column.active = True
+            column.part_of = None if places.shards is None else (places.shards, t)
         if places.parameters is not None:
             for column, parameter in zip(places.columns, places.parameters, strict=True):
                 column.parameter = parameter
@@ -168,13 +175,14 @@ class ParameterState:
                 column.tensors[key] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
     def saved(self) -> dict[str, Tensor]:
-        """All tensors by name, and which parameters were active."""
+        """All tensors by name, and which parameters were active. A part of a parameter is saved as a DTensor."""
         if not self._columns:
             return {}
         found = {"columns": torch.tensor([column.active for column in self._columns])}
         for position, column in enumerate(self._columns):
             for (what, task), tensor in column.tensors.items():
-                found[f"{what}.{task}.{position}"] = tensor.detach()
+                part_of, tensor = column.part_of, tensor.detach()
+                found[f"{what}.{task}.{position}"] = tensor if part_of is None else part_of[0].saved(part_of[1], tensor)
         return found
 
     def load(self, saved: Mapping[str, Tensor]) -> None:
@@ -188,6 +196,7 @@ class ParameterState:
         for name, tensor in saved.items():
             if (parts := SAVED.fullmatch(name)) is not None:
                 what, task, position = parts.groups()
+                tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # on all ranks
                 copied = torch.empty_like(tensor, device=device).copy_(tensor)
                 columns[int(position)].tensors[what, int(task)] = copied
         self._columns = columns
@@ -212,6 +221,22 @@ class ParameterState:
             column = Column()
             column.tensors, column.active = tensors, active
             self._columns.append(column)
+
+
+def _fit_part(column: Column, t: int, shape: torch.Size | None, grads: TaskGradients) -> None:
+    """Brings a column's tensors, if they were saved on another number of ranks, to the part that is wanted here."""
+    for key, kept in column.tensors.items():
+        if shape is None or kept.shape == shape:
+            continue
+        if grads.shards is not None:
+            part = grads.shards.own(t, kept)
+        elif kept.dim() == 1 and kept.numel() == shape.numel():  # saved in the order of memory
+            example = grads.examples()[t]
+            part = kept.view(shape) if example is None else kept.as_strided(shape, example.stride())
+        else:
+            part = None
+        if part is not None:
+            column.tensors[key] = part
 
 
 def _fits(kept: Tensor, like: Tensor, dtype: torch.dtype) -> bool:

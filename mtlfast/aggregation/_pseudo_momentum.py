@@ -99,7 +99,7 @@ class PseudoMomentum(KeepsState):
         finite = gram.isfinite().all() & weights.isfinite().all()
         finite = finite & fits(new_gram(gram, keep, taken), joint.state.dtype)
         square = (averages * torch.outer(weights, weights)).sum().clamp(min=0)
-        least = EPS * (square / max(1, joint.grads.numel())).sqrt()
+        least = EPS * (square / max(1, joint.grads.whole_numel())).sqrt()
         ready = torch.where(finite, ready.double(), torch.nan)
         last = _SecondMoment(self, joint.grads, step, out, places, calls[0], ready, least, scale)
         return Move(keep, taken, weights * unbiased * scale, None, torch.stack([steps, calls]), finite, last.divide)

@@ -30,6 +30,7 @@ class TrimmedMean(Aggregator):
     """
 
     paper = "Yin et al., ICML 2018"
+    by_element = True
     trim_number = Whole(0)
 
     def __init__(self, trim_number: int) -> None:
@@ -69,6 +70,7 @@ class Median(Aggregator):
     """
 
     paper = "Yin et al., ICML 2018"
+    by_element = True
 
     def aggregate(self, grads: TaskGradients, step: Step, out: list[Tensor | None]) -> None:
         """Writes the medians."""

@@ -31,7 +31,7 @@ def exact_sums(op: str, grads: TaskGradients, precision: str | None = None) -> b
     check_precision(op, precision)
     if precision is not None and grads.dtype != torch.float64:
         return precision == "exact"
-    return grads.dtype == torch.float64 or grads.num_tasks <= EXACT_TASKS or grads.numel() <= EXACT_ELEMENTS
+    return grads.dtype == torch.float64 or grads.num_tasks <= EXACT_TASKS or grads.whole_numel() <= EXACT_ELEMENTS
 
 
 def sum_rtol(dtype: torch.dtype, exact: bool) -> float:

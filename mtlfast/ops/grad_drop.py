@@ -10,6 +10,7 @@ from mtlfast._layout import same_layout
 from mtlfast.ops._check import check_grads, check_out, check_vector, out_strides
 from mtlfast.ops._fake import example, fake, like_gradients
 from mtlfast.ops.flatten import unflatten
+from mtlfast.reference.elementwise import drawn
 from mtlfast.task_gradients import TaskGradients
 
 PerTensor = Tensor | Sequence[Tensor | None]
@@ -71,6 +72,15 @@ def grad_drop(
         _check_seed(seed, grads)
         if uniform is not None:
             raise ValueError("grad_drop: got both seed and uniform, expected one of them")
+    if seed is not None and grads.shards is not None:  # numbers follow from an element's place on all ranks together
+        shards, dtype, seed_of_all = grads.shards, wide_dtype(grads), seed
+        uniform, seed = (
+            [
+                None if shape is None else drawn(seed_of_all, shards.indices(t)).to(dtype)
+                for t, shape in enumerate(grads.shapes)
+            ],
+            None,
+        )
     if round_each:
         _check_round_each("grad_drop", grads)
         if uniform is None:

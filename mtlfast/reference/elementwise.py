@@ -72,7 +72,7 @@ def grad_drop(
             positive = p.clamp(0, 1)
             negative = 1 - positive
         else:
-            u = _drawn(seed, first[t], examples[t]) if uniform is None else uniform[t]
+            u = _drawn_like(seed, first[t], examples[t]) if uniform is None else uniform[t]
             positive, negative = (p > u).double(), (p < u).double()
         leaked = share.reshape(-1, *(1,) * (column.dim() - 1))
         kept = torch.where(column > 0, positive, torch.where(column < 0, negative, 0.0))
@@ -90,15 +90,19 @@ def _first_columns(grads: TaskGradients) -> list[int]:
     return first
 
 
-def _drawn(seed: Tensor | None, first: int, like: Tensor | None) -> Tensor:
+def _drawn_like(seed: Tensor | None, first: int, like: Tensor | None) -> Tensor:
     """The uniform numbers of the elements from column `first` on, in the order of memory, in the strides of `like`."""
     assert seed is not None
     assert like is not None
-    columns = torch.arange(first, first + like.numel(), device=like.device)
+    numbers = drawn(seed, torch.arange(first, first + like.numel(), device=like.device))
+    return numbers.as_strided(like.shape, like.stride())
+
+
+def drawn(seed: Tensor, columns: Tensor) -> Tensor:
+    """The uniform numbers, float64, of the elements at these places among all P, int64 of any shape."""
     words = torch.stack(philox(seed.reshape(()), columns // 4))
     bits = words.gather(0, (columns % 4)[None])[0]
-    numbers = (2 * (bits >> 9) + 1).double() * 2.0**-24
-    return numbers.as_strided(like.shape, like.stride())
+    return (2 * (bits >> 9) + 1).double() * 2.0**-24
 
 
 def philox(key: Tensor, counters: Tensor) -> list[Tensor]:
