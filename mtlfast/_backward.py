@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlfast import _grad
-from mtlfast._arguments import Shared, check_methods, norm_layers, refuse_ranks
+from mtlfast._arguments import Shared, check_methods, norm_layers
 from mtlfast._groups import GroupsArgument, partition
 from mtlfast._losses import Losses
 from mtlfast._step_result import StepResult
 from mtlfast.aggregation import Aggregator, GramAggregator, Reads, Step
 from mtlfast.aggregation._step import plain_number
+from mtlfast.distributed import over_ranks, stored_over_ranks
 from mtlfast.jacobian import Jacobian, TaskGradientAccumulator
 from mtlfast.jacobian._choose import jacobian_of
 from mtlfast.jacobian._features import Features
@@ -40,6 +44,7 @@ def backward(
     jacobian: str | None = None,
     memory_budget: int | None = None,
     mixing: Tensor | None = None,
+    process_group: object = None,
 ) -> StepResult:
     """Computes each task's gradient, aggregates those of the shared parameters, and adds the results to `.grad`.
 
@@ -161,14 +166,21 @@ def backward(
             those of the tasks.
         allow_local: permit several ranks of a process group to aggregate each its own gradients. These differ from
             rank to rank, so that the replicas drift apart.
+        process_group: the ranks that train replicas of the parameters together, as a
+            `torch.distributed.ProcessGroup`, or the DistributedDataParallel module, which also says what the replicas
+            are. `shared` may be such a module as well. The step is then that of the mean of the ranks' losses: task
+            gradients are averaged before surgery, all ranks compute the same weights, and `.grad` is the same on all.
+            DistributedDataParallel's own reduction does not run. A task may be absent on some ranks, where it counts as
+            a loss of 0. `docs/distributed.md` says more.
 
     Returns:
         StepResult: weights, Gram matrix, norms, cosines and losses of this step, as tensors on the gradients' device.
 
     Raises:
         ValueError, TypeError: an argument does not fit, a parameter is sharded over processes or hidden by a reentrant
-            checkpoint that is not below `at=`, or a method refuses the step.
-        RuntimeError: a process group of several ranks is initialised and `allow_local` is False.
+            checkpoint that is not below `at=`, a method refuses the step, or ranks disagree about it.
+        RuntimeError: several ranks are initialised, and neither `process_group` nor `allow_local` is given; or a rank
+            does not take part in a collective.
 
     Memory: the K gradients of the shared parameters, or 2 K of them with `second`. Where `.grad` is None and autograd's
     own tensors can become `.grad`, nothing else of that size is allocated. With a `storage_dtype`: the K stored
@@ -193,7 +205,9 @@ def backward(
         tensor([2.0000, 1.5000], dtype=torch.float64)
     """
     check_methods(aggregator, weighting)
-    refuse_ranks("backward", allow_local)
+    over, shared = over_ranks(shared, process_group, allow_local)
+    if over is not None:
+        jacobian = stored_over_ranks(jacobian, mixing)
     if jacobian is None:
         jacobian = "stored" if mixing is None else "auto"
     if jacobian == "auto" and aggregator.reads in (Reads.ROWS, Reads.STATE):
@@ -203,9 +217,20 @@ def backward(
                 "tasks in memory, expected None"
             )
         jacobian = "stored"
-    J = jacobian_of(
-        losses, shared, features, at, retain_graph, weighting, second, storage_dtype, jacobian, memory_budget, mixing
-    )
+    arguments: dict[str, Any] = {
+        "shared": shared,
+        "features": features,
+        "at": at,
+        "retain_graph": retain_graph,
+        "weighting": weighting,
+        "second": second,
+        "storage_dtype": storage_dtype,
+        "way": jacobian,
+        "memory_budget": memory_budget,
+        "mixing": mixing,
+    }
+    J = jacobian_of(losses, **arguments) if over is None else over.jacobian(losses, aggregator, arguments)
+    alike = nullcontext if over is None else partial(over.same_random_numbers, aggregator, weighting, J.device)
     losses_known = J.losses is not None  # not before the closures run
     weigh_later = not losses_known or (weighting is not None and weighting.reads_norms)
     layers = norm_layers(weighting, J.parameters)
@@ -220,7 +245,8 @@ def backward(
     )
     aggregator.check(step, J)
 
-    weighed = None if weigh_later else _weigh(weighting, step)
+    with alike():
+        weighed = None if weigh_later else _weigh(weighting, step)
     J.obtain(None if weighed is None else weighed.loss_weights)
     assert J.losses is not None
     if not losses_known:
@@ -229,14 +255,17 @@ def backward(
         J.groups = partition(groups, shared, J)
         step = step._replace(groups=J.groups)
         aggregator.check(step, J)
-    if weigh_later and (weighed := _weigh(weighting, step, J, layers)) is not None:
-        J.weigh(weighed.loss_weights)
+    if weigh_later:
+        with alike():
+            weighed = _weigh(weighting, step, J, layers)
+        if weighed is not None:
+            J.weigh(weighed.loss_weights)
     if weighed is not None:  # the aggregator sees weighted losses, as it sees their gradients
         step = step._replace(losses=J.losses * weighed.loss_weights)
     learned = [] if weighed is None else weighed.learned
     bring_back = aggregator.snapshot()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), alike():
             pending = _grad.prepared_pairs(learned)
             if isinstance(aggregator, GramAggregator):
                 weights, gram = aggregator.weigh(J, step, need_gram=diagnostics)

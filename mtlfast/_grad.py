@@ -223,6 +223,24 @@ def weighted(
     return prepared(parameters, directions, [True] * len(parameters))
 
 
+@contextmanager
+def set_apart(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Within it every `.grad` is None at first, and post-accumulate hooks do not run. Then `.grad` is what it was."""
+    hooks = [parameter._post_accumulate_grad_hooks for parameter in parameters]
+    kept = [dict(of_parameter or {}) for of_parameter in hooks]
+    before = forget(parameters)
+    for of_parameter in hooks:
+        if of_parameter:
+            of_parameter.clear()
+    try:
+        yield
+    finally:
+        bring_back(parameters, before)
+        for of_parameter, back in zip(hooks, kept, strict=True):
+            if of_parameter is not None:
+                of_parameter.update(back)
+
+
 def forget(parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """Sets every `.grad` to None, and returns what they were."""
     before = [parameter.grad for parameter in parameters]
@@ -281,13 +299,17 @@ class PlainGradients:
         Raises:
             ValueError: there are loss weights, but the tasks' gradients were not kept apart.
         """
+        sums = (self.summed(loss_weights),)
+        return prepared(self.leaves, sums[0], exclusive(sums))
+
+    def summed(self, loss_weights: Tensor | None = None) -> list[Tensor | None]:
+        """Each leaf's sum over the tasks, with each task's gradient multiplied by its loss weight, as in `prepared`."""
         if self._of_tasks is None and loss_weights is not None:
             raise ValueError("write: got loss_weights, expected None as the tasks' gradients are summed already")
         for task, gradients in (self._of_tasks or {}).items():
             self._add(gradients, None if loss_weights is None else loss_weights[task])
         self._of_tasks = None
-        sums = (self._sums,)
-        return prepared(self.leaves, self._sums, exclusive(sums))
+        return self._sums
 
     def _add(self, gradients: Sequence[Tensor | None], weight: Tensor | None = None) -> None:
         for i, gradient in enumerate(gradients):

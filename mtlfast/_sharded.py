@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,9 +40,11 @@ def refuse_sharded(
 
 def _gathered() -> set[int]:
     """The parameters that modules under `fully_shard` (FSDP2) hold while they are gathered, as plain tensors."""
+    return {id(parameter) for module in fully_sharded_modules() for parameter in module.parameters()}
+
+
+def fully_sharded_modules() -> list[Any]:
+    """All modules under `fully_shard` (FSDP2)."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     states = getattr(sys.modules.get("torch.distributed._composable_state"), "_module_state_mapping", {})
-    if fsdp is None:
-        return set()
-    modules = [module for module in list(states) if isinstance(module, fsdp.FSDPModule)]
-    return {id(parameter) for module in modules for parameter in module.parameters()}
+    return [] if fsdp is None else [module for module in list(states) if isinstance(module, fsdp.FSDPModule)]

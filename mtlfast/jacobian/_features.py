@@ -102,10 +102,12 @@ class FeaturesJacobian(StoredJacobian):
         super().__init__(present, features, retain_graph, loss_weights_later, walked=beside)
         self._below = below.leaves
 
-    def obtain(self, loss_weights: Tensor | None = None) -> None:
+    def obtain_into(
+        self, receive: Callable[[int, Sequence[Tensor | None]], None], loss_weights: Tensor | None = None
+    ) -> None:
         """Runs K backward passes through the heads, without the features' hooks."""
         with _grad.without_hooks(self.parameters):
-            super().obtain(loss_weights)
+            super().obtain_into(receive, loss_weights)
 
     def keep(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """One task's gradients of the features, dense as the backward pass below them takes them."""
@@ -130,6 +132,26 @@ class FeaturesJacobian(StoredJacobian):
         self.put(directions, loss_weights)
 
     @property
+    def below(self) -> list[Tensor]:
+        """The leaves that the features depend on."""
+        return self._below
+
+    def gradients_below(self, direction: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """The gradients of the leaves below for a direction at the features, which `.grad` does not get."""
+        features, gradients = self._arrived(direction)
+        return torch.autograd.grad(features, self._below, gradients, retain_graph=self._retain_graph, allow_unused=True)
+
+    def pass_below(self, direction: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> None:
+        """One ordinary backward pass for a direction at the features, which adds to `.grad` of the leaves below."""
+        features, gradients = self._arrived(direction)
+        _grad.backward_pass(leaves, features, gradients, self._retain_graph)
+
+    def _arrived(self, direction: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
+        """The features that a direction has a gradient for, and these."""
+        arrived = [(f, g) for f, g in zip(self.parameters, direction, strict=True) if g is not None]
+        return [f for f, _ in arrived], [g for _, g in arrived]
+
+    @property
     def no_state(self) -> str | None:
         return "the features of at= are new tensors at every step"
 
@@ -142,7 +164,5 @@ class FeaturesJacobian(StoredJacobian):
         with torch.no_grad():
             pending = self._plain(loss_weights)
             finish()
-        arrived = [(f, g) for f, g in zip(self.parameters, direction, strict=True) if g is not None]
-        features, gradients = [f for f, _ in arrived], [g for _, g in arrived]
-        _grad.backward_pass(self._below, features, gradients, self._retain_graph)
+        self.pass_below(direction, self._below)
         _grad.commit(pending)

@@ -150,12 +150,33 @@ class StoredRows(RowsJacobian, Jacobian):
         parts = self._stored_parts()
         if len(parts) == 1 and parts[0].columns is None:
             return parts[0].grads
+        return TaskGradients.from_rows(self._all_rows(), None if any(self._places) else self.parameters)
+
+    def _all_rows(self) -> list[list[Tensor | None]]:
+        """The gradients [K][T] that are in memory."""
         rows: list[list[Tensor | None]] = [[None] * len(self.parameters) for _ in range(self.num_tasks)]
-        for part in parts:
+        for part in self._stored_parts():
             for row, of_part in zip(rows, part.grads.rows, strict=True):
                 for t, gradient in zip(part.places(), of_part, strict=True):
                     row[t] = gradient
-        return TaskGradients.from_rows(rows, None if any(self._places) else self.parameters)
+        return rows
+
+    def obtain_into(
+        self, receive: Callable[[int, Sequence[Tensor | None]], None], loss_weights: Tensor | None = None
+    ) -> None:
+        """Runs the backward passes as `obtain` does, and hands over each row instead of holding it.
+
+        Args:
+            receive: takes the number of a row and its gradients, which nothing here holds any more.
+            loss_weights: as in `obtain`.
+        """
+        self.obtain(loss_weights)
+        self._multiply_rows()
+        rows = self._all_rows()
+        self._parts = []
+        for k in range(self.num_tasks):
+            row, rows[k] = rows[k], []
+            receive(k, row)
 
     def _stored_parts(self) -> list[Part]:
         """The parts whose gradients are in memory."""
@@ -241,12 +262,15 @@ class StoredRows(RowsJacobian, Jacobian):
         return norms if self._row_weights is None else norms * self._row_weights.abs()
 
     def norms_at(self, layers: Sequence[Tensor] | None = None, order: int = 2) -> Tensor:
-        parts = self._parts
-        if layers is not None:
-            wanted = {id(layer) for layer in layers}
-            parts = [part.at([t for t in part.places() if id(self.parameters[t]) in wanted]) for part in parts]
-        norms = RowsJacobian(parts).norms(order=order).to(self.device)
+        norms = RowsJacobian(self._parts_at(layers)).norms(order=order).to(self.device)
         return norms if self._row_weights is None else norms * self._row_weights.abs()
+
+    def _parts_at(self, layers: Sequence[Tensor] | None) -> Sequence[AsksPart]:
+        """The parts without the columns of other parameters than these; None: all."""
+        if layers is None:
+            return self._parts
+        wanted = {id(layer) for layer in layers}
+        return [part.at([t for t in part.places() if id(self.parameters[t]) in wanted]) for part in self._parts]
 
     @property
     def written(self) -> list[Tensor]:
@@ -298,7 +322,21 @@ class StoredRows(RowsJacobian, Jacobian):
 
     def _plain(self, loss_weights: Tensor | None) -> _grad.Pending:
         """The writes of the plain gradients of all other leaves."""
+        return self._others.prepared(self._times_before(loss_weights))
+
+    def plain_sums(self, loss_weights: Tensor | None) -> tuple[Sequence[Tensor], list[Tensor | None]]:
+        """All other leaves, and the sum over the tasks of each one's plain gradients."""
+        return self._others.leaves, self._others.summed(self._times_before(loss_weights))
+
+    @property
+    def num_other_leaves(self) -> int:
+        """How many leaves get plain gradients; 0 if that is not known before the passes."""
+        return len(self._others.leaves) if hasattr(self, "_others") else 0
+
+    def leave_out_plain(self, rows: Sequence[int]) -> None:
+        """Drops the plain gradients of these rows, which were kept apart."""
+        self._others.leave_out(rows)
+
+    def _times_before(self, loss_weights: Tensor | None) -> Tensor | None:
         before = self._plain_weights
-        if before is not None:
-            loss_weights = before if loss_weights is None else before * loss_weights
-        return self._others.prepared(loss_weights)
+        return loss_weights if before is None else before if loss_weights is None else before * loss_weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -70,16 +70,24 @@ class StoredJacobian(StoredRows):
         solve. Two cases need the pass on the CPU too. If all weights are 0, every task has one, so that `.grad` becomes
         zeros. A loss that is not finite always has one, so that `.grad` shows it.
         """
-        inputs, T = [*self.parameters, *self._others.leaves], len(self.parameters)
-        wanted = range(self.num_tasks) if loss_weights is None else self._tasks_with_weight(loss_weights)
-        rows: list[tuple[Tensor | None, ...]] = [(None,) * T] * self.num_tasks
-        for k, gradients in self._passes(loss_weights, wanted, inputs):
-            rows[k] = self.keep(gradients[:T])
-            self._others.collect(k, gradients[T:])
-            del gradients  # a second reference would keep these from becoming `.grad`
-        held = tuple(rows)
+        rows: list[Sequence[Tensor | None]] = [(None,) * len(self.parameters)] * self.num_tasks
+        self.obtain_into(rows.__setitem__, loss_weights)
+        held = tuple(map(tuple, rows))
         del rows
         self.hold(held)
+
+    def obtain_into(
+        self, receive: Callable[[int, Sequence[Tensor | None]], None], loss_weights: Tensor | None = None
+    ) -> None:
+        """Hands over each row as soon as its backward pass has made it."""
+        inputs, T = [*self.parameters, *self._others.leaves], len(self.parameters)
+        wanted = range(self.num_tasks) if loss_weights is None else self._tasks_with_weight(loss_weights)
+        for k, gradients in self._passes(loss_weights, wanted, inputs):
+            self._others.collect(k, gradients[T:])
+            row = self.keep(gradients[:T])
+            del gradients  # a second reference would keep these from becoming `.grad`
+            receive(k, row)
+            del row
 
     def _passes(self, weights: Tensor | None, wanted: Sequence[int], inputs: Sequence[Tensor]) -> Iterator[Pass]:
         """The backward passes of the wanted tasks, each with its gradients of the inputs."""

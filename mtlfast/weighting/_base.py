@@ -40,11 +40,13 @@ class LossWeighting(ExactState, ABC):
             backward passes before it asks for the weights.
         norm_order: the order of these norms, 2 or 1.
         layers: the shared parameters of whose gradients the norms are taken. None: all shared parameters.
+        draws: whether a step draws random numbers.
     """
 
     paper: ClassVar[str] = ""
     keeps: ClassVar[str] = ""
     reads_norms: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
     norm_order: int = 2
     layers: tuple[Tensor, ...] | None = None
     num_tasks = Or(Whole(1), None)

@@ -171,6 +171,7 @@ class ReLoBRaLo(NeedsPositiveLosses, Weighted):
     """
 
     paper = "Bischof and Kraus, 2021"
+    draws = True
     keeps = "3 n losses and weights"
     alpha = Real(0, 1)
     beta = Real(0, 1)

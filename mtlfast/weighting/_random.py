@@ -17,6 +17,7 @@ class Random(LossWeighting):
     """
 
     paper = "Lin et al., TMLR 2022"
+    draws = True
 
     def combine(self, values: Tensor, tasks: tuple[int, ...]) -> Tensor:
         """The sum of the losses times their weights."""

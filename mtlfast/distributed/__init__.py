@@ -1,0 +1,8 @@
+"""Exact surgery over several processes: the mean of the ranks' task gradients, shared out among the ranks.
+
+`mtlfast.backward(..., process_group=)` uses it. `docs/distributed.md` says how.
+"""
+
+from mtlfast.distributed._choose import over_ranks, stored_over_ranks
+
+__all__ = ["over_ranks", "stored_over_ranks"]

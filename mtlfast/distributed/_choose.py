@@ -1,0 +1,247 @@
+"""Makes the Jacobian of several ranks for the arguments of `mtlfast.backward`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mtlfast._arguments import Shared, given_parameters, reusable, shared_parameters
+from mtlfast._losses import Losses, Present, present_losses
+from mtlfast.aggregation import Aggregator, Reads
+from mtlfast.distributed._absent import NoTasks
+from mtlfast.distributed._agreement import Offer, agree
+from mtlfast.distributed._all_reduced import AllReduced
+from mtlfast.distributed._features import FeaturesOfRanks
+from mtlfast.distributed._jacobian import RankedJacobian
+from mtlfast.distributed._random_numbers import draws, same_random_numbers
+from mtlfast.distributed._ranks import Ranks
+from mtlfast.distributed._reduction import Reduction
+from mtlfast.distributed._scattered import Scattered
+from mtlfast.jacobian import FeaturesJacobian, Jacobian, TaskGradientAccumulator, TwoBatchesJacobian
+from mtlfast.jacobian._choose import jacobian_of
+from mtlfast.jacobian._rows import StoredRows
+from mtlfast.weighting import LossWeighting
+
+
+class Over:
+    """Over which ranks a step is taken, and which parameters they hold replicas of.
+
+    Args:
+        ranks: the ranks.
+        replicas: all parameters that are the same on all ranks; None if they are not known.
+        sharded: the sharded parameters by the ids of what modules and graphs show of them; None if none is sharded.
+    """
+
+    def __init__(
+        self, ranks: Ranks, replicas: Sequence[Tensor] | None, sharded: Mapping[int, Tensor] | None = None
+    ) -> None:
+        self.ranks, self.replicas, self.sharded = ranks, replicas, sharded
+
+    def jacobian(
+        self, losses: Losses | TaskGradientAccumulator, aggregator: Aggregator, arguments: Mapping[str, Any]
+    ) -> Jacobian:
+        """The Jacobian of the mean of all ranks' losses.
+
+        Args:
+            losses: those of this rank, which may all be None.
+            aggregator: the method, which decides whether the gradients may stay in parts.
+            arguments: what `jacobian_of` takes besides the losses.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit, or not to those of the other ranks.
+            RuntimeError: a rank does not take part.
+        """
+        ranks = self.ranks
+        ranks.begin_step()
+        try:
+            losses, names = _readable(losses)
+            local = self._local(losses, arguments)
+            rows = local._joint if isinstance(local, TwoBatchesJacobian) else local
+            if not isinstance(rows, StoredRows):
+                raise TypeError(f"backward: got a {type(rows).__name__}, expected one that holds its rows")
+            if isinstance(local, TwoBatchesJacobian) and len(local.present.tasks) < local.present.number:
+                raise ValueError("backward: a task is absent beside second= on several ranks, expected all tasks")
+            if not rows.parameters:
+                raise ValueError(
+                    "backward: shared is None, expected the shared parameters beside closures on several ranks"
+                )
+            offer = Offer(
+                [task in rows.present.tasks for task in range(rows.present.number)],
+                names,
+                repr([(*p.shape, p.dtype) for p in rows.parameters] if not isinstance(rows, FeaturesJacobian) else 0),
+                f"{type(aggregator).__name__} {type(arguments['weighting']).__name__}",
+                0 if self.replicas is not None else rows.num_other_leaves,
+            )
+        except Exception:
+            agree(ranks, None, _device())
+            raise
+        of_ranks = agree(ranks, offer, rows.device)
+        there = [any(of_task) for of_task in zip(*of_ranks, strict=True)]
+        if self.sharded is not None and any(of_rank != there for of_rank in of_ranks):
+            raise ValueError(
+                f"backward: the ranks have losses of different tasks in step {ranks.step}, expected a loss of each "
+                "task on each rank, such as 0 times the output, as fully_shard gathers parameters in every backward pass"
+            )
+        tasks = tuple(task for task, of_any in enumerate(there) if of_any)
+        if not tasks:
+            raise ValueError(
+                f"backward: got {len(there)} losses, none of them present on any rank, expected at least one"
+            )
+        labels = [f"loss {task if names is None else names[task]}" for task in tasks]
+        of_tasks = None if names is None else tuple(names[task] for task in tasks)
+        present = Present(len(there), tasks, of_tasks, labels, [], [])
+        others = self._others(rows)
+        if isinstance(rows, FeaturesJacobian):
+            return FeaturesOfRanks(rows, ranks, present, others, self.sharded or {})
+        storage_dtype = arguments["storage_dtype"]
+        reduction = self._reduction(rows, aggregator, storage_dtype)
+        joint = RankedJacobian(rows, ranks, present, reduction, others, storage_dtype)
+        return TwoBatchesJacobian(joint, local.present) if isinstance(local, TwoBatchesJacobian) else joint
+
+    def same_random_numbers(
+        self, aggregator: Aggregator, weighting: LossWeighting | None, device: torch.device
+    ) -> AbstractContextManager[None]:
+        """Within it all ranks draw the same random numbers, if a method draws any."""
+        methods = [method for method in (aggregator, weighting) if method is not None and draws(method)]
+        return same_random_numbers(self.ranks, methods, device) if methods else nullcontext()
+
+    def _local(self, losses: Losses | TaskGradientAccumulator, arguments: Mapping[str, Any]) -> Jacobian:
+        """The Jacobian of this rank's losses. The gradients are stored in another dtype only when they are reduced."""
+        shared = arguments["shared"]
+        if self.sharded is not None and arguments["at"] is None:
+            return self._of_sharded(losses, arguments)
+        arguments = {**arguments, "storage_dtype": None}
+        if isinstance(losses, TaskGradientAccumulator | Tensor):
+            return jacobian_of(losses, **arguments)
+        entries = list(losses.values() if isinstance(losses, Mapping) else losses)
+        if any(entry is not None for entry in entries):
+            return jacobian_of(losses, **arguments)
+        if shared is None:
+            raise ValueError("backward: no task is present on this rank, expected shared= to say what the ranks share")
+        return NoTasks(len(entries), shared_parameters(shared))
+
+    def _of_sharded(self, losses: Losses | TaskGradientAccumulator, arguments: Mapping[str, Any]) -> Jacobian:
+        """This rank's Jacobian of sharded parameters."""
+        from mtlfast.distributed._fully_sharded import FullyShardedJacobian
+
+        assert self.sharded is not None
+        if isinstance(losses, TaskGradientAccumulator):
+            raise ValueError("backward: got an accumulator of sharded parameters, expected losses of one forward pass")
+        for name in ("features", "second"):
+            if arguments[name] is not None:
+                raise ValueError(f"backward: got {name}= beside sharded parameters, expected shared= and one batch")
+        weighting = arguments["weighting"]
+        present = present_losses(losses, may_be_closures=True)
+        later = weighting is not None and (weighting.reads_norms or bool(present.closures))
+        return FullyShardedJacobian(present, arguments["shared"], self.sharded, arguments["retain_graph"], later)
+
+    def _others(self, rows: StoredRows) -> list[Tensor] | None:
+        """The parameters that are not shared and whose plain gradients are averaged; None if they are not known."""
+        if self.replicas is None:
+            return None
+        known = {id(p) for p in (rows.below if isinstance(rows, FeaturesJacobian) else rows.parameters)}
+        return [p for p in self.replicas if p.requires_grad and id(p) not in known]
+
+    def _reduction(self, rows: StoredRows, aggregator: Aggregator, storage_dtype: torch.dtype | None) -> Reduction:
+        """Pieces, unless the method needs whole gradients or decides about the gradients of one dtype alone."""
+        if self.sharded is not None:
+            from mtlfast.distributed._placed import Placed
+
+            return Placed(rows.parameters, storage_dtype)
+        whole = aggregator.reads in (Reads.ROWS, Reads.STATE) and not aggregator.by_element
+        of = AllReduced if whole else Scattered
+        return of(self.ranks, rows.parameters, storage_dtype)
+
+
+def stored_over_ranks(jacobian: str | None, mixing: Tensor | None) -> str:
+    """The way over several ranks, where products of different ranks' gradients are needed, which only rows give.
+
+    Raises:
+        ValueError: another way was asked for.
+    """
+    if jacobian in ("implicit", "mixing"):
+        raise ValueError(
+            f"backward: jacobian is {jacobian!r} over several ranks, expected 'stored', because products of different "
+            "ranks' gradients need the gradients"
+        )
+    if mixing is not None:
+        raise ValueError("backward: got mixing= over several ranks, expected the losses of tasks")
+    return "stored"
+
+
+def over_ranks(shared: Shared | None, process_group: object, allow_local: bool) -> tuple[Over | None, Shared | None]:
+    """Over which ranks `mtlfast.backward` takes its steps, or None for this rank alone; and the shared parameters.
+
+    Raises:
+        TypeError: `process_group` is neither a group nor a DistributedDataParallel module.
+        RuntimeError: several ranks are initialised, and nothing says which of them train together.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        if process_group is not None:
+            raise RuntimeError("backward: got process_group=, expected torch.distributed to be initialised")
+        return None, shared
+    module = next((x for x in (process_group, shared) if isinstance(x, DistributedDataParallel)), None)
+    if isinstance(shared, DistributedDataParallel):
+        shared = shared.module
+    group: Any = process_group if module is None else module.process_group
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"backward: process_group is a {type(group).__name__}, expected a torch.distributed.ProcessGroup or a "
+            "DistributedDataParallel module"
+        )
+    if allow_local:
+        return None, shared
+    shared = None if shared is None else reusable(shared)
+    sharded = _sharded(shared)
+    if group is None and sharded is not None:
+        group = dist.group.WORLD
+    if group is None:
+        if (number := dist.get_world_size()) > 1:
+            raise RuntimeError(
+                f"backward: {number} ranks are initialised, and surgery on each rank's own gradients lets replicas "
+                "drift apart; expected process_group=, a DistributedDataParallel module as shared=, or allow_local=True"
+            )
+        return None, shared
+    ranks = Ranks(group)
+    if ranks.rank < 0:
+        raise ValueError("backward: this rank is not in process_group, expected a group that it belongs to")
+    if ranks.size == 1 and sharded is None:
+        return None, shared
+    return Over(ranks, None if module is None else list(module.module.parameters()), sharded), shared
+
+
+def _sharded(shared: Shared | None) -> dict[int, Tensor] | None:
+    """The sharded parameters, if the shared ones are sharded or may be."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return None  # nothing has made a DTensor
+    from torch.distributed.tensor import DTensor
+
+    from mtlfast.distributed._fully_sharded import sharded_parameters
+
+    known = sharded_parameters()
+    if shared is None:
+        return known or None
+    given = given_parameters(shared).parameters
+    return known if any(isinstance(p, DTensor) or id(p) in known for p in given) else None
+
+
+def _readable(
+    losses: Losses | TaskGradientAccumulator,
+) -> tuple[Losses | TaskGradientAccumulator, tuple[str, ...] | None]:
+    """The losses in a form that can be read twice, and the names of all tasks if they have any."""
+    if isinstance(losses, TaskGradientAccumulator):
+        return losses, None
+    if isinstance(losses, Mapping):
+        return losses, tuple(map(str, losses))
+    return list(losses) if isinstance(losses, Iterable) and not isinstance(losses, Tensor) else losses, None
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
