@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtlfast.jacobian._uses import ON_THE_WAY, Graph, Use, packed, transposes, use_of
+from mtlfast.jacobian._uses import Graph, Use, final_users, packed, use_of
 
 
 class SampleUse(NamedTuple):
@@ -33,28 +33,21 @@ def sample_uses(parameter: Tensor, graph: Graph) -> list[SampleUse] | str:
     """The uses of a parameter, or why its gradient is not known by sample."""
     if parameter._backward_hooks:
         return "it has a tensor hook"
+    users = final_users(parameter, graph)
+    if isinstance(users, str):
+        return users
     found: list[SampleUse] = []
-    waiting = [(node, operand, False) for node, operand in graph.users.get(id(parameter), ())]
-    while waiting:
-        node, operand, transposed = waiting.pop()
-        name = type(node).__name__
-        if node in graph.hooked:
-            return f"{name} has a hook"
-        if name in ON_THE_WAY:
-            if name != "ToCopyBackward0" and not transposes(node, name):
-                return f"{name} uses it"
-            turn = transposed != (name != "ToCopyBackward0")
-            waiting += [(user, place, turn) for user, place in graph.users.get(node, ())]
-            continue
-        use = _sample_use(parameter, node, name, operand, transposed)
+    for node, operand, transposed in users:
+        use = _sample_use(parameter, node, operand, transposed)
         if isinstance(use, str):
             return use
         found.append(use)
     return found
 
 
-def _sample_use(parameter: Tensor, node: Any, name: str, operand: int, transposed: bool) -> SampleUse | str:
-    if parameter.dim() == 2 and (product := use_of(node, name, operand, transposed)) and not isinstance(product, str):
+def _sample_use(parameter: Tensor, node: Any, operand: int, transposed: bool) -> SampleUse | str:
+    name = type(node).__name__
+    if parameter.dim() == 2 and not isinstance(product := use_of(node, operand, transposed), str):
         return SampleUse(node, "product", product[1], product[0])
     if transposed:
         return f"{name} uses it"

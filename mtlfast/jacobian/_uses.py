@@ -143,20 +143,12 @@ def layer_of(parameter: Tensor, column: int, graph: Graph) -> Layer | str:
         return f"it is a {type(parameter).__name__}"
     if parameter.dim() != 2:
         return f"its shape {list(parameter.shape)} is no matrix"
+    users = final_users(parameter, graph)
+    if isinstance(users, str):
+        return users
     found: list[tuple[str, Use]] = []
-    waiting = [(node, operand, False) for node, operand in graph.users[id(parameter)]]
-    while waiting:
-        node, operand, transposed = waiting.pop()
-        name = type(node).__name__
-        if node in graph.hooked:
-            return f"{name} has a hook"
-        if name in ON_THE_WAY:
-            if name != "ToCopyBackward0" and not transposes(node, name):
-                return f"{name} uses it"
-            turn = transposed != (name != "ToCopyBackward0")
-            waiting += [(user, place, turn) for user, place in graph.users.get(node, ())]
-            continue
-        use = use_of(node, name, operand, transposed)
+    for node, operand, transposed in users:
+        use = use_of(node, operand, transposed)
         if isinstance(use, str):
             return use
         found.append(use)
@@ -180,7 +172,30 @@ def layer_of(parameter: Tensor, column: int, graph: Graph) -> Layer | str:
     return Layer(column, kind, uses, dtype, size, delta_size, recomputed)
 
 
-def transposes(node: Any, name: str) -> bool:
+def final_users(parameter: Tensor, graph: Graph) -> list[tuple[Any, int, bool]] | str:
+    """The functions that compute with a parameter, behind those that only transpose or cast it.
+
+    Returns:
+        Each with the number of the operand and whether that is the transposed parameter; or why they are not known.
+    """
+    found: list[tuple[Any, int, bool]] = []
+    waiting = [(node, operand, False) for node, operand in graph.users.get(id(parameter), ())]
+    while waiting:
+        node, operand, transposed = waiting.pop()
+        name = type(node).__name__
+        if node in graph.hooked:
+            return f"{name} has a hook"
+        if name not in ON_THE_WAY:
+            found.append((node, operand, transposed))
+            continue
+        if name != "ToCopyBackward0" and not _transposes(node, name):
+            return f"{name} uses it"
+        turn = transposed != (name != "ToCopyBackward0")
+        waiting += [(user, place, turn) for user, place in graph.users.get(node, ())]
+    return found
+
+
+def _transposes(node: Any, name: str) -> bool:
     """Whether a node on the way from a matrix is its transposition."""
     if name == "TransposeBackward0":
         return sorted(x % 2 for x in (_signed(node._saved_dim0), _signed(node._saved_dim1))) == [0, 1]
@@ -192,8 +207,9 @@ def _signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
 
 
-def use_of(node: Any, name: str, operand: int, transposed: bool) -> tuple[str, Use] | str:
+def use_of(node: Any, operand: int, transposed: bool) -> tuple[str, Use] | str:
     """The form and the use of a parameter by a node, or why it is no product."""
+    name = type(node).__name__
     if name == "EmbeddingBackward0" and not transposed:
         if node._saved_scale_grad_by_freq:
             return "the embedding scales gradients by frequency"
