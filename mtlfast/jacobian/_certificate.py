@@ -11,7 +11,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from mtlfast.jacobian._computed import ComputedJacobian, ComputedPart
 
-# How far both may be apart, relative to the sum of |w_k g_k|.
+# How far both may be apart, relative to the sum of |w_k g_k|, by the coarsest dtype in the graph: an ordinary pass
+# multiplies and rounds in another order.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
@@ -47,7 +48,7 @@ def certify(jacobian: ComputedJacobian, weights: Tensor, parts: Sequence[Compute
                 difference = torch.as_tensor(x - y)
                 got += float(difference.square().sum())
                 square += float(torch.as_tensor(y).square().sum())
-            predicted, limit = float(w @ gram @ w), TOLERANCE[part.dtype]
+            predicted, limit = float(w @ gram @ w), TOLERANCE[jacobian.coarsest]
             names = ", ".join(jacobian.columns.names[t] for t in columns)
             if not got**0.5 <= limit * scale and scale == scale:
                 raise RuntimeError(

@@ -22,10 +22,6 @@ from mtlfast.task_gradients import TaskGradients
 class ComputedPart(AsksPart, Protocol):
     """Columns whose rows are not in memory, but whose products and weighted sums can be computed."""
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the factors from which they are computed."""
-
     def combined(self, weights: Tensor, groups: Groups | None) -> list[Tensor | None]:
         """w J, one tensor for each column, or None if no task reaches it.
 
@@ -45,7 +41,12 @@ class ComputedJacobian(StoredJacobian):
     """A Jacobian some of whose columns are not in memory.
 
     A subclass gives its parts to `_compute` in `obtain`, with the object that remembers which products need float64.
+
+    Attributes:
+        coarsest: the dtype of least precision in the graph, which the subclass sets if `_checks`.
     """
+
+    coarsest: torch.dtype
 
     def __init__(
         self,

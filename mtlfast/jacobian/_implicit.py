@@ -54,6 +54,8 @@ class ImplicitJacobian(ComputedJacobian):
         super().__init__(present, shared, retain_graph, loss_weights_later, storage_dtype)
         self._mode = mode
         self._graph = walk(present.losses)
+        if self._checks and self._graph.nodes:
+            self.coarsest = self._graph.coarsest()
         self._chosen, self._layers = chosen_for(
             mode, self._names, self.parameters, len(present.losses), self._graph, memory_budget
         )

@@ -66,6 +66,8 @@ class MixingJacobian(ComputedJacobian):
         self._budget = memory_budget
         self._per_sample, self._samples, self._later = per_sample, samples, loss_weights_later
         graph = walk([per_sample])
+        if self._checks and graph.nodes:
+            self.coarsest = graph.coarsest()
         self._uses = self._classified(graph)
         moving = moves_rows(graph.nodes)
         if way == "auto":

@@ -86,6 +86,12 @@ class Graph(NamedTuple):
     hooked: frozenset[Any]
     structure: tuple[object, ...]
 
+    def coarsest(self) -> torch.dtype:
+        """The dtype of least precision that a function of the graph computed in."""
+        outputs = (output for node in self.nodes for output in getattr(node, "_input_metadata", ()))
+        dtypes: set[torch.dtype] = {output.dtype for output in outputs if output.dtype in DTYPES}
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
     def without_nodes(self) -> Graph:
         """The same without the nodes, which would keep the graph alive."""
         return Graph([], {}, frozenset(), self.structure)
