@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -210,7 +211,8 @@ def backward(
         jacobian = stored_over_ranks(jacobian, mixing)
     if jacobian is None:
         jacobian = "stored" if mixing is None else "auto"
-    if jacobian == "auto" and aggregator.reads in (Reads.ROWS, Reads.STATE):
+    whole = jacobian == "auto" and aggregator.reads in (Reads.ROWS, Reads.STATE)
+    if whole:
         if memory_budget is not None:
             raise ValueError(
                 f"backward: got memory_budget= beside {type(aggregator).__name__}, which needs the gradients of all "
@@ -286,6 +288,9 @@ def backward(
         bring_back()
         raise
     _grad.call_hooks([*J.written, *(parameter for parameter, _ in learned)])
+    plan = J.plan
+    if whole and plan.way == "stored":
+        plan = replace(plan, reason=f"{type(aggregator).__name__} needs the task gradients themselves")
     return StepResult(
         losses=J.losses,
         tasks=J.present.tasks,
@@ -293,7 +298,7 @@ def backward(
         gram=gram,
         loss_weights=None if weighed is None else weighed.loss_weights,
         names=J.present.names,
-        plan=J.plan,
+        plan=plan,
         groups=None if J.groups is None else J.groups.names,
     )
 

@@ -201,7 +201,8 @@ def _choose(
             stored = _stored(parameters[t], num_tasks)
             rows[t] = replace(rows[t], way="ordinary", flops=rows[t].ordinary_flops, memory=stored, reason=reason)
         return Chosen(Plan("stored", reason, layers=tuple(rows)), frozenset())
-    reason = f"{len(implicit)} of {len(rows)} shared parameters, {share:.0%} fewer FLOPs for their gradients"
+    saved = f"{abs(share):.0%} {'fewer' if share >= 0 else 'more'} FLOPs for their gradients"
+    reason = f"{len(implicit)} of {len(rows)} shared parameters, {saved}"
     return Chosen(Plan("implicit", reason, layers=tuple(rows)), implicit)
 
 
