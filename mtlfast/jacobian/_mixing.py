@@ -72,6 +72,7 @@ class MixingJacobian(ComputedJacobian):
         moving = moves_rows(graph.nodes)
         if way == "auto":
             self._check_cost(moving)
+        self._check_budget()
         shapes = tuple(tuple(use.node._input_metadata[0].shape) for of_parameter in self._uses for use in of_parameter)
         key = (samples.number, tuple(p.shape for p in self.parameters), graph.structure, shapes)
         self._remembered = recall(self.parameters[0], key, self._probe, way == "mixing", moving)
@@ -86,28 +87,27 @@ class MixingJacobian(ComputedJacobian):
     @property
     def plan(self) -> Plan:
         layers = []
-        for name, parameter, uses in zip(self._names, self.parameters, self._uses, strict=True):
+        for t, (name, parameter, uses) in enumerate(zip(self._names, self.parameters, self._uses, strict=True)):
             rows = [rows_in(use) for use in uses if use.form != "sum"]
             flops = ordinary = None
             if rows:
                 work = [cost_of_gram(rows_in(use), parameter, self._samples.number, use) for use in uses]
                 ordinary = 2 * self.num_tasks * sum(rows) * parameter.numel()
                 flops = int(2 * sum(work)) + 2 * sum(rows) * parameter.numel()
-            kept = sum(_bytes(use) for use in uses)
-            layers.append(LayerPlan(name, "mixing", _forms(uses), sum(rows) or None, flops, ordinary, kept))
+            layers.append(LayerPlan(name, "mixing", _forms(uses), sum(rows) or None, flops, ordinary, self._kept(t)))
         passes = len(self._blocks())
         reason = f"{passes} backward pass{'es' if passes > 1 else ''} for {self._samples.number} samples"
         return Plan(self.way, reason, layers=tuple(layers))
 
     def _blocks(self) -> list[list[int]]:
-        """The places of the shared parameters, in blocks whose rows keep to the budget, or of one parameter each."""
+        """The places of the shared parameters, in blocks whose rows keep to the budget."""
         everything = list(range(len(self.parameters)))
         if self._budget is None:
             return [everything]
         blocks: list[list[int]] = []
         size = 0
         for t in everything:
-            own = sum(_bytes(use) for use in self._uses[t])
+            own = self._kept(t)
             if not blocks or size + own > self._budget:
                 blocks.append([])
                 size = 0
@@ -146,16 +146,32 @@ class MixingJacobian(ComputedJacobian):
             probes: whether each step is probed.
         """
         S, K = self._samples.number, self._samples.num_tasks
+        blocks = len(self._blocks())
+        passes = 2 if blocks == 1 else blocks + 2  # input gradients for each block, and an ordinary pass
+        passes += 1 + PROBES if probes else 0
         ordinary = mixed = 0.0
         for parameter, uses in zip(self.parameters, self._uses, strict=True):
             for use in uses:
                 if use.form != "sum":
                     N = rows_in(use)
                     ordinary += K * 2 * N * parameter.numel()
-                    passes = 2 + (1 + PROBES if probes else 0)
                     mixed += passes * N * parameter.numel() + cost_of_gram(N, parameter, S, use)
-        if K < 2 or mixed > ordinary:
+        if K < 2:
+            raise NotMixed("there is one task")
+        if mixed > ordinary:
             raise NotMixed(f"{K} passes take fewer FLOPs")
+
+    def _check_budget(self) -> None:
+        """Raises if the rows of one parameter are more than the budget."""
+        most = max(self._kept(t) for t in range(len(self.parameters)))
+        if self._budget is not None and most > self._budget:
+            raise NotMixed(f"memory_budget is {self._budget} bytes, expected at least {most}, which one layer takes")
+
+    def _kept(self, t: int) -> int:
+        """The bytes that a parameter's rows take."""
+        return sum(
+            math.prod(out.shape) * out.dtype.itemsize for out in (u.node._input_metadata[0] for u in self._uses[t])
+        )
 
     def _probe(self, seed: int) -> tuple[Maps, bool]:
         everything = range(len(self.parameters))
@@ -245,12 +261,6 @@ class MixingJacobian(ComputedJacobian):
             unit = torch.zeros_like(weights)
             unit[..., tasks] = 1
             certify(self, unit, self._parts_computed())
-
-
-def _bytes(use: SampleUse) -> int:
-    """What a use's rows take."""
-    output = use.node._input_metadata[0]
-    return int(math.prod(output.shape)) * int(output.dtype.itemsize)
 
 
 def _forms(uses: Sequence[SampleUse]) -> str:
