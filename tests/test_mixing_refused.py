@@ -1,19 +1,18 @@
 """What cannot be had from one pass over samples: refused by name, or computed in an ordinary way with the reason."""
 
 import copy
-import functools
 import re
 
 import pytest
 import torch
+from mixing_between import of_rows
 from mixing_models import MIXINGS, Attention, D, Model, S, T, assert_same_grads, disjoint, rows, step
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import mtlfast
-from mtlfast.aggregation import Constant, Median, UPGrad
-from mtlfast.jacobian import _probe
+from mtlfast.aggregation import Constant, UPGrad
 
 pytestmark = pytest.mark.native
 
@@ -37,17 +36,6 @@ def refusal(net: nn.Module, A: Tensor, losses=None, **more) -> str:
     torch.testing.assert_close(found["auto"].step.gram, found["stored"].step.gram, rtol=1e-12, atol=1e-12)
     assert_same_grads(found["auto"].grads, found["stored"].grads)
     return reason
-
-
-class Through(nn.Module):
-    """Linear layers with something between them."""
-
-    def __init__(self, between) -> None:
-        super().__init__()
-        self.first, self.last, self.between = nn.Linear(D, D), nn.Linear(D, D), between
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.between(self.first(x)))
 
 
 class Experts(nn.Module):
@@ -103,13 +91,6 @@ def normalised(net: Model) -> Tensor:
 def balanced(net: Model) -> Tensor:
     out, balance = net.trunk(net.given)
     return net.head(out).square().mean(1) + balance
-
-
-def of_rows(between, *shape: int) -> Model:
-    torch.manual_seed(0)
-    net = Model(Through(between), rows(*shape, D)).double()
-    net.given = net.given.double()
-    return net
 
 
 ORDER = torch.randperm(S, generator=torch.Generator().manual_seed(3))
@@ -335,179 +316,3 @@ def test_a_compiled_part_is_refused():
             mtlfast.backward(losses(net), Constant([1.0, 2.0, 3.0]), shared=shared, mixing=A, jacobian="mixing")
         made = mtlfast.backward(losses(net), Constant([1.0, 2.0, 3.0]), shared=shared, mixing=A)
     assert "compiled by torch.compile" in made.plan.reason
-
-
-def run(net: Model, way: str = "mixing", A: Tensor | None = None) -> mtlfast.StepResult:
-    """A step of the model itself, so that its plan is kept."""
-    A = torch.ones(3, S) if A is None else A
-    return mtlfast.backward(net.losses(), UPGrad(), shared=dict(net.trunk.named_parameters()), mixing=A, jacobian=way)
-
-
-@pytest.mark.parametrize("between", [nn.BatchNorm1d(D, affine=False), lambda x: Normalised.flag(x)])
-def test_a_change_from_eval_to_train_behind_a_plan_is_noticed(between):
-    net = of_rows(between)
-    Normalised.training = False
-    net.eval()
-    for _ in range(3):
-        run(net)
-    net.train()
-    Normalised.training = True
-    with pytest.raises(ValueError, match="samples meet"):
-        run(net)
-    assert "samples meet" in run(net, "auto").plan.reason
-    net.eval()
-    Normalised.training = False
-    assert run(net, "auto", torch.randn(8, S)).plan.way == "mixing"
-
-
-class Normalised:
-    """A normalisation by the batch's mean in training, and by nothing otherwise."""
-
-    training = True
-
-    @staticmethod
-    def flag(x: Tensor) -> Tensor:
-        return x - x.mean(0) if Normalised.training else x
-
-
-def test_dropout_behind_a_plan_is_noticed_and_exact():
-    net = of_rows(nn.Dropout(0.5))
-    A = MIXINGS["dense"]()
-    for training in (False, True, False, True):
-        net.train(training)
-        grads = []
-        for way in ("mixing", "stored"):
-            net.zero_grad()
-            torch.manual_seed(5)
-            made = mtlfast.backward(
-                net.losses(), Constant([1.0, -1.0, 2.0]), shared=net.trunk, mixing=A, jacobian=way, diagnostics=True
-            )
-            grads.append([made.gram, *(p.grad.clone() for p in net.parameters())])
-        torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
-
-
-def counted(monkeypatch, net: Model, steps: int, way: str = "mixing", A: Tensor | None = None) -> list[int]:
-    """How often autograd was called for gradients in each step."""
-    calls = 0
-    grad = torch.autograd.grad
-
-    @functools.wraps(grad)
-    def count(*given, **more):
-        nonlocal calls
-        calls += 1
-        return grad(*given, **more)
-
-    monkeypatch.setattr(torch.autograd, "grad", count)
-    found = []
-    for _ in range(steps):
-        before = calls
-        run(net, way, A)
-        found.append(calls - before)
-    return found
-
-
-def test_a_plan_is_probed_again_now_and_then(monkeypatch):
-    monkeypatch.setattr(_probe, "AGAIN", 4)
-    one = 2  # one pass of the samples, and a short one of the heads
-    probe = 1 + _probe.PROBES
-    assert counted(monkeypatch, of_rows(nn.Tanh()), 10) == [one + probe * (i % 4 == 0) for i in range(10)]
-
-
-def test_what_a_probe_refused_is_refused_without_one_for_a_while(monkeypatch):
-    monkeypatch.setattr(_probe, "AGAIN", 4)
-    net, A = of_rows(nn.BatchNorm1d(D, affine=False)), torch.randn(8, S)
-    counts = counted(monkeypatch, net, 6, "auto", A)
-    probe = 1 + _probe.PROBES
-    assert [count - counts[1] for count in counts] == [probe * (i % 4 == 0) for i in range(6)]
-
-
-def test_a_plan_is_probed_again_until_no_gradient_leaves_it_open(monkeypatch):
-    net = of_rows(nn.Identity(), T)
-    with torch.no_grad():
-        net.trunk.last.weight.zero_()
-    assert counted(monkeypatch, net, 2) == [5, 5]
-    with torch.no_grad():
-        net.trunk.last.weight.normal_()
-    assert counted(monkeypatch, net, 3) == [5, 2, 2]
-
-
-def backward(per_sample: object = None, A: object = None, **more) -> mtlfast.StepResult:
-    w = nn.Linear(3, 1)
-    per_sample = w(torch.ones(4, 3)).squeeze(1) if per_sample is None else per_sample
-    shared = more.pop("shared", w)
-    return mtlfast.backward(per_sample, UPGrad(), shared=shared, mixing=torch.ones(2, 4) if A is None else A, **more)
-
-
-def losses_of(*shape: int, **how) -> Tensor:
-    return torch.ones(shape, requires_grad=True, **how) * 1
-
-
-BAD = {
-    "a list of losses": (lambda: backward([losses_of()]), TypeError, "losses is a list, expected a Tensor [S]"),
-    "closures": (lambda: backward([lambda: losses_of()]), TypeError, "losses is a list, expected a Tensor [S]"),
-    "a dict": (lambda: backward({"a": losses_of()}), TypeError, "losses is a dict, expected a Tensor [S]"),
-    "an accumulator": (
-        lambda: backward(mtlfast.TaskGradientAccumulator()),
-        TypeError,
-        "losses is a TaskGradientAccumulator, expected a Tensor [S]",
-    ),
-    "a matrix of losses": (lambda: backward(losses_of(4, 1)), ValueError, "losses has shape [4, 1], expected [S]"),
-    "a scalar": (lambda: backward(losses_of()), ValueError, "losses has shape [], expected [S]"),
-    "no samples": (lambda: backward(losses_of(0)), ValueError, "losses has shape [0], expected [S]"),
-    "constants": (lambda: backward(torch.ones(4)), ValueError, "losses does not require grad"),
-    "complex": (lambda: backward(losses_of(4, dtype=torch.cfloat)), ValueError, "losses"),
-    "no tensor": (lambda: backward(A=[[1.0] * 4]), TypeError, "mixing is a list, expected a Tensor [K, S] or [S]"),
-    "too few samples": (lambda: backward(A=torch.ones(2, 3)), ValueError, "mixing is [2, 3] torch.float32, expected"),
-    "turned": (lambda: backward(A=torch.ones(4, 2)), ValueError, "mixing is [4, 2] torch.float32, expected"),
-    "no tasks": (lambda: backward(A=torch.ones(0, 4)), ValueError, "mixing is [0, 4] torch.float32, expected"),
-    "complex weights": (lambda: backward(A=torch.ones(2, 4) * 1j), ValueError, "mixing is [2, 4] torch.complex64"),
-    "too many dimensions": (lambda: backward(A=torch.ones(2, 4, 1)), ValueError, "mixing is [2, 4, 1]"),
-    "fractions of tasks": (lambda: backward(A=torch.ones(4)), ValueError, "mixing is [4] torch.float32, expected"),
-    "bools for tasks": (lambda: backward(A=torch.ones(4, dtype=torch.bool)), ValueError, "mixing is [4] torch.bool"),
-    "too few tasks": (lambda: backward(A=torch.zeros(3).long()), ValueError, "mixing is [3] torch.int64, expected"),
-    "below -1": (lambda: backward(A=torch.tensor([0, 1, -2, 0])), ValueError, "mixing has -2, expected tasks from 0"),
-    "all of no task": (lambda: backward(A=torch.full((4,), -1)), ValueError, "mixing has -1, expected tasks from 0"),
-    "features": (lambda: backward(features=[losses_of(4)], shared=None), ValueError, "features"),
-    "at": (lambda: backward(at=[losses_of(4)], shared=None), ValueError, "at"),
-    "second": (lambda: backward(second=[losses_of()]), ValueError, "second"),
-    "no mixing": (
-        lambda: mtlfast.backward([losses_of()], UPGrad(), jacobian="mixing"),
-        ValueError,
-        'jacobian is "mixing", expected mixing= beside it',
-    ),
-    "a storage dtype": (
-        lambda: backward(jacobian="mixing", storage_dtype=torch.bfloat16),
-        ValueError,
-        "storage_dtype",
-    ),
-    "an unknown way": (lambda: backward(jacobian="only"), ValueError, "jacobian is 'only', expected"),
-    "an element-wise method": (
-        lambda: mtlfast.backward(
-            (w := nn.Linear(3, 1))(torch.ones(4, 3)).squeeze(1),
-            Median(),
-            shared=w,
-            mixing=torch.ones(2, 4),
-            jacobian="mixing",
-        ),
-        (ValueError, TypeError),
-        'expected jacobian="stored"',
-    ),
-}
-
-
-@pytest.mark.whole
-@pytest.mark.parametrize("name", BAD)
-def test_bad_arguments(name):
-    call, kind, expected = BAD[name]
-    with pytest.raises(kind) as raised:
-        call()
-    message = str(raised.value)
-    assert expected in message, message
-    assert ". " not in message
-    assert "\n" not in message
-
-
-def test_an_element_wise_method_stores_the_gradients():
-    w = nn.Linear(3, 1)
-    made = mtlfast.backward(w(torch.ones(4, 3)).squeeze(1), Median(), shared=w, mixing=torch.ones(2, 4))
-    assert made.plan.way == "stored"

@@ -78,9 +78,15 @@ def samples_of(mixing: object, per_sample: object) -> tuple[Tensor, Samples]:
     if not isinstance(mixing, Tensor):
         raise TypeError(f"backward: mixing is a {type(mixing).__name__}, expected a Tensor [K, S] or [S] of integers")
     device = per_sample.device
+    if mixing.layout != torch.strided:
+        raise TypeError(
+            f"backward: mixing has layout {mixing.layout}, expected a dense Tensor, as mixing.to_dense() is"
+        )
     if mixing.dim() == 2:
         if mixing.shape[1] != S or len(mixing) == 0 or mixing.is_complex():
-            raise ValueError(f"backward: mixing is {list(mixing.shape)} {mixing.dtype}, expected a real [K, {S}]")
+            turned = ", such as mixing.T" if len(mixing) == S and not mixing.is_complex() else ""
+            got = f"{list(mixing.shape)} {mixing.dtype}"
+            raise ValueError(f"backward: mixing is {got}, expected a real [K, {S}] for {S} losses{turned}")
         matrix = mixing.detach().to(device, torch.float64)
         return per_sample, Samples(len(mixing), matrix, None, matrix.new_ones(len(mixing)))
     whole = not (mixing.is_floating_point() or mixing.is_complex() or mixing.dtype == torch.bool)
@@ -93,7 +99,9 @@ def samples_of(mixing: object, per_sample: object) -> tuple[Tensor, Samples]:
         raise ValueError("backward: mixing is on a GPU, expected the tasks of samples on the CPU, or a matrix [K, S]")
     task = mixing.detach().long()
     least, most = int(task.min()), int(task.max())  # host: a CPU tensor
-    if least < -1 or most < 0:
+    if least < -1:
         raise ValueError(f"backward: mixing has {least}, expected tasks from 0 on, or -1 for a sample of no task")
+    if most < 0:
+        raise ValueError("backward: mixing has -1 for every sample, expected at least one sample of a task")
     task = torch.where(task < 0, most + 1, task).to(device)
     return per_sample, Samples(most + 1, None, task, torch.ones(most + 1, dtype=torch.float64, device=device))

@@ -1,0 +1,109 @@
+"""What a plan of mixtures remembers: flags that change behind it, and when it is probed again."""
+
+import functools
+
+import pytest
+import torch
+from mixing_between import of_rows
+from mixing_models import MIXINGS, D, Model, S, T
+from torch import Tensor, nn
+
+import mtlfast
+from mtlfast.aggregation import Constant, UPGrad
+from mtlfast.jacobian import _probe
+
+pytestmark = pytest.mark.native
+
+
+def run(net: Model, way: str = "mixing", A: Tensor | None = None) -> mtlfast.StepResult:
+    """A step of the model itself, so that its plan is kept."""
+    A = torch.ones(3, S) if A is None else A
+    return mtlfast.backward(net.losses(), UPGrad(), shared=dict(net.trunk.named_parameters()), mixing=A, jacobian=way)
+
+
+@pytest.mark.parametrize("between", [nn.BatchNorm1d(D, affine=False), lambda x: Normalised.flag(x)])
+def test_a_change_from_eval_to_train_behind_a_plan_is_noticed(between):
+    net = of_rows(between)
+    Normalised.training = False
+    net.eval()
+    for _ in range(3):
+        run(net)
+    net.train()
+    Normalised.training = True
+    with pytest.raises(ValueError, match="samples meet"):
+        run(net)
+    assert "samples meet" in run(net, "auto").plan.reason
+    net.eval()
+    Normalised.training = False
+    assert run(net, "auto", torch.randn(8, S)).plan.way == "mixing"
+
+
+class Normalised:
+    """A normalisation by the batch's mean in training, and by nothing otherwise."""
+
+    training = True
+
+    @staticmethod
+    def flag(x: Tensor) -> Tensor:
+        return x - x.mean(0) if Normalised.training else x
+
+
+def test_dropout_behind_a_plan_is_noticed_and_exact():
+    net = of_rows(nn.Dropout(0.5))
+    A = MIXINGS["dense"]()
+    for training in (False, True, False, True):
+        net.train(training)
+        grads = []
+        for way in ("mixing", "stored"):
+            net.zero_grad()
+            torch.manual_seed(5)
+            made = mtlfast.backward(
+                net.losses(), Constant([1.0, -1.0, 2.0]), shared=net.trunk, mixing=A, jacobian=way, diagnostics=True
+            )
+            grads.append([made.gram, *(p.grad.clone() for p in net.parameters())])
+        torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
+def counted(monkeypatch, net: Model, steps: int, way: str = "mixing", A: Tensor | None = None) -> list[int]:
+    """How often autograd was called for gradients in each step."""
+    calls = 0
+    grad = torch.autograd.grad
+
+    @functools.wraps(grad)
+    def count(*given, **more):
+        nonlocal calls
+        calls += 1
+        return grad(*given, **more)
+
+    monkeypatch.setattr(torch.autograd, "grad", count)
+    found = []
+    for _ in range(steps):
+        before = calls
+        run(net, way, A)
+        found.append(calls - before)
+    return found
+
+
+def test_a_plan_is_probed_again_now_and_then(monkeypatch):
+    monkeypatch.setattr(_probe, "AGAIN", 4)
+    one = 2  # one pass of the samples, and a short one of the heads
+    probe = 1 + _probe.PROBES
+    assert counted(monkeypatch, of_rows(nn.Tanh()), 10) == [one + probe * (i % 4 == 0) for i in range(10)]
+
+
+def test_what_a_probe_refused_is_refused_without_one_for_a_while(monkeypatch):
+    monkeypatch.setattr(_probe, "AGAIN", 4)
+    net, A = of_rows(nn.BatchNorm1d(D, affine=False)), torch.randn(8, S)
+    counts = counted(monkeypatch, net, 6, "auto", A)
+    probe = 1 + _probe.PROBES
+    assert [count - counts[1] for count in counts] == [probe * (i % 4 == 0) for i in range(6)]
+
+
+def test_a_plan_is_probed_again_until_no_gradient_leaves_it_open(monkeypatch):
+    net = of_rows(nn.Identity(), T)
+    with torch.no_grad():
+        net.trunk.last.weight.zero_()
+    assert counted(monkeypatch, net, 2) == [5, 5]
+    with torch.no_grad():
+        net.trunk.last.weight.normal_()
+    assert counted(monkeypatch, net, 3) == [5, 2, 2]
