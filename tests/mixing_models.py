@@ -37,9 +37,9 @@ class Model(nn.Module):
 class Attention(nn.Module):
     """Attention of queries to a memory, by linear layers of their own."""
 
-    def __init__(self, memory: Tensor | None, heads: int = 2, causal: bool = False) -> None:
+    def __init__(self, memory: Tensor | None, heads: int = 2, causal: bool = False, width: int = D) -> None:
         super().__init__()
-        self.q, self.k, self.v, self.out = (nn.Linear(D, D) for _ in range(4))
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
         self.memory, self.heads, self.causal = memory, heads, causal
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,9 +76,10 @@ class Encoder(nn.Module):
 class TiedHead(nn.Module):
     """A language model whose table is also its last layer."""
 
-    def __init__(self, ids: Tensor) -> None:
+    def __init__(self, ids: Tensor, words: int = WORDS, width: int = D) -> None:
         super().__init__()
-        self.trunk = nn.ModuleDict({"table": nn.Embedding(WORDS, D), "attention": Attention(None, causal=True)})
+        attention = Attention(None, causal=True, width=width)
+        self.trunk = nn.ModuleDict({"table": nn.Embedding(words, width), "attention": attention})
         self.ids = ids
 
     def losses(self) -> Tensor:

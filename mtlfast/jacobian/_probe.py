@@ -1,7 +1,7 @@
 """Measures which row of a gradient belongs to which sample, by samples whose losses are multiplied by powers of two.
 
-Powers of two multiply exactly. So a row that one sample owns comes back multiplied by that sample's factor, bit for
-bit, and a row that several samples reach does not.
+Powers of two multiply exactly, but for numbers near the end of the dtype's range. So a row that one sample owns comes
+back multiplied by that sample's factor, bit for bit, and a row that several samples reach does not.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ PROBES = 2  # with different factors, so that two samples with one factor in the
 
 REACH = {torch.float16: 3}  # the largest exponent for a dtype of small range
 MOST = 20  # for the others
+SMALL = 2.0**-60  # of the largest element: what is smaller changes no product in float64 by more than rounding
 
 
 def factors_for(number: int, dtypes: Sequence[torch.dtype], seed: int) -> Tensor:
@@ -57,17 +58,30 @@ def row_map(before: Tensor, after: Sequence[tuple[Tensor, Tensor]], number: int)
         return None, True
     each = N // number
     maps = [RowMap(each // inner, number, inner) for inner in range(each, 0, -1) if each % inner == 0]
-    fitting = [rows for rows in maps if all(_fits(before, x, factors, rows) for x, factors in after)]
+    least = _least(before)
+    fitting = [rows for rows in maps if all(_fits(before, x, factors, rows, least) for x, factors in after)]
     if not fitting:
         return None, True
     known = number == 1 or (len(fitting) == 1 and bool(before.isfinite().all()))  # host: once a plan
     return fitting[0], known
 
 
-def _fits(before: Tensor, after: Tensor, factors: Tensor, rows: RowMap) -> bool:
+def _least(before: Tensor) -> float:
+    """The size up to which elements are not compared, because powers of two may have multiplied them inexactly.
+
+    Below the smallest normal number of a dtype products are rounded, as they are in the tail of a softmax. A factor of
+    2**-MOST brings numbers there that are larger by as much, and sums carry their rounding on to somewhat larger ones.
+    An element that is far smaller than the largest one does not matter. float16 has none that are so small.
+    """
+    largest = torch.where(before.isfinite(), before.abs(), 0).flatten().amax() if before.numel() else 0.0
+    return min(torch.finfo(before.dtype).tiny * 2.0 ** (MOST + 14), SMALL * float(largest))  # host: once a plan
+
+
+def _fits(before: Tensor, after: Tensor, factors: Tensor, rows: RowMap, least: float) -> bool:
     by_row = rows.spread(factors.to(before.device, before.dtype)).reshape(-1, *[1] * (before.dim() - 1))
     expected = before * by_row
     same = torch.eq(expected, after) | (expected.isnan() & after.isnan())
+    same |= (before.abs() <= least) & (after.abs() <= least * by_row)
     return bool(same.all())  # host: once a plan
 
 
