@@ -2,30 +2,22 @@
 
 import json
 import sys
-from pathlib import Path
 
+import at_benchmarks
+import bench_jacobian
+import jacobian_report
+import jacobian_ways
 import pytest
 import torch
+from jacobian_trunks import QUICK, TRUNKS
+from jacobian_ways import AUTO, AUTOGRAM, BATCHED, SEQUENTIAL, STORED
+from step_ways import AT_ONCE, BARE, PLAIN, PYTORCH_PCGRAD, TORCHJD, Passes
 
 import mtlfast
 from mtlfast.jacobian import _implicit
 
-pytest.importorskip("torchjd")
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-if not BENCHMARKS.exists():
-    pytest.skip("needs the checkout", allow_module_level=True)
-sys.path.insert(0, str(BENCHMARKS))
-import bench_jacobian  # noqa: E402
-import jacobian_report  # noqa: E402
-import jacobian_ways  # noqa: E402
-from jacobian_trunks import QUICK, TRUNKS  # noqa: E402
-from jacobian_ways import AUTO, AUTOGRAM, BATCHED, SEQUENTIAL, STORED  # noqa: E402
-from step_ways import AT_ONCE, BARE, PLAIN, PYTORCH_PCGRAD, TORCHJD, Passes  # noqa: E402
 
-VMAP = "ignore:There is a performance drop:UserWarning"  # of torch.vmap, which TorchJD uses
-
-
-@pytest.mark.filterwarnings(VMAP)
+@pytest.mark.filterwarnings(at_benchmarks.VMAP)
 def test_the_contestants_do_the_same_step():
     contestants = jacobian_ways.ways(2, QUICK["tiny-transformer"], Passes())
     found, sweeps = {}, {}

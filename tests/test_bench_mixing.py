@@ -2,23 +2,15 @@
 
 import json
 import sys
-from pathlib import Path
 
+import at_benchmarks
+import bench_mixing
+import mixing_report
+import mixing_ways
 import pytest
 import torch
-
-pytest.importorskip("torchjd")
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-if not BENCHMARKS.exists():
-    pytest.skip("needs the checkout", allow_module_level=True)
-sys.path.insert(0, str(BENCHMARKS))
-import bench_mixing  # noqa: E402
-import mixing_report  # noqa: E402
-import mixing_ways  # noqa: E402
-from mixing_ways import AUTO, DISJOINT, EACH_SAMPLE, FORCED, OURS, QUICK, STORED, THEIRS, TORCHJD  # noqa: E402
-from step_ways import BARE, PLAIN, Passes  # noqa: E402
-
-VMAP = "ignore:There is a performance drop:UserWarning"  # of torch.vmap, which TorchJD uses
+from mixing_ways import AUTO, DISJOINT, EACH_SAMPLE, FORCED, OURS, QUICK, STORED, THEIRS, TORCHJD
+from step_ways import BARE, PLAIN, Passes
 
 
 def gradients(num_tasks):
@@ -38,7 +30,7 @@ def apart(theirs, ours):
     return ((theirs - ours).norm() / ours.norm()).item()
 
 
-@pytest.mark.filterwarnings(VMAP)
+@pytest.mark.filterwarnings(at_benchmarks.VMAP)
 def test_the_contestants_do_the_same_step():
     found, plans = gradients(2)
     for name in (AUTO, FORCED):
@@ -50,14 +42,14 @@ def test_the_contestants_do_the_same_step():
     assert not torch.allclose(found[PLAIN], found[STORED], rtol=1e-2)
 
 
-@pytest.mark.filterwarnings(VMAP)
+@pytest.mark.filterwarnings(at_benchmarks.VMAP)
 def test_autogram_does_the_same_step_for_samples_as_tasks():
     found, plans = gradients(EACH_SAMPLE)
     assert apart(found[THEIRS + "UPGrad"], found[OURS + "UPGrad"]) < 1e-3
     assert plans[OURS + "UPGrad"] == plans[OURS + "MGDA"] == "mixing"
 
 
-@pytest.mark.filterwarnings(VMAP)
+@pytest.mark.filterwarnings(at_benchmarks.VMAP)
 @pytest.mark.long
 def test_everything_is_measured_shown_and_drawn(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")

@@ -2,24 +2,18 @@
 
 import json
 import sys
-from pathlib import Path
 
+import at_benchmarks
+import bench_step
 import pytest
+import step_report
+import step_ways
 import torch
+from step_ways import QUICK, Passes
 
 import mtlfast
 from mtlfast.bench.timing import median_interval, take_turns
 from mtlfast.compat.pcgrad import PCGrad
-
-pytest.importorskip("torchjd")
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-if not BENCHMARKS.exists():
-    pytest.skip("needs the checkout", allow_module_level=True)
-sys.path.insert(0, str(BENCHMARKS))
-import bench_step  # noqa: E402
-import step_report  # noqa: E402
-import step_ways  # noqa: E402
-from step_ways import QUICK, Passes  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +30,7 @@ def gradients() -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of torch.vmap, which TorchJD uses
+@pytest.mark.filterwarnings(at_benchmarks.VMAP)
 def test_the_contestants_do_the_same_step(gradients):
     ours = gradients[step_ways.LOSSES]
     for name in (step_ways.TORCHJD, step_ways.TORCHJD + step_ways.AT_ONCE, step_ways.ACCUMULATOR):
