@@ -157,14 +157,17 @@ def backward(
             `print(result.plan)` says for each layer what was chosen and why. With the environment variable
             MTLFAST_CHECK=1 the implicit update is compared with an ordinary backward pass of the weighted losses.
         memory_budget: with "implicit" or "auto", the most bytes that the K gradients and what stands in place of them
-            may take. Layers then take the way of less memory until all keep to it. None: no limit.
+            may take. Layers then take the way of less memory until all keep to it. With "mixing" the layers are
+            computed in blocks, a pass each. A budget that cannot be kept, such as one below a single layer of a
+            mixture, is refused, and "auto" runs K passes if these keep to it. None: no limit.
         mixing: tasks that are mixtures of the losses of samples, L_k = sum_s A[k, s] l_s. `losses` are then those of
             the samples, a tensor [S], and `mixing` is A, a tensor [K, S] of any real dtype, or [S] integers: each
-            sample's task, or -1 for a sample of none. One backward pass then holds the gradients of all tasks, if no
-            sample's loss depends on another sample, as it does through a BatchNorm in training. `jacobian` None or
-            "auto" takes that way where it pays and a probe finds that it is exact, and else K passes, with the reason
-            in the plan. "mixing" refuses instead, and "implicit" and "stored" run K passes. `StepResult.losses` are
-            those of the tasks.
+            sample's task, or -1 for a sample of none; K is then the largest task plus 1. A task without samples keeps
+            its place with a gradient of zero, with which MGDA's update is 0. One backward pass then holds the gradients
+            of all tasks, if no sample's loss depends on another sample, as it does through a BatchNorm in training.
+            `jacobian` None or "auto" takes that way where it pays and a probe finds that it is exact, and else K
+            passes, with the reason in the plan. "mixing" refuses instead, and "implicit" and "stored" run K passes.
+            `StepResult.losses` are those of the tasks.
         allow_local: permit several ranks of a process group to aggregate each its own gradients. These differ from
             rank to rank, so that the replicas drift apart.
         process_group: the ranks that train replicas of the parameters together, as a

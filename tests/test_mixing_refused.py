@@ -175,6 +175,17 @@ class Positions(nn.Module):
         return self.linear(x + self.positions(torch.arange(T)))
 
 
+class Sliced(nn.Module):
+    """Position parameters for longer sequences, of which the first ones are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.linear = nn.Parameter(torch.randn(T + 3, D)), nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x + self.positions[:T])
+
+
 class TimeFirst(nn.Module):
     """A parameter that is broadcast over the second dimension."""
 
@@ -233,6 +244,11 @@ class Checkpointed(nn.Module):
 UNKNOWN = {
     "attention with split weights": (lambda: Model(SplitAttention(), rows(T, D)), "attention.in_proj_weight: Split"),
     "embeddings of positions": (lambda: Model(Positions(), rows(T, D)), "positions.weight: .*EmbeddingBackward0"),
+    "sliced positions": (lambda: Model(Sliced(), rows(T, D)), "positions: SliceBackward0 uses it"),
+    "BatchNorm in evaluation": (
+        lambda: Model(nn.BatchNorm1d(D).eval(), rows(D)),
+        "weight: .*BatchNormBackward0 uses it",
+    ),
     "time first": (lambda: Model(TimeFirst(), rows(T, D)), "positions: AddBackward0 uses it"),
     "a view": (lambda: Model(Viewed(), rows(D)), "weight: ViewBackward0 uses it"),
     "two forms": (lambda: Model(TwoForms(), rows(T, D)), "weight: it is used in two forms"),
