@@ -90,3 +90,13 @@ def test_an_element_wise_method_stores_the_gradients():
     w = nn.Linear(3, 1)
     made = mtlfast.backward(w(torch.ones(4, 3)).squeeze(1), Median(), shared=w, mixing=torch.ones(2, 4))
     assert made.plan.way == "stored"
+
+
+@pytest.mark.parametrize("way", ["auto", "mixing", "stored"])
+@pytest.mark.parametrize("tasks", [1, 6])
+def test_shared_may_be_a_generator(tasks, way):
+    w = nn.Linear(3, 1)
+    losses = w(torch.ones(4, 3)).squeeze(1)
+    made = mtlfast.backward(losses, UPGrad(), shared=w.parameters(), mixing=torch.ones(tasks, 4), jacobian=way)
+    assert made.plan.way == ("stored" if tasks == 1 and way == "auto" else "mixing" if way == "auto" else way)
+    assert len(made.plan.layers) == (0 if way == "stored" else 2)

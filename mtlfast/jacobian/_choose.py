@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtlfast._arguments import Columns, Shared, found_parameters, refuse_both, shared_parameters
+from mtlfast._arguments import Columns, Shared, found_parameters, refuse_both, reusable, shared_parameters
 from mtlfast._losses import Losses, Present, present_losses
 from mtlfast.jacobian._accumulated import TaskGradientAccumulator
 from mtlfast.jacobian._base import Jacobian
@@ -49,11 +49,11 @@ def jacobian_of(
         per_sample, samples = samples_of(mixing, losses)
         losses = list(samples.losses(per_sample).unbind())
         if way in ("auto", "mixing"):
-            given_columns = None if shared is None else shared_parameters(shared)
+            shared = None if shared is None else reusable(shared)
             try:
                 return MixingJacobian(
                     present_losses(losses),
-                    given_columns,
+                    None if shared is None else shared_parameters(shared),
                     retain_graph,
                     later,
                     storage_dtype,
