@@ -18,12 +18,13 @@ from torch import Tensor
 
 from mtlfast import ops
 from mtlfast.aggregation import Groups
+from mtlfast.jacobian._layered import LayeredPart
 from mtlfast.jacobian._products import Factors, Wide, dtype_of_products, products
 from mtlfast.ops._precision import DOUBLE_EPS, OF_ROUNDING, sum_rtol
 from mtlfast.task_gradients import TaskGradients
 
 
-class FactoredPart:
+class FactoredPart(LayeredPart):
     """Columns whose rows are products, of one dtype and on one device.
 
     Args:
@@ -72,29 +73,12 @@ class FactoredPart:
     def without(self, tasks: Sequence[int]) -> FactoredPart:
         return FactoredPart([factor.without(tasks) for factor in self._factors], self._num_tasks, self._wide)
 
-    def gram(self, precision: str | None, groups: Groups | None) -> Tensor:
-        grams = self._by_layer(precision)
-        if groups is None:
-            return grams.sum(dim=0)
-        total = grams.new_zeros(len(groups.names), self._num_tasks, self._num_tasks)
-        for gram, group in zip(grams, groups.at(self.places()), strict=True):
-            total[group] += gram
-        return total
-
-    def norms(self, order: int, groups: Groups | None) -> Tensor:
-        if order == 2:
-            return self.gram(None, groups).diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-        shape = (1 if groups is None else len(groups.names), self._num_tasks)
-        norms = torch.zeros(shape, dtype=torch.float64, device=self.device)
+    def _gradients(self) -> Iterator[tuple[int, int, Tensor]]:
         dtype = dtype_of_products(self.dtype)
         for factor in self._factors:
-            group = 0 if groups is None else groups.of_column[factor.layer.column]
             for k, delta in enumerate(factor.deltas):
-                if delta is not None:  # one weight gradient at a time
-                    norms[group, k] += torch.linalg.vector_norm(
-                        factor.gradient(delta.to(dtype)), 1, dtype=torch.float64
-                    )
-        return norms[0] if groups is None else norms
+                if delta is not None:
+                    yield factor.layer.column, k, factor.gradient(delta.to(dtype))
 
     def without_cross(self, precision: str | None, groups: Groups | None) -> Tensor | None:
         return None
@@ -109,8 +93,7 @@ class FactoredPart:
     def _rows(self) -> list[list[Tensor | None]]:
         return [[factor.deltas[k] for factor in self._factors] for k in range(self._num_tasks)]
 
-    def _by_layer(self, precision: str | None) -> Tensor:
-        """The Gram matrix of each layer, [L, K, K] float64."""
+    def _products(self, precision: str | None) -> Tensor:
         exact = self._exact(precision)
         if exact not in self._grams:
             wide = [exact or factor.layer.column in self._wide.columns for factor in self._factors]

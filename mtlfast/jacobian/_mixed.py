@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from mtlfast.aggregation import Groups
+from mtlfast.jacobian._layered import LayeredPart
 from mtlfast.jacobian._products import Wide, dtype_of_products, share_left
 from mtlfast.jacobian._sample_products import SampleLayer
 from mtlfast.jacobian._samples import Samples
 from mtlfast.ops._precision import DOUBLE_EPS, OF_ROUNDING, sum_rtol
 
 
-class MixedPart:
+class MixedPart(LayeredPart):
     """Columns whose rows are A times the gradients of the samples, which are never all computed.
 
     Args:
@@ -70,31 +71,18 @@ class MixedPart:
     def without(self, tasks: Sequence[int]) -> MixedPart:
         return MixedPart(self._layers, self._samples, self._absent | frozenset(tasks), self._wide)
 
-    def gram(self, precision: str | None, groups: Groups | None) -> Tensor:
-        return self._summed(self._by_layer(precision)[0], groups)
+    def _products(self, precision: str | None) -> Tensor:
+        return self._by_layer(precision)[0]
 
     def without_cross(self, precision: str | None, groups: Groups | None) -> Tensor:
         return self._summed(self._by_layer(precision)[1], groups)
 
-    def _summed(self, of_layers: Tensor, groups: Groups | None) -> Tensor:
-        if groups is None:
-            return of_layers.sum(dim=0)
-        total = of_layers.new_zeros(len(groups.names), self.num_tasks, self.num_tasks)
-        return total.index_add(0, torch.tensor(groups.at(self.places()), device=self.device), of_layers)
-
-    def norms(self, order: int, groups: Groups | None) -> Tensor:
-        if order == 2:
-            return self.gram(None, groups).diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-        shape = (1 if groups is None else len(groups.names), self.num_tasks)
-        norms = torch.zeros(shape, dtype=torch.float64, device=self.device)
+    def _gradients(self) -> Iterator[tuple[int, int, Tensor]]:
         by_sample = self._samples.weights(torch.eye(self.num_tasks, dtype=torch.float64, device=self.device))
         for layer in self._layers:
-            group = 0 if groups is None else groups.of_column[layer.column]
             for k, weights in enumerate(by_sample):
                 if k not in self._absent:
-                    gradient = layer.gradient(weights, dtype_of_products(self.dtype))  # one task's at a time
-                    norms[group, k] += torch.linalg.vector_norm(gradient, 1, dtype=torch.float64)
-        return norms[0] if groups is None else norms
+                    yield layer.column, k, layer.gradient(weights, dtype_of_products(self.dtype))
 
     def combined(self, weights: Tensor, groups: Groups | None) -> list[Tensor | None]:
         by_sample = self._samples.weights(self._present(weights))
