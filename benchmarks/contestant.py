@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+import torchjd.aggregation
 from step_rounds import without_gradients
 from step_ways import Model
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from torchjd.autogram import Engine
 
 from mtlfast.bench.peak_memory import extra_bytes
 
@@ -23,6 +26,25 @@ class Contestant(NamedTuple):
     def step(self) -> Any:
         """A step without the optimizer's."""
         return self.backward(*self.forward())
+
+
+def autogram(model: Model, weighting: str, batch_dim: int | None) -> Backward:
+    """TorchJD's engine: G by a forward pass of its own, and one backward pass of the weighted losses; returns G.
+
+    Args:
+        model: it gets hooks.
+        weighting: the name of TorchJD's class.
+        batch_dim: the dimension of the samples, or None if losses are not those of single samples.
+    """
+    engine, weigh = Engine(model.trunk, batch_dim=batch_dim), getattr(torchjd.aggregation, weighting)()
+
+    def run(features: Tensor, losses: Any) -> Tensor:
+        stacked = losses if isinstance(losses, Tensor) else torch.stack(losses)
+        gram: Tensor = engine.compute_gramian(stacked)
+        stacked.backward(weigh(gram))
+        return gram
+
+    return run
 
 
 def flops(contestant: Contestant) -> int:

@@ -3,12 +3,9 @@
 from typing import Any
 from unittest import mock
 
-import torch
-import torchjd.aggregation
-from contestant import Backward, Contestant
+from contestant import Backward, Contestant, autogram
 from step_ways import AT_ONCE, BARE, PLAIN, PYTORCH_PCGRAD, TORCHJD, Model, Passes, Sizes, rivals
 from torch import Tensor
-from torchjd.autogram import Engine
 
 import mtlfast
 from mtlfast.aggregation import PCGrad
@@ -41,7 +38,7 @@ def ways(num_tasks: int, size: Sizes, passes: Passes) -> dict[str, Contestant]:
         PYTORCH_PCGRAD: others[PYTORCH_PCGRAD],
     }
     contestants = {name: Contestant(model, backward, model.losses) for name, backward in backwards.items()}
-    return contestants | {AUTOGRAM: Contestant(hooked, _autogram(hooked), hooked.losses)}
+    return contestants | {AUTOGRAM: Contestant(hooked, autogram(hooked, "PCGradWeighting", None), hooked.losses)}
 
 
 def why_without_autogram(contestants: dict[str, Contestant]) -> str:
@@ -77,15 +74,3 @@ def _one_task_after_the_other(backward: Backward) -> Backward:
 
 def _asked(*_: Any) -> str:
     return "the benchmark asks for one pass after the other"
-
-
-def _autogram(model: Model) -> Backward:
-    engine, weighting = Engine(model.trunk, batch_dim=None), torchjd.aggregation.PCGradWeighting()
-
-    def run(features: Tensor, losses: list[Tensor]) -> Tensor:
-        stacked = torch.stack(losses)
-        gram = engine.compute_gramian(stacked)
-        stacked.backward(weighting(gram))
-        return gram
-
-    return run

@@ -1,15 +1,11 @@
 """The contestants of bench_mixing.py: steps of K tasks that are mixtures of the losses of S samples."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torchjd.aggregation
-from contestant import Backward, Contestant
+from contestant import Backward, Contestant, autogram
 from jacobian_trunks import TrunkSize, mlp_size, transformer_size
 from step_ways import BARE, PLAIN, Model, Passes
 from torch import Tensor
-from torchjd.autogram import Engine
 
 import mtlfast
 from mtlfast.aggregation import MGDA, Aggregator, UPGrad
@@ -53,7 +49,9 @@ def ways(num_tasks: int, size: TrunkSize, passes: Passes) -> dict[str, Contestan
     if num_tasks == EACH_SAMPLE:  # TorchJD's engine hooks into its modules, and so has models of its own
         for method in METHODS:
             hooked = Model(1, size, passes)
-            contestants[THEIRS + method] = Contestant(hooked, _autogram(hooked, method), hooked.per_sample)
+            contestants[THEIRS + method] = Contestant(
+                hooked, autogram(hooked, f"{method}Weighting", 0), hooked.per_sample
+            )
     return contestants
 
 
@@ -79,15 +77,3 @@ def _of_tasks(num_tasks: int, samples: int, model: Model) -> dict[str, Backward]
 def _mixing(model: Model, A: Tensor, jacobian: str, aggregator: Aggregator) -> Backward:
     trunk = model.trunk
     return lambda features, losses: mtlfast.backward(losses, aggregator, shared=trunk, mixing=A, jacobian=jacobian)
-
-
-def _autogram(model: Model, method: str) -> Callable[[Tensor, Tensor], Any]:
-    engine = Engine(model.trunk, batch_dim=0)
-    weighting = getattr(torchjd.aggregation, f"{method}Weighting")()
-
-    def run(features: Tensor, losses: Tensor) -> Tensor:
-        gram = engine.compute_gramian(losses)
-        losses.backward(weighting(gram))
-        return gram
-
-    return run
