@@ -1,7 +1,8 @@
 """Training that several ranks and a single process must agree about."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -44,7 +45,7 @@ class Case(NamedTuple):
     """
 
     method: Callable[[], Any]
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
     weighting: Callable[[nn.Module], Any] = lambda trunk: None
     form: str = "losses"
     absent: bool = False

@@ -87,7 +87,7 @@ class Over:
         if self.sharded is not None and any(of_rank != there for of_rank in of_ranks):
             raise ValueError(
                 f"backward: the ranks have losses of different tasks in step {ranks.step}, expected a loss of each "
-                "task on each rank, such as 0 times the output, as fully_shard gathers parameters in every backward pass"
+                "task on each rank, such as 0 times the output, as fully_shard gathers parameters in each backward pass"
             )
         tasks = tuple(task for task, of_any in enumerate(there) if of_any)
         if not tasks:
