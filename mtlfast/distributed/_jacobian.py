@@ -12,9 +12,10 @@ from torch import Tensor
 from mtlfast import _grad, ops
 from mtlfast._losses import Present
 from mtlfast.aggregation import AsksPart, Part, RowsJacobian, do_nothing, parts_of
-from mtlfast.aggregation._jacobian import refuse_sparse
+from mtlfast.distributed._agreement import common_dtype, dtype_number
 from mtlfast.distributed._plain_gradients import AveragedGradients
 from mtlfast.distributed._ranks import Ranks
+from mtlfast.distributed._reached import if_dense, kind_of, reached_on_a_rank
 from mtlfast.distributed._reduction import Kind, Reduction
 from mtlfast.jacobian import Plan
 from mtlfast.jacobian._rows import StoredRows
@@ -53,7 +54,7 @@ class RankedJacobian(StoredRows):
         self._local, self._ranks, self._reduction = local, ranks, reduction
         task_of = [present.tasks.index(task) for task in local.present.tasks]
         self._task_of = task_of  # by the rows of this rank
-        self._there = [[False] * len(self.parameters) for _ in present.tasks]  # which gradients this rank has
+        self._there = [[kind_of(None)] * len(self.parameters) for _ in present.tasks]  # which gradients this rank has
         self._started = 0
         self._averaged = AveragedGradients(local, task_of, ranks, others)
         if local.losses is not None or not task_of:
@@ -102,12 +103,11 @@ class RankedJacobian(StoredRows):
 
     def _take(self, row: int, gradients: Sequence[Tensor | None]) -> None:
         """Starts the reduction of a row of this rank, and of zeros for tasks before it that are absent here."""
-        refuse_sparse("backward", (tuple(gradients),), self._names, "make its table sparse=False")
         task = self._task_of[row]
         while self._started < task:
             self._start([None] * len(self.parameters))
-        self._there[task] = [gradient is not None for gradient in gradients]
-        self._start(gradients)
+        self._there[task] = [kind_of(gradient) for gradient in gradients]
+        self._start([if_dense(gradient) for gradient in gradients])
 
     def _start(self, gradients: Sequence[Tensor | None]) -> None:
         self._reduction.start(self.present.labels[self._started], gradients)
@@ -115,9 +115,8 @@ class RankedJacobian(StoredRows):
 
     def hold(self, rows: Rows) -> None:
         """Takes this rank's part of the mean gradients, without those that no rank has."""
-        where = self._ranks.host_device(self.device)
-        there = torch.tensor(self._there, dtype=torch.uint8, device=where)
-        reached = self._ranks.gather("the comparison of the reached parameters", there).amax(dim=0).bool().tolist()
+        what = "the comparison of the reached parameters"
+        reached = reached_on_a_rank(self._ranks, what, self._there, self.device, self._names.__getitem__)
         self._reached = [any(of_tasks) for of_tasks in zip(*reached, strict=True)]
         if not any(self._reached):
             number = len(self.parameters)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtlfast import _grad
 from mtlfast.distributed._all_reduced import AllReduced
 from mtlfast.distributed._ranks import Ranks
+from mtlfast.distributed._reached import kind_of, reached_on_a_rank
 from mtlfast.jacobian._rows import StoredRows
 
 
@@ -92,15 +93,13 @@ def averaged(
     """
     if not parameters:
         return []
-    for gradient in gradients:
-        if gradient is not None and gradient.is_sparse:
-            raise ValueError(
-                f"backward: the gradient of a parameter of shape {list(gradient.shape)} is sparse, expected dense ones "
-                "over several ranks (sparse=False)"
-            )
-    there = torch.tensor([g is not None for g in gradients], dtype=torch.uint8)
-    there = there.to(ranks.host_device(parameters[0].device))
-    reached = ranks.gather(f"the comparison of the gradients of {what}", there).amax(dim=0).tolist()
+    (reached,) = reached_on_a_rank(
+        ranks,
+        f"the comparison of the gradients of {what}",
+        [[kind_of(gradient) for gradient in gradients]],
+        parameters[0].device,
+        lambda place: f"a parameter of shape {list(parameters[place].shape)}",
+    )
     places = [place for place, by_one in enumerate(reached) if by_one]
     means: list[Tensor | None] = [None] * len(parameters)
     if places:

@@ -173,6 +173,10 @@ class StoredRows(RowsJacobian, Jacobian):
         self.obtain(loss_weights)
         self._multiply_rows()
         rows = self._all_rows()
+        for t, places in enumerate(self._places):
+            if places is not None:  # the rows hold the touched places alone
+                for row in rows:
+                    row[t] = None if (held := row[t]) is None else places.tensor(held)
         self._parts = []
         for k in range(self.num_tasks):
             row, rows[k] = rows[k], []
