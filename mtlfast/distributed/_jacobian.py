@@ -20,6 +20,7 @@ from mtlfast.distributed._reduction import Kind, Reduction
 from mtlfast.jacobian import Plan
 from mtlfast.jacobian._rows import StoredRows
 from mtlfast.ops._precision import EXACT_ELEMENTS, EXACT_TASKS
+from mtlfast.ops.combine import write
 from mtlfast.task_gradients import Rows, TaskGradients
 
 
@@ -193,10 +194,18 @@ class RankedJacobian(StoredRows):
                 columns = part.places()
                 dtype = None if self.storage_dtype is None else _grad.dtype_of(self.parameters[columns[0]])
                 groups = None if self.groups is None else self.groups.at(columns)
-                combined = ops.combine(part.grads, weights.to(part.device), dtype=dtype, groups=groups)
+                combined = self._combined(part, weights.to(part.device), dtype, groups)
                 for t, of_column in zip(columns, combined, strict=True):
                     direction[t] = of_column
         self.put(direction, loss_weights)
+
+    def _combined(
+        self, part: Part, weights: Tensor, dtype: torch.dtype | None, groups: Sequence[int] | None
+    ) -> list[Tensor | None]:
+        """The weighted sums, in the memory of the first task's gradients, which are not needed afterwards."""
+        if dtype is not None and dtype != part.grads.dtype:
+            return ops.combine(part.grads, weights, dtype=dtype, groups=groups)
+        return write(part.grads, weights, part.grads.examples(), groups=groups)
 
     def put(
         self,
@@ -205,8 +214,8 @@ class RankedJacobian(StoredRows):
         finish: Callable[[], None] = do_nothing,
     ) -> None:
         with torch.no_grad():
-            finish()  # the values themselves are exchanged
-            whole = self._reduction.whole(direction)
             pending = self._plain(loss_weights)
+            finish()  # the values themselves are exchanged, so that one collective is still to come
+            whole = self._reduction.whole(direction)
             pending += _grad.prepared(self.parameters, whole, [True] * len(self.parameters))
             _grad.commit(pending)

@@ -18,7 +18,7 @@ def as_vector(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def as_tensor(vector: Tensor, like: Tensor) -> Tensor:
-    """The inverse: a view of the vector [P] with the shape of `like`, and its strides if `like` is dense."""
+    """The inverse: a view of the contiguous vector [P] with the shape of `like`, and its strides if `like` is dense."""
     strides = like.stride() if is_dense(like) else torch.empty(like.shape, device="meta").stride()
     return vector.as_strided(like.shape, strides)
 
