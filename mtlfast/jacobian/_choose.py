@@ -93,7 +93,9 @@ def jacobian_of(
         return FeaturesJacobian(present, named_features(at, "at"), retain_graph, later)
     columns: Columns | None
     if features is not None:
-        columns = found_parameters(reached_by(named_features(features, "features").parameters).leaves)
+        behind = reached_by(named_features(features, "features").parameters)
+        behind.check_told_apart("backward")
+        columns = found_parameters(behind.leaves)
     else:
         columns = None if shared is None else shared_parameters(shared)
     if present.closures and asked is not None:
@@ -141,4 +143,6 @@ def _shared_in_one_batch(present: Present) -> Columns:
     """The parameters that more than one loss of this batch reaches."""
     if present.closures:
         raise ValueError("backward: shared is None, expected the shared parameters beside closures and second=")
-    return found_parameters(reached_by(present.losses).several)
+    reached = reached_by(present.losses)
+    reached.check_told_apart("backward")
+    return found_parameters(reached.several)

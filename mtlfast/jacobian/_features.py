@@ -95,6 +95,7 @@ class FeaturesJacobian(StoredJacobian):
         behind = {id(leaf) for leaf in below.leaves}
         for leaf in beside.leaves:
             if id(leaf) in behind:
+                beside.check_told_apart("backward")
                 raise ValueError(
                     f"backward: a parameter of shape {list(leaf.shape)} is reached through the features of at= and "
                     "beside them, expected one or the other; leave out at= for such a graph"

@@ -22,6 +22,12 @@ HIDING = {
         "expected modules that are not sharded"
     ),
 }
+# A node through which all outputs of a model go, so that each loss seems to reach all that any output depends on.
+JOINING = "_DDPSinkBackward"
+JOINED = (
+    "the losses go through DistributedDataParallel with find_unused_parameters=True or static_graph=True, which joins "
+    "the graphs of its outputs, so that all parameters look shared; expected shared="
+)
 # What to say of a backward pass that raises if the graph is retained.
 DONATED = (
     "the losses go through a function of torch.compile whose backward pass frees its buffers, so that it cannot retain "
@@ -67,6 +73,15 @@ class Reached:
         """Why some parameters cannot be found, as part of an error; None if all were found."""
         names = (function.__name__ for function in self.functions)
         return next((HIDING[name] for name in names if name in HIDING), None)
+
+    def check_told_apart(self, caller: str) -> None:
+        """Raises if the walk cannot tell which loss reaches which parameters.
+
+        Args:
+            caller: the name that the error begins with.
+        """
+        if any(function.__name__ == JOINING for function in self.functions):
+            raise ValueError(f"{caller}: {JOINED}")
 
     def once(self, retain_graph: bool = False) -> str | None:
         """Says why one backward pass for each loss, from the first to the last, would fail, as part of an error.

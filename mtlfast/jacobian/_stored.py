@@ -49,6 +49,7 @@ class StoredJacobian(StoredRows):
         reached = reached_by(present.losses) if walked is None else walked
         reached.check("backward", retain_graph)
         if shared is None:
+            reached.check_told_apart("backward")
             shared = found_parameters(reached.several)
         own = {id(p) for p in shared.parameters}
         others = [leaf for leaf in reached.leaves if id(leaf) not in own]
