@@ -208,51 +208,63 @@ def backward(
         >>> step.weights
         tensor([2.0000, 1.5000], dtype=torch.float64)
     """
-    check_methods(aggregator, weighting)
     over, shared = over_ranks(shared, process_group, allow_local)
-    if over is not None:
-        jacobian = stored_over_ranks(jacobian, mixing)
-    if jacobian is None:
-        jacobian = "stored" if mixing is None else "auto"
-    whole = jacobian == "auto" and aggregator.reads in (Reads.ROWS, Reads.STATE)
-    if whole:
-        if memory_budget is not None:
-            raise ValueError(
-                f"backward: got memory_budget= beside {type(aggregator).__name__}, which needs the gradients of all "
-                "tasks in memory, expected None"
+    with nullcontext() if over is None else over.together():
+        check_methods(aggregator, weighting)
+        if over is not None:
+            jacobian = stored_over_ranks(jacobian, mixing)
+        if jacobian is None:
+            jacobian = "stored" if mixing is None else "auto"
+        whole = jacobian == "auto" and aggregator.reads in (Reads.ROWS, Reads.STATE)
+        if whole:
+            if memory_budget is not None:
+                raise ValueError(
+                    f"backward: got memory_budget= beside {type(aggregator).__name__}, which needs the gradients of "
+                    "all tasks in memory, expected None"
+                )
+            jacobian = "stored"
+        arguments: dict[str, Any] = {
+            "shared": shared,
+            "features": features,
+            "at": at,
+            "retain_graph": retain_graph,
+            "weighting": weighting,
+            "second": second,
+            "storage_dtype": storage_dtype,
+            "way": jacobian,
+            "memory_budget": memory_budget,
+            "mixing": mixing,
+        }
+        J = jacobian_of(losses, **arguments) if over is None else over.jacobian(losses, aggregator, arguments)
+        alike = nullcontext if over is None else partial(over.same_random_numbers, J.device)
+        losses_known = J.losses is not None  # not before the closures run
+        weigh_later = not losses_known or (weighting is not None and weighting.reads_norms)
+        layers = norm_layers(weighting, J.parameters)
+        J.groups = partition(groups, shared, J)
+        step = Step(
+            J.num_tasks,
+            J.losses if losses_known else torch.zeros(J.num_tasks),  # the check does not read the values
+            plain_number(loss_scale),
+            J.present.places,
+            precision=precision,
+            groups=J.groups,
+        )
+        aggregator.check(step, J)
+        if over is not None:
+            over.same_settings(
+                {
+                    "loss_scale": step.loss_scale,
+                    "precision": precision,
+                    "diagnostics": diagnostics,
+                    "storage_dtype": storage_dtype,
+                    "groups": J.groups,
+                }
             )
-        jacobian = "stored"
-    arguments: dict[str, Any] = {
-        "shared": shared,
-        "features": features,
-        "at": at,
-        "retain_graph": retain_graph,
-        "weighting": weighting,
-        "second": second,
-        "storage_dtype": storage_dtype,
-        "way": jacobian,
-        "memory_budget": memory_budget,
-        "mixing": mixing,
-    }
-    J = jacobian_of(losses, **arguments) if over is None else over.jacobian(losses, aggregator, arguments)
-    alike = nullcontext if over is None else partial(over.same_random_numbers, aggregator, weighting, J.device)
-    losses_known = J.losses is not None  # not before the closures run
-    weigh_later = not losses_known or (weighting is not None and weighting.reads_norms)
-    layers = norm_layers(weighting, J.parameters)
-    J.groups = partition(groups, shared, J)
-    step = Step(
-        J.num_tasks,
-        J.losses if losses_known else torch.zeros(J.num_tasks),  # the check does not read the values
-        plain_number(loss_scale),
-        J.present.places,
-        precision=precision,
-        groups=J.groups,
-    )
-    aggregator.check(step, J)
 
-    with alike():
+    with alike(weighting):
         weighed = None if weigh_later else _weigh(weighting, step)
-    J.obtain(None if weighed is None else weighed.loss_weights)
+    with nullcontext() if over is None else over.without_reduction():
+        J.obtain(None if weighed is None else weighed.loss_weights)
     assert J.losses is not None
     if not losses_known:
         step = step._replace(losses=J.losses)
@@ -261,7 +273,7 @@ def backward(
         step = step._replace(groups=J.groups)
         aggregator.check(step, J)
     if weigh_later:
-        with alike():
+        with alike(weighting):
             weighed = _weigh(weighting, step, J, layers)
         if weighed is not None:
             J.weigh(weighed.loss_weights)
@@ -270,7 +282,7 @@ def backward(
     learned = [] if weighed is None else weighed.learned
     bring_back = aggregator.snapshot()
     try:
-        with torch.no_grad(), alike():
+        with torch.no_grad(), alike(aggregator):
             pending = _grad.prepared_pairs(learned)
             if isinstance(aggregator, GramAggregator):
                 weights, gram = aggregator.weigh(J, step, need_gram=diagnostics)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from mtlfast._arguments import Columns, Shared
 from mtlfast.aggregation import Groups
+from mtlfast.distributed._features import FeaturesOfRanks
 from mtlfast.jacobian import FeaturesJacobian, Jacobian
 
 # What `groups=` takes.
@@ -36,7 +37,7 @@ def partition(groups: GroupsArgument | None, shared: Shared | None, jacobian: Ja
     """
     if groups is None:
         return None
-    if isinstance(jacobian, FeaturesJacobian):
+    if isinstance(jacobian, FeaturesJacobian | FeaturesOfRanks):
         raise ValueError("backward: got groups= beside at, expected one of them")
     return groups_of(groups, shared, jacobian.columns) if jacobian.columns.names else None
 

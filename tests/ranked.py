@@ -13,7 +13,9 @@ from torch import distributed
 TIMEOUT = timedelta(seconds=90)  # of a collective: no test waits longer for a rank that fails
 
 
-def on_ranks(number: int, program: Callable[..., Any], *arguments: Any, timeout: timedelta = TIMEOUT) -> list[Any]:
+def on_ranks(
+    number: int, program: Callable[..., Any], *arguments: Any, timeout: timedelta = TIMEOUT, collect: bool = True
+) -> list[Any]:
     """What the program returns on each rank.
 
     Args:
@@ -21,10 +23,12 @@ def on_ranks(number: int, program: Callable[..., Any], *arguments: Any, timeout:
         program: a function of a module, which is called with the rank, the number of ranks and the arguments.
         arguments: what can be pickled.
         timeout: of a collective.
+        collect: whether the program returns. If not, it ends its process itself, and the list is empty.
     """
     with TemporaryDirectory() as folder:
         mp.spawn(_run, args=(number, folder, timeout, program, arguments), nprocs=number)
-        return [torch.load(Path(folder, f"result{rank}"), weights_only=False) for rank in range(number)]
+        ranks = range(number) if collect else ()
+        return [torch.load(Path(folder, f"result{rank}"), weights_only=False) for rank in ranks]
 
 
 def _run(rank: int, number: int, folder: str, timeout: timedelta, program: Callable[..., Any], arguments: Any) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from mtlfast._arguments import Shared, given_parameters, reusable, shared_parame
 from mtlfast._losses import Losses, Present, present_losses
 from mtlfast.aggregation import Aggregator, Reads
 from mtlfast.distributed._absent import NoTasks
-from mtlfast.distributed._agreement import Offer, agree
+from mtlfast.distributed._agreement import Offer, agree, agree_on_settings, description
 from mtlfast.distributed._all_reduced import AllReduced
 from mtlfast.distributed._features import FeaturesOfRanks
 from mtlfast.distributed._jacobian import RankedJacobian
@@ -27,6 +27,7 @@ from mtlfast.distributed._scattered import Scattered
 from mtlfast.jacobian import FeaturesJacobian, Jacobian, TaskGradientAccumulator, TwoBatchesJacobian
 from mtlfast.jacobian._choose import jacobian_of
 from mtlfast.jacobian._rows import StoredRows
+from mtlfast.ops._check import check_dtype
 from mtlfast.weighting import LossWeighting
 
 
@@ -35,14 +36,41 @@ class Over:
 
     Args:
         ranks: the ranks.
-        replicas: all parameters that are the same on all ranks; None if they are not known.
+        module: the module whose parameters are the same on all ranks; None if it is not known.
         sharded: the sharded parameters by the ids of what modules and graphs show of them; None if none is sharded.
     """
 
     def __init__(
-        self, ranks: Ranks, replicas: Sequence[Tensor] | None, sharded: Mapping[int, Tensor] | None = None
+        self, ranks: Ranks, module: DistributedDataParallel | None, sharded: Mapping[int, Tensor] | None = None
     ) -> None:
-        self.ranks, self.replicas, self.sharded = ranks, replicas, sharded
+        self.ranks, self._module, self.sharded = ranks, module, sharded
+        self._replicas = None if module is None else list(module.module.parameters())
+        self._device = _device()
+        # What the other ranks wait for until this one has told them that its arguments fit.
+        self._awaited: Callable[[Ranks, None, torch.device], object] | None = agree
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within it the arguments of a step are checked. An error of this rank is told to the others, which raise too.
+
+        `jacobian` and then `same_settings` must be called within it.
+        """
+        self.ranks.begin_step()
+        try:
+            yield
+        except Exception:
+            if self._awaited is not None and not self.ranks.failed:
+                self._awaited(self.ranks, None, self._device)
+            raise
+
+    def same_settings(self, settings: Mapping[str, object]) -> None:
+        """Compares the settings of the ranks, which have checked them.
+
+        Raises:
+            ValueError: another rank has other settings, or an error.
+        """
+        self._awaited = None
+        agree_on_settings(self.ranks, settings, self._device)
 
     def jacobian(
         self, losses: Losses | TaskGradientAccumulator, aggregator: Aggregator, arguments: Mapping[str, Any]
@@ -59,30 +87,29 @@ class Over:
             RuntimeError: a rank does not take part.
         """
         ranks = self.ranks
-        ranks.begin_step()
-        try:
-            losses, names = _readable(losses)
-            local = self._local(losses, arguments)
-            rows = local._joint if isinstance(local, TwoBatchesJacobian) else local
-            if not isinstance(rows, StoredRows):
-                raise TypeError(f"backward: got a {type(rows).__name__}, expected one that holds its rows")
-            if isinstance(local, TwoBatchesJacobian) and len(local.present.tasks) < local.present.number:
-                raise ValueError("backward: a task is absent beside second= on several ranks, expected all tasks")
-            if not rows.parameters:
-                raise ValueError(
-                    "backward: shared is None, expected the shared parameters beside closures on several ranks"
-                )
-            offer = Offer(
-                [task in rows.present.tasks for task in range(rows.present.number)],
-                names,
-                repr([(*p.shape, p.dtype) for p in rows.parameters] if not isinstance(rows, FeaturesJacobian) else 0),
-                f"{type(aggregator).__name__} {type(arguments['weighting']).__name__}",
-                0 if self.replicas is not None else rows.num_other_leaves,
+        losses, names = _readable(losses)
+        local = self._local(losses, arguments)
+        rows = local._joint if isinstance(local, TwoBatchesJacobian) else local
+        if not isinstance(rows, StoredRows):
+            raise TypeError(f"backward: got a {type(rows).__name__}, expected one that holds its rows")
+        if isinstance(local, TwoBatchesJacobian) and len(local.present.tasks) < local.present.number:
+            raise ValueError("backward: a task is absent beside second= on several ranks, expected all tasks")
+        if not rows.parameters:
+            raise ValueError(
+                "backward: shared is None, expected the shared parameters beside closures on several ranks"
             )
-        except Exception:
-            agree(ranks, None, _device())
-            raise
-        of_ranks = agree(ranks, offer, rows.device)
+        offer = Offer(
+            [task in rows.present.tasks for task in range(rows.present.number)],
+            names,
+            repr([(*p.shape, p.dtype) for p in rows.parameters] if not isinstance(rows, FeaturesJacobian) else 0),
+            description([aggregator, arguments["weighting"]]),
+            bool(rows.present.closures) if rows.present.tasks else None,
+            None if rows.losses is None else rows.losses.dtype,
+            0 if self._replicas is not None else rows.num_other_leaves,
+        )
+        self._awaited, self._device = None, rows.device
+        of_ranks, loss_dtype = agree(ranks, offer, rows.device)
+        self._awaited = agree_on_settings
         there = [any(of_task) for of_task in zip(*of_ranks, strict=True)]
         if self.sharded is not None and any(of_rank != there for of_rank in of_ranks):
             raise ValueError(
@@ -99,25 +126,45 @@ class Over:
         present = Present(len(there), tasks, of_tasks, labels, [], [])
         others = self._others(rows)
         if isinstance(rows, FeaturesJacobian):
-            return FeaturesOfRanks(rows, ranks, present, others, self.sharded or {})
+            return FeaturesOfRanks(rows, ranks, present, others, loss_dtype, self.sharded or {})
         storage_dtype = arguments["storage_dtype"]
         reduction = self._reduction(rows, aggregator, storage_dtype)
-        joint = RankedJacobian(rows, ranks, present, reduction, others, storage_dtype)
+        joint = RankedJacobian(rows, ranks, present, reduction, others, storage_dtype, loss_dtype)
         return TwoBatchesJacobian(joint, local.present) if isinstance(local, TwoBatchesJacobian) else joint
 
     def same_random_numbers(
-        self, aggregator: Aggregator, weighting: LossWeighting | None, device: torch.device
-    ) -> AbstractContextManager[None]:
-        """Within it all ranks draw the same random numbers, if a method draws any."""
-        methods = [method for method in (aggregator, weighting) if method is not None and draws(method)]
-        return same_random_numbers(self.ranks, methods, device) if methods else nullcontext()
+        self, device: torch.device, method: Aggregator | LossWeighting | None
+    ) -> AbstractContextManager[object]:
+        """Within it all ranks draw the same random numbers, if the method draws any."""
+        return nullcontext() if method is None or not draws(method) else same_random_numbers(self.ranks, method, device)
+
+    @contextmanager
+    def without_reduction(self) -> Iterator[None]:
+        """Within it backward passes do not start DistributedDataParallel's own reduction.
+
+        `torch.autograd.grad` does not run the hooks that start it. With `static_graph=True` the first pass does so
+        nevertheless, unless the module remembers that one did, and would record that no parameter gets a gradient.
+        """
+        module: Any = self._module
+        if module is None or not module.static_graph:
+            yield
+            return
+        before = module._static_graph_delay_allreduce_enqueued
+        module._static_graph_delay_allreduce_enqueued = True
+        try:
+            yield
+        finally:
+            module._static_graph_delay_allreduce_enqueued = before
 
     def _local(self, losses: Losses | TaskGradientAccumulator, arguments: Mapping[str, Any]) -> Jacobian:
         """The Jacobian of this rank's losses. The gradients are stored in another dtype only when they are reduced."""
         shared = arguments["shared"]
+        if arguments["storage_dtype"] is not None:
+            check_dtype("backward", arguments["storage_dtype"], "storage_dtype is")
         if self.sharded is not None and arguments["at"] is None:
             return self._of_sharded(losses, arguments)
-        arguments = {**arguments, "storage_dtype": None}
+        if arguments["at"] is None and not isinstance(losses, TaskGradientAccumulator):  # which refuse it
+            arguments = {**arguments, "storage_dtype": None}
         if isinstance(losses, TaskGradientAccumulator | Tensor):
             return jacobian_of(losses, **arguments)
         entries = list(losses.values() if isinstance(losses, Mapping) else losses)
@@ -144,10 +191,10 @@ class Over:
 
     def _others(self, rows: StoredRows) -> list[Tensor] | None:
         """The parameters that are not shared and whose plain gradients are averaged; None if they are not known."""
-        if self.replicas is None:
+        if self._replicas is None:
             return None
         known = {id(p) for p in (rows.below if isinstance(rows, FeaturesJacobian) else rows.parameters)}
-        return [p for p in self.replicas if p.requires_grad and id(p) not in known]
+        return [p for p in self._replicas if p.requires_grad and id(p) not in known]
 
     def _reduction(self, rows: StoredRows, aggregator: Aggregator, storage_dtype: torch.dtype | None) -> Reduction:
         """Pieces, unless the method needs whole gradients or decides about the gradients of one dtype alone."""
@@ -191,6 +238,8 @@ def over_ranks(shared: Shared | None, process_group: object, allow_local: bool) 
     if isinstance(shared, DistributedDataParallel):
         shared = shared.module
     group: Any = process_group if module is None else module.process_group
+    if group is dist.GroupMember.NON_GROUP_MEMBER:  # what `new_group` returns on a rank that is not in it
+        raise ValueError("backward: this rank is not in process_group, expected a group that it belongs to")
     if group is not None and not isinstance(group, dist.ProcessGroup):
         raise TypeError(
             f"backward: process_group is a {type(group).__name__}, expected a torch.distributed.ProcessGroup or a "
@@ -210,11 +259,9 @@ def over_ranks(shared: Shared | None, process_group: object, allow_local: bool) 
             )
         return None, shared
     ranks = Ranks(group)
-    if ranks.rank < 0:
-        raise ValueError("backward: this rank is not in process_group, expected a group that it belongs to")
     if ranks.size == 1 and sharded is None:
         return None, shared
-    return Over(ranks, None if module is None else list(module.module.parameters()), sharded), shared
+    return Over(ranks, module, sharded), shared
 
 
 def _sharded(shared: Shared | None) -> dict[int, Tensor] | None:

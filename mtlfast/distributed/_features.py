@@ -98,9 +98,12 @@ class FeaturesOfRanks(RankedJacobian):
         ranks: the ranks.
         present: the tasks that are present on at least one rank.
         others: the parameters beside the features whose plain gradients are averaged; None: those that are found.
+        loss_dtype: the dtype of the mean losses.
         sharded: the sharded parameters by the ids of what the graph shows of them. Where the trunk is under
             `fully_shard`, the backward pass below the features reduces its gradients.
     """
+
+    columns_are = "the features"
 
     def __init__(
         self,
@@ -108,9 +111,10 @@ class FeaturesOfRanks(RankedJacobian):
         ranks: Ranks,
         present: Present,
         others: Sequence[Tensor] | None,
+        loss_dtype: torch.dtype | None,
         sharded: Mapping[int, Tensor],
     ) -> None:
-        super().__init__(local, ranks, present, GatheredFeatures(ranks, local.parameters), others, None)
+        super().__init__(local, ranks, present, GatheredFeatures(ranks, local.parameters), others, None, loss_dtype)
         self._at_features, self._sharded = local, sharded
 
     def _summed(self, precision: str | None) -> str:

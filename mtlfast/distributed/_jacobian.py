@@ -38,6 +38,7 @@ class RankedJacobian(StoredRows):
         reduction: how the rows become those of all ranks.
         others: the parameters that are not shared and whose plain gradients are averaged; None: those that are found.
         storage_dtype: the dtype in which the rows are kept; None: that of the gradients.
+        loss_dtype: the dtype of the mean losses; None: the losses are known only after the backward passes.
     """
 
     way: ClassVar[str] = "ranks"
@@ -50,6 +51,7 @@ class RankedJacobian(StoredRows):
         reduction: Reduction,
         others: Sequence[Tensor] | None,
         storage_dtype: torch.dtype | None,
+        loss_dtype: torch.dtype | None,
     ) -> None:
         super().__init__(present, local.columns, storage_dtype)
         self._local, self._ranks, self._reduction = local, ranks, reduction
@@ -58,8 +60,8 @@ class RankedJacobian(StoredRows):
         self._there = [[kind_of(None)] * len(self.parameters) for _ in present.tasks]  # which gradients this rank has
         self._started = 0
         self._averaged = AveragedGradients(local, task_of, ranks, others)
-        if local.losses is not None or not task_of:
-            self._average_losses()
+        if loss_dtype is not None:
+            self._average_losses(loss_dtype)
 
     @property
     def plan(self) -> Plan:
@@ -77,16 +79,24 @@ class RankedJacobian(StoredRows):
     def no_state(self) -> str | None:
         return self._local.no_state
 
-    def _average_losses(self) -> None:
+    def _average_losses(self, dtype: torch.dtype) -> None:
         """Sets the losses' means. A loss that is absent on a rank counts as 0 there, as its gradient does."""
         values = torch.zeros(self.num_tasks, dtype=torch.float64, device=self.device)
         own = self._local.losses
         if own is not None:
             values[self._task_of] = own.to(values.device, values.dtype) / self._ranks.size
-        mean = self._ranks.sum("the mean of the losses", values)
-        self.losses = mean if own is None else mean.to(own.dtype)
+        self.losses = self._ranks.sum("the mean of the losses", values).to(dtype)
         if own is not None:  # a loss that is not finite on one rank is so on all, which then run the same passes
             self._local.losses = self.losses[self._task_of]
+
+    def _late_dtype(self) -> torch.dtype:
+        """The dtype of the mean losses, once each rank knows that of its own ones."""
+        own = None if self._local.losses is None else self._local.losses.dtype
+        number = torch.tensor([dtype_number(own)], device=self._ranks.host_device(self.device))
+        numbers = self._ranks.gather("the comparison of the losses", number).flatten().tolist()
+        found = common_dtype(numbers)
+        assert found is not None  # some rank has the task
+        return found
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
         """Runs this rank's backward passes. The reduction of a row runs beside the next pass."""
@@ -95,7 +105,7 @@ class RankedJacobian(StoredRows):
         while self._started < self.num_tasks:
             self._start([None] * len(self.parameters))
         if self.losses is None:
-            self._average_losses()
+            self._average_losses(self._late_dtype())
         if loss_weights is not None and loss_weights.device.type != "cpu":
             assert self.losses is not None
             self._mask = (loss_weights != 0) | ~self.losses.isfinite()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,7 @@ from mtlfast.distributed._ranks import Ranks
 
 
 @contextmanager
-def same_random_numbers(ranks: Ranks, methods: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+def same_random_numbers(ranks: Ranks, method: nn.Module, device: torch.device) -> Iterator[None]:
     """Within it all ranks draw what rank 0 draws, and so what a single process would draw.
 
     Torch's global generators of the other ranks are afterwards where they were, so that dropout and data loading stay
@@ -20,10 +20,10 @@ def same_random_numbers(ranks: Ranks, methods: Sequence[nn.Module], device: torc
 
     Args:
         ranks: the ranks.
-        methods: the aggregator and the weighting.
+        method: an aggregator or a weighting.
         device: where numbers are drawn.
     """
-    own = {id(g): g for method in methods for m in method.modules() if (g := getattr(m, "generator", None)) is not None}
+    own = {id(g): g for m in method.modules() if (g := getattr(m, "generator", None)) is not None}
     shared = [torch.default_generator]
     if device.type == "cuda":
         shared.append(torch.cuda.default_generators[device.index or 0])

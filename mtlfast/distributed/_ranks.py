@@ -50,6 +50,7 @@ class Ranks:
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._name = str(getattr(group, "group_name", ""))
+        self.failed = False  # whether a collective did
         self.step = _steps[self._name]
 
     def begin_step(self) -> None:
@@ -63,6 +64,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors
+            self.failed = True
             raise RuntimeError(
                 f"backward: {what} failed in step {self.step} on rank {self.rank} of {self.size}, expected all ranks "
                 f"to take part in it ({str(error).splitlines()[0]})"
