@@ -8,7 +8,7 @@ from zlib import crc32
 
 import torch
 
-from mtlfast.distributed._ranks import Ranks
+from mtlfast.distributed._ranks import Ranks, step_number
 
 FAILED, FITS = 0, 1
 COMPARED = ("number of losses", "names of the losses", "shared parameters", "aggregator or weighting")
@@ -58,19 +58,21 @@ def agree(ranks: Ranks, offer: Offer | None, device: torch.device) -> list[list[
     if offer is None:
         return []  # the caller raises its own error
     if failed:
-        raise ValueError(f"backward: rank {failed[0]} has an error in step {ranks.step}, expected all ranks to take it")
+        raise ValueError(
+            f"backward: rank {failed[0]} has an error in step {step_number()}, expected all ranks to take it"
+        )
     for rank, numbers in enumerate(everyone):
         for what, got, expected in zip(COMPARED, numbers[1:], everyone[0][1:], strict=False):
             if got != expected:
                 raise ValueError(
-                    f"backward: rank {rank} has another {what} than rank 0 in step {ranks.step}, expected the same on "
+                    f"backward: rank {rank} has another {what} than rank 0 in step {step_number()}, expected the same on "
                     "all"
                 )
     present = torch.tensor(offer.present, dtype=torch.uint8, device=where)
     of_ranks = ranks.gather("the comparison of the present tasks", present).bool().tolist()
     if any(row != of_ranks[0] for row in of_ranks) and any(numbers[-1] for numbers in everyone):
         raise ValueError(
-            f"backward: the ranks have losses of different tasks in step {ranks.step}, expected process_group= to be "
-            "the DistributedDataParallel module, which knows the heads of tasks that are absent"
+            f"backward: the ranks have losses of different tasks in step {step_number()}, expected process_group= to "
+            "be the DistributedDataParallel module, which knows the heads of tasks that are absent"
         )
     return list(of_ranks)

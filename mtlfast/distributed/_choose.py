@@ -21,7 +21,7 @@ from mtlfast.distributed._all_reduced import AllReduced
 from mtlfast.distributed._features import FeaturesOfRanks
 from mtlfast.distributed._jacobian import RankedJacobian
 from mtlfast.distributed._random_numbers import draws, same_random_numbers
-from mtlfast.distributed._ranks import Ranks
+from mtlfast.distributed._ranks import Ranks, begin_step, step_number
 from mtlfast.distributed._reduction import Reduction
 from mtlfast.distributed._scattered import Scattered
 from mtlfast.jacobian import FeaturesJacobian, Jacobian, TaskGradientAccumulator, TwoBatchesJacobian
@@ -59,7 +59,7 @@ class Over:
             RuntimeError: a rank does not take part.
         """
         ranks = self.ranks
-        ranks.begin_step()
+        begin_step()
         try:
             losses, names = _readable(losses)
             local = self._local(losses, arguments)
@@ -86,8 +86,8 @@ class Over:
         there = [any(of_task) for of_task in zip(*of_ranks, strict=True)]
         if self.sharded is not None and any(of_rank != there for of_rank in of_ranks):
             raise ValueError(
-                f"backward: the ranks have losses of different tasks in step {ranks.step}, expected a loss of each "
-                "task on each rank, such as 0 times the output, as fully_shard gathers parameters in each backward pass"
+                f"backward: the ranks have losses of different tasks in step {step_number()}, expected a loss of "
+                "each task on each rank, such as 0 times the output, as fully_shard gathers parameters in each pass"
             )
         tasks = tuple(task for task, of_any in enumerate(there) if of_any)
         if not tasks:
