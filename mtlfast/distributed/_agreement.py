@@ -65,8 +65,8 @@ def agree(ranks: Ranks, offer: Offer | None, device: torch.device) -> list[list[
         for what, got, expected in zip(COMPARED, numbers[1:], everyone[0][1:], strict=False):
             if got != expected:
                 raise ValueError(
-                    f"backward: rank {rank} has another {what} than rank 0 in step {step_number()}, expected the same on "
-                    "all"
+                    f"backward: rank {rank} has another {what} than rank 0 in step {step_number()}, expected the same "
+                    "on all"
                 )
     present = torch.tensor(offer.present, dtype=torch.uint8, device=where)
     of_ranks = ranks.gather("the comparison of the present tasks", present).bool().tolist()
