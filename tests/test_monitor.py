@@ -54,6 +54,11 @@ def test_what_mtlfast_backward_returns():
     torch.testing.assert_close(seen.weights, (weights + 1) / 2)  # GradDrop has none
 
 
+def test_weights_that_are_forgotten_do_not_come_back():
+    monitor = fed(ConflictMonitor(window=2), 2, ROWS, weights=[1, 2, 3])
+    assert fed(monitor, 2, ROWS).statistics().weights.isnan().all()
+
+
 def test_a_weighting_changes_the_gradients_and_not_the_losses():
     w = torch.nn.Parameter(torch.zeros(2))
     weighting = mtlfast.weighting.Constant([10.0, 1.0])

@@ -89,7 +89,7 @@ def _conflicts(seen: Statistics, groups: Mapping[str, Statistics]) -> Iterator[F
             text += f"; one gradient is {longer:.0f} times as long as the other"
         advice = BALANCE_FIRST if longer >= LONGER else PROJECT
         if groups and 2 * len(worst) <= len(groups):
-            advice += " With groups=, since few of the groups conflict."
+            advice += " Keep groups=, since few of the groups conflict."
         yield Finding("conflict", names, f"{text}.", advice)
     for pair in sorted({pair for pairs in within.values() for pair in pairs} - set(overall)):
         names = (seen.names[pair[0]], seen.names[pair[1]])
@@ -98,7 +98,7 @@ def _conflicts(seen: Statistics, groups: Mapping[str, Statistics]) -> Iterator[F
             "conflict",
             names,
             f"{names[0]} against {names[1]}: no conflict over all parameters, but in some groups{_shown(worst)}.",
-            "Try PCGrad or UPGrad with groups=, which see the conflict where it is.",
+            "Keep groups=: PCGrad and UPGrad then see the conflict where it is.",
         )
 
 

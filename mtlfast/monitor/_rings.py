@@ -19,8 +19,8 @@ class Rings(NamedTuple):
 
     Attributes:
         gram: [W, G, n, n], with `ABSENT` in the rows and columns of absent tasks, and in the rows of no step yet.
-        weights: [W, G, n], NaN where they are not known.
-        losses: [W, n], NaN for absent tasks.
+        weights: [W, G, n], NaN where they are not known. Those of absent tasks mean nothing.
+        losses: [W, n]. Those of absent tasks mean nothing.
         scales: [W], what the losses were multiplied by.
     """
 
@@ -93,8 +93,7 @@ class Rings(NamedTuple):
         """
         if len(tasks) < self.num_tasks:
             self.gram[row].fill_(ABSENT)
-            self.losses[row].fill_(torch.nan)
-        if weights is None or len(tasks) < self.num_tasks:
+        if weights is None:
             self.weights[row].fill_(torch.nan)
         for at, of in runs(tasks):
             self.losses[row, of].copy_(losses[at])
