@@ -1,8 +1,10 @@
 """`ConflictMonitor`'s numbers: gradients with known answers, a plain twin on random steps, and what an update costs."""
 
 import copy
+import dataclasses
 import math
 import random
+import statistics
 from collections import Counter
 
 import pytest
@@ -37,6 +39,16 @@ def test_the_condition_number_is_that_of_unit_gradients():
     assert monitor.statistics().condition == pytest.approx(1.6 / 0.4)
     fed(monitor, 4, [[1.0, 0.0], [0.0, 7.0]])
     assert monitor.statistics().condition == pytest.approx(1)
+
+
+def test_the_standard_error_of_a_mean_cosine():
+    monitor = ConflictMonitor()
+    cosines = [-0.6, 0.0, 0.8, 1.0]
+    for cosine in cosines:
+        monitor.update(step_of([[1.0, 0.0], [cosine, (1 - cosine**2) ** 0.5]]))
+    seen = monitor.statistics()
+    assert seen.cosines[0, 1] == pytest.approx(statistics.mean(cosines))
+    assert seen.errors[0, 1] == pytest.approx(statistics.stdev(cosines) / 2)
 
 
 def test_what_mtlfast_backward_returns():
@@ -261,6 +273,20 @@ def test_updates_and_logs_do_not_wait_for_the_gpu():
     monitor.flush()
     assert [step for step, _ in written] == list(range(1, 13))
     assert written[-1][1] == monitor.statistics().scalars()
+
+
+@pytest.mark.cuda
+def test_a_run_goes_on_on_a_gpu_from_a_state_on_the_cpu():
+    whole = fed(ConflictMonitor(window=3), 4, ROWS, weights=[1, 1, 1])
+    moved = ConflictMonitor(window=3)
+    moved.load_state_dict(whole.state_dict())
+    for _ in range(5):
+        result = step_of([[1.0, 2.0], [-3.0, 1.0], [0.0, 1.0]], weights=[1, 2, 1], losses=[3, 2, 1])
+        whole.update(result)
+        tensors = {name: getattr(result, name).cuda() for name in ("losses", "weights", "gram")}
+        moved.update(dataclasses.replace(result, **tensors))
+    assert moved.statistics().scalars() == pytest.approx(whole.statistics().scalars())
+    assert moved.report() == whole.report()
 
 
 def test_updates_in_inference_mode_and_after():

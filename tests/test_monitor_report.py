@@ -63,6 +63,19 @@ def test_gradients_that_conflict_and_agree_in_turn_are_no_persistent_conflict():
     assert flagged(lambda step: 0.5 * (-1) ** step, 200) == []
 
 
+def test_gradients_that_are_nearly_orthogonal_are_no_conflict():
+    assert found(fed(ConflictMonitor(), 100, [[1.0, 0.0], [-0.04, 1.0]]), "conflict") == []
+    assert found(fed(ConflictMonitor(), 100, [[1.0, 0.0], [-0.06, 1.0]]), "conflict") != []
+
+
+def test_a_conflict_in_the_lesser_part_of_the_steps_is_not_persistent():
+    monitor = ConflictMonitor()
+    for step in range(100):
+        monitor.update(step_of([[1.0, 0.0], [-1.0 if step % 5 < 2 else 0.01, 0.1]]))
+    assert monitor.statistics().cosines[0, 1] < -0.3
+    assert found(monitor, "conflict") == []
+
+
 def test_the_words_for_a_conflict():
     rows = [[1.0, 0.0], [-0.31, (1 - 0.31**2) ** 0.5]]
     monitor = fed(ConflictMonitor(window=500), 500, rows, names=["left digit", "reconstruct"])

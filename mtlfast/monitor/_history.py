@@ -31,9 +31,14 @@ class Means(NamedTuple):
 
     @classmethod
     def stacked(cls, rows: list[Means], num_tasks: int) -> Means:
-        """The rows of a run, the oldest first. Tasks that came later have NaN before."""
-        wide = [cls(*(F.pad(x, (0, num_tasks - x.shape[-1]) * x.dim(), value=torch.nan) for x in row)) for row in rows]
+        """The rows of a run on the host, the oldest first. Tasks that came later have NaN before."""
+        # A run that goes on elsewhere has rows on both devices.
+        wide = [cls(*(_widened(x.cpu(), num_tasks) for x in row)) for row in rows]
         if not wide:
             shapes = ((0, num_tasks), (0, num_tasks, num_tasks), (0, num_tasks))
             return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
         return cls(*(torch.stack(xs) for xs in zip(*wide, strict=True)))
+
+
+def _widened(values: Tensor, num_tasks: int) -> Tensor:
+    return F.pad(values, (0, num_tasks - values.shape[-1]) * values.dim(), value=torch.nan)

@@ -176,7 +176,7 @@ class ConflictMonitor:
     def _found(self) -> tuple[Statistics, list[Finding]]:
         steps = self._steps_on_host(f"{CLASS}.findings")
         seen = Statistics.of(steps, self.names)
-        past = Means.stacked(self._history, len(self._names)).losses.cpu()
+        past = Means.stacked(self._history, len(self._names)).losses
         return seen, findings_of(seen, Trends.of(steps, past), {name: self.statistics(name) for name in self.groups})
 
     def report(self) -> str:
@@ -244,7 +244,7 @@ class ConflictMonitor:
             raise ImportError(f"{CLASS}.plot: draws with matplotlib: type `pip install matplotlib`") from None
         if self._rings is None:
             return nothing(EMPTY)
-        past = Means(*(x.cpu() for x in Means.stacked(self._history, len(self._names))))
+        past = Means.stacked(self._history, len(self._names))
         groups = {name: self.statistics(name).cosines for name in self.groups}
         steps = self._steps_on_host(f"{CLASS}.plot")
         return drawn(Statistics.of(steps, self.names), steps, self._steps, past, self.window, groups)

@@ -48,7 +48,7 @@ class Steps:
         scales = rings.scales.unsqueeze(1)
         gram = rings.gram[:, chosen].sum(1)
         norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-        reach = torch.where(present & (norms > 0), norms, torch.nan)
+        known = torch.where(present, norms, torch.nan)
         weights = rings.weights[:, chosen]
         weighted = torch.where(weights.isnan(), 1, weights).square() * squares[:, chosen]
         lengths = torch.where(present, weighted.sum(1).sqrt(), 0)
@@ -56,8 +56,8 @@ class Steps:
             counted=seen & finite,
             not_finite=seen & ~finite,
             losses=torch.where(present, rings.losses / scales, torch.nan),
-            norms=torch.where(present, norms / scales, torch.nan),
-            cosines=gram / (reach.unsqueeze(-1) * reach.unsqueeze(-2)),
+            norms=known / scales,
+            cosines=gram / (known.unsqueeze(-1) * known.unsqueeze(-2)),  # 0 / 0 where a gradient is zero
             weights=torch.where(present, weights.mean(1), torch.nan),
             shares=torch.where(present, lengths / lengths.sum(1, keepdim=True), torch.nan),
         )
