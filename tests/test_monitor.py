@@ -95,6 +95,14 @@ def test_absent_tasks_do_not_count_and_new_ones_join():
     assert seen.pairs() == [(0, 1), (0, 2)]
 
 
+def test_a_task_that_comes_later_is_unknown_before():
+    monitor = fed(ConflictMonitor(window=2), 2, [[1.0, 0.0], [-1.0, 0.0]])
+    fed(monitor, 2, ROWS, losses=[1, 2, 3])
+    history = monitor.state_dict()["history"]
+    assert history["losses"].tolist() == [[1, 1, pytest.approx(math.nan, nan_ok=True)], [1, 2, 3]]
+    assert history["cosines"].isnan()[0].tolist() == [[False, False, True], [False, False, True], [True] * 3]
+
+
 def test_a_zero_gradient_has_no_cosine_and_counts_otherwise():
     monitor = fed(ConflictMonitor(), 3, [[0.0, 0.0], [2.0, 0.0]], weights=[1, 1])
     fed(monitor, 1, [[-1.0, 0.0], [2.0, 0.0]], weights=[1, 1])
