@@ -39,11 +39,12 @@ def save(outcomes: Mapping[float | None, Outcome], path: Path) -> None:
         _draw_errors(ax, name, synthetic)
     for ax in axes[:, 0]:
         ax.set_ylabel("% of the label's deviation")
+    for ax in (*axes[1], axes[0, -1]):  # the lowest of each column
+        ax.set(xlabel="correlation", xticks=sorted(synthetic))
+        ax.tick_params(labelbottom=True)
     handles = [Line2D([], [], label=name, **look) for name, look in {"single-task": ALONE, **LOOKS}.items()]
     axes.flat[-1].legend(handles=handles, loc="center", frameon=False)
     axes.flat[-1].axis("off")
-    axes[0, -1].set_xlabel("correlation")
-    axes[0, -1].tick_params(labelbottom=True)
     right.suptitle("Canvases: Δm (right: better than single-task)", fontsize=11)
     _draw_canvases(right.subplots(), outcomes[None])
     figure.savefig(path, dpi=90)
@@ -55,8 +56,8 @@ def _draw_errors(ax: Axes, name: str, outcomes: Mapping[float, Outcome]) -> None
     for row, look in ((SINGLE, ALONE), *(((name, method), LOOKS[method]) for method in METHODS)):
         errors = torch.tensor([outcomes[p].metrics[row] for p in correlations]).mean(2)  # [correlations, seeds]
         ax.plot(correlations, errors.mean(1), **look)
-        ax.fill_between(correlations, errors.amin(1), errors.amax(1), color=look["color"], alpha=0.1, linewidth=0)
-    _frame(ax, "correlation")
+        ax.fill_between(correlations, errors.amin(1), errors.amax(1), color=look["color"], alpha=0.07, linewidth=0)
+    ax.spines[["top", "right"]].set_visible(False)
     ax.set_title(name, fontsize=10)
 
 
@@ -71,9 +72,5 @@ def _draw_canvases(ax: Axes, outcome: Outcome) -> None:
     ax.axvline(0, **ALONE)
     ax.set_yticks(range(len(ARCHITECTURES)), list(ARCHITECTURES))
     ax.invert_yaxis()
-    _frame(ax, "%")
-
-
-def _frame(ax: Axes, below: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
-    ax.set_xlabel(below)
+    ax.set_xlabel("%")
