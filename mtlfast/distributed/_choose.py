@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtlfast._arguments import Shared, given_parameters, reusable, shared_parameters
@@ -198,6 +198,7 @@ def over_ranks(shared: Shared | None, process_group: object, allow_local: bool) 
         )
     if allow_local:
         return None, shared
+    _refuse_flat(shared)
     shared = None if shared is None else reusable(shared)
     sharded = _sharded(shared)
     if group is None and sharded is not None:
@@ -215,6 +216,16 @@ def over_ranks(shared: Shared | None, process_group: object, allow_local: bool) 
     if ranks.size == 1 and sharded is None:
         return None, shared
     return Over(ranks, None if module is None else list(module.module.parameters()), sharded), shared
+
+
+def _refuse_flat(shared: Shared | None) -> None:
+    """Raises for a module of FSDP1, whose parameters are views of flat ones."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and isinstance(shared, nn.Module):
+        if any(isinstance(module, fsdp.FullyShardedDataParallel) for module in shared.modules()):
+            raise ValueError(
+                "backward: shared has a module under FullyShardedDataParallel (FSDP1), expected fully_shard (FSDP2)"
+            )
 
 
 def _sharded(shared: Shared | None) -> dict[int, Tensor] | None:
