@@ -221,11 +221,12 @@ def over_ranks(shared: Shared | None, process_group: object, allow_local: bool) 
 def _refuse_flat(shared: Shared | None) -> None:
     """Raises for a module of FSDP1, whose parameters are views of flat ones."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is not None and isinstance(shared, nn.Module):
-        if any(isinstance(module, fsdp.FullyShardedDataParallel) for module in shared.modules()):
-            raise ValueError(
-                "backward: shared has a module under FullyShardedDataParallel (FSDP1), expected fully_shard (FSDP2)"
-            )
+    if fsdp is None or not isinstance(shared, nn.Module):
+        return
+    if any(isinstance(module, fsdp.FullyShardedDataParallel) for module in shared.modules()):
+        raise ValueError(
+            "backward: shared has a module under FullyShardedDataParallel (FSDP1), expected fully_shard (FSDP2)"
+        )
 
 
 def _sharded(shared: Shared | None) -> dict[int, Tensor] | None:
