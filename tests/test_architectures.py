@@ -167,6 +167,7 @@ def test_every_architecture_learns():
     assert grouped != together
 
 
+@pytest.mark.long
 def test_the_experiment_fills_its_tables(tmp_path):
     for module in ("sklearn", "matplotlib", "rich", "tqdm", "typer"):
         pytest.importorskip(module)

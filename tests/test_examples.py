@@ -168,6 +168,7 @@ def test_mixed_margins_have_the_gradients_of_the_rewards_losses():
 DISTRIBUTED = Path(__file__).parents[1] / "examples" / "distributed" / "train.py"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not DISTRIBUTED.exists(), reason="needs the checkout")
 @pytest.mark.parametrize("way", ["--ddp", "--fsdp2"])
 def test_two_processes_train_the_weights_of_one(way):
