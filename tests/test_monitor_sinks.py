@@ -5,6 +5,7 @@ import math
 import sys
 
 import pytest
+import torch
 from monitored import fed, step_of
 
 from mtlfast.monitor import ConflictMonitor, _monitor
@@ -175,6 +176,19 @@ def test_the_picture_has_a_map_of_groups():
     monitor = fed(ConflictMonitor(), 3, [[[1.0], [-1.0]], [[1.0], [1.0]]], groups=["a", "b"])
     maps = [axes for axes in monitor.plot().axes if axes.images and axes.get_title() == "mean cosine in each group"]
     assert maps[0].images[0].get_array().tolist() == [[-1, 1]]
+
+
+def test_many_tasks_are_drawn_without_names(tmp_path):
+    pytest.importorskip("matplotlib")
+    shown = {}
+    for tasks in (10, 40):
+        groups = [f"group {k}" for k in range(tasks)]
+        figure = fed(ConflictMonitor(), 2, torch.ones(tasks, tasks, 1), groups=groups).plot()
+        figure.savefig(tmp_path / "picture.png")  # a warning, such as one of no room, is an error
+        shown[tasks] = texts(figure)
+    assert {"task 9", "group 9", "1.00\n0 %"} <= set(shown[10])
+    assert not {"task 9", "group 9", "1.00\n0 %"} & set(shown[40])
+    assert "mean cosine in each group, 10 lowest pairs" in shown[40]
 
 
 def test_without_matplotlib_one_sentence_asks_for_it(monkeypatch):

@@ -15,6 +15,7 @@ from mtlfast.monitor._statistics import Statistics
 from mtlfast.monitor._steps import Steps
 
 POINTS = 20  # of the time lines, in a run of one window; later windows leave the last one fewer
+READABLE = 10  # so many tasks, pairs or lines have names; those of more would not fit
 LINES = 6  # pairs of tasks in the time lines, those that conflict most
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a0409c", "#e69f00", "#56b4e9", "#333333", "#999999")
 
@@ -72,9 +73,12 @@ def _timeline(steps: Steps, last: int, points: int) -> tuple[list[float], Means]
 def _matrix(figure: Figure, panel: Axes, seen: Statistics) -> None:
     n = len(seen.names)
     image = panel.imshow(seen.cosines.tolist(), cmap="RdBu", vmin=-1, vmax=1)
-    panel.set_xticks(range(n), seen.names, rotation=30, ha="right")
-    panel.set_yticks(range(n), seen.names)
-    for i, j in seen.pairs():
+    if n > READABLE:
+        panel.set(xlabel="task", ylabel="task")
+    else:
+        panel.set_xticks(range(n), seen.names, rotation=30, ha="right")
+        panel.set_yticks(range(n), seen.names)
+    for i, j in seen.pairs() if n <= READABLE else ():
         text = f"{seen.cosines[i, j]:.2f}\n{100 * seen.conflict_rate[i, j]:.0f} %"
         for place in ((i, j), (j, i)):
             colour = "white" if abs(float(seen.cosines[i, j])) > 0.6 else "black"
@@ -91,7 +95,7 @@ def _lines(panel: Axes, x: list[float], lines: Mapping[str, Tensor], title: str)
     panel.set_title(title)
     panel.set_xlabel("step")
     panel.spines[["top", "right"]].set_visible(False)
-    if lines:
+    if 0 < len(lines) <= READABLE:
         panel.legend(fontsize=8, framealpha=0.6, edgecolor="none")
 
 
@@ -99,9 +103,13 @@ def _groups(
     figure: Figure, panel: Axes, names: tuple[str, ...], pairs: list[tuple[int, int]], groups: Mapping[str, Tensor]
 ) -> None:
     """A heat map of pairs and groups."""
-    values = [[float(cosines[pair]) for cosines in groups.values()] for pair in pairs]
+    shown = pairs[:READABLE]
+    values = [[float(cosines[pair]) for cosines in groups.values()] for pair in shown]
     image = panel.imshow(values, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
-    panel.set_yticks(range(len(pairs)), [f"{names[i]} against {names[j]}" for i, j in pairs])
-    panel.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right")
-    panel.set_title("mean cosine in each group")
+    panel.set_yticks(range(len(shown)), [f"{names[i]} against {names[j]}" for i, j in shown])
+    if len(groups) > 2 * READABLE:
+        panel.set_xlabel("group")
+    else:
+        panel.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right")
+    panel.set_title("mean cosine in each group" + (f", {READABLE} lowest pairs" if len(pairs) > READABLE else ""))
     figure.colorbar(image, ax=panel)
