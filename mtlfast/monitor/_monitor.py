@@ -155,15 +155,19 @@ class ConflictMonitor:
         Raises:
             ValueError: nothing has been seen, or there is no such group.
         """
-        return Statistics.of(self._steps_on_host(f"{CLASS}.statistics", group), self.names)
-
-    def _steps_on_host(self, caller: str, group: str | None = None) -> Steps:
+        caller = f"{CLASS}.statistics"
         if self._rings is None:
             raise ValueError(f"{caller}: nothing has been seen, expected an update before")
         if group is not None and group not in self.groups:
             raise ValueError(f"{caller}: group is {group!r}, expected one of {', '.join(self.groups) or 'none'}")
-        rings = Reading(self._rings).wait().in_order(self._steps)
-        return Steps.of(rings, None if group is None else self.groups.index(group))
+        index = None if group is None else self.groups.index(group)
+        return Statistics.of(Steps.of(self._on_host(self._rings), index), self.names)
+
+    def _on_host(self, rings: Rings) -> Rings:
+        return Reading(rings).wait().in_order(self._steps)
+
+    def _by_group(self, rings: Rings) -> dict[str, Statistics]:
+        return {name: Statistics.of(Steps.of(rings, i), self.names) for i, name in enumerate(self.groups)}
 
     def findings(self) -> list[Finding]:
         """What a user would want to know, each with what to try. It waits for a GPU.
@@ -171,17 +175,18 @@ class ConflictMonitor:
         These are: pairs that conflict persistently, a task that dominates the update or has little of it, and losses
         that have stalled or rise. Fewer than 20 steps say nothing.
         """
-        return self._found()[1] if self._steps else []
+        return [] if self._rings is None else self._found(self._rings)[1]
 
-    def _found(self) -> tuple[Statistics, list[Finding]]:
-        steps = self._steps_on_host(f"{CLASS}.findings")
+    def _found(self, rings: Rings) -> tuple[Statistics, list[Finding]]:
+        on_host = self._on_host(rings)
+        steps = Steps.of(on_host)
         seen = Statistics.of(steps, self.names)
         past = Means.stacked(self._history, len(self._names)).losses
-        return seen, findings_of(seen, Trends.of(steps, past), {name: self.statistics(name) for name in self.groups})
+        return seen, findings_of(seen, Trends.of(steps, past), self._by_group(on_host))
 
     def report(self) -> str:
         """The findings in words, below a line that says what was seen. It waits for a GPU."""
-        return in_words(*self._found(), self._steps) if self._steps else EMPTY
+        return EMPTY if self._rings is None else in_words(*self._found(self._rings), self._steps)
 
     def compare(self, *, single: Metrics, joint: Metrics, higher_is_better: Better) -> Comparison:
         """Compares training each task by itself with training all of them jointly. Print what it returns.
@@ -245,8 +250,9 @@ class ConflictMonitor:
         if self._rings is None:
             return nothing(EMPTY)
         past = Means.stacked(self._history, len(self._names))
-        groups = {name: self.statistics(name).cosines for name in self.groups}
-        steps = self._steps_on_host(f"{CLASS}.plot")
+        rings = self._on_host(self._rings)
+        groups = {name: of_group.cosines for name, of_group in self._by_group(rings).items()}
+        steps = Steps.of(rings)
         return drawn(Statistics.of(steps, self.names), steps, self._steps, past, self.window, groups)
 
     def state_dict(self) -> dict[str, Any]:
