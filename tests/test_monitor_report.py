@@ -59,6 +59,15 @@ def test_random_gradients_are_no_conflict(size):
     assert flagged(lambda step: 0.0, 200, size=size, noise=1e6) == []
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_random_gradients_in_many_groups_are_no_conflict(seed):
+    generator, monitor = torch.Generator().manual_seed(seed), ConflictMonitor()
+    groups = [f"layer {k}" for k in range(400)]
+    for _ in range(20):
+        monitor.update(step_of(torch.randn(400, 3, 16, generator=generator), groups=groups))
+    assert found(monitor, "conflict") == []
+
+
 def test_gradients_that_conflict_and_agree_in_turn_are_no_persistent_conflict():
     assert flagged(lambda step: 0.5 * (-1) ** step, 200) == []
 
@@ -132,6 +141,36 @@ def test_a_task_that_has_little_of_the_update():
     assert (found(monitor, "dominates"), found(monitor, "starves")) == ([], [("c",)])
     assert "- c has little of the update: 5.3 % of the summed lengths are its own." in monitor.report().splitlines()
     assert found(fed(ConflictMonitor(), 20, rows, weights=[1, 1, 9]), "starves") == []
+
+
+def test_a_task_without_a_part_in_the_update():
+    rows = [[1.0, 0.0], [0.0, 0.0]]
+    lines = fed(ConflictMonitor(["a", "b"]), 20, rows, weights=[1, 1]).report().splitlines()
+    assert lines[1] == "- b has no part in the update: its gradient is 0 in every step."
+    assert "reaches the shared parameters" in lines[2]
+    finding = fed(ConflictMonitor(), 20, torch.eye(2), weights=[1, 0]).findings()[0]
+    assert (finding.kind, finding.tasks) == ("starves", ("task 1",))
+    assert finding.text.endswith("its weight is 0 in every step.")
+    once = fed(fed(ConflictMonitor(), 20, rows, weights=[1, 1]), 1, torch.eye(2), weights=[1, 1])
+    assert "no part" not in once.report()
+    assert found(fed(ConflictMonitor(), 19, rows), "starves") == []
+
+
+def test_absent_tasks_are_said():
+    monitor = fed(ConflictMonitor(["a", "b", "c"], window=20), 20, torch.eye(2))
+    assert "Absent from every step that counts: c." in monitor.report().splitlines()
+    assert "Absent" not in fed(monitor, 1, torch.eye(3)).report()
+
+
+def test_one_is_written_in_the_singular():
+    first, few = fed(ConflictMonitor(), 1, [[1.0]]).report().splitlines()
+    assert first == "1 task over 1 step."
+    assert few.startswith("1 step that counts is too few")
+
+
+def test_a_huge_ratio_is_short():
+    text = fed(ConflictMonitor(), 20, [[1e9, 0.0], [-1.0, 1.0]]).findings()[0].text
+    assert text.endswith("; one gradient is 7e+08 times as long as the other.")
 
 
 def test_advice_that_several_findings_share_is_given_once():

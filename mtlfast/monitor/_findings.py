@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -11,7 +12,8 @@ from mtlfast.monitor._trends import LEAST_STEPS, Trends
 
 # A pair conflicts persistently if its mean cosine is below `CONFLICT`, so that chance alone would have to be off by
 # `ERRORS` standard errors, and the cosine was negative in most steps. Long random vectors have cosines near 0, half of
-# them negative: they are no conflict.
+# them negative: they are no conflict. The more pairs and groups are looked at, the further off the worst of them is by
+# chance alone, so that more standard errors are asked for.
 CONFLICT, ERRORS = -0.05, 4
 LONGER = 3  # gradients that differ this often in length are said to
 GROUPS_SHOWN = 3
@@ -29,6 +31,10 @@ BALANCE = (
     "Try NormBalance, which brings all gradients to one length, IMTLG or NashMTL, whose updates give each task its "
     "share whatever the lengths, or the weighting GradNorm."
 )
+NO_GRADIENT = (
+    "Look whether its loss reaches the shared parameters: a detach(), or units that are always 0, keep it from them."
+)
+NO_WEIGHT = "Try Sum, or IMTLG, whose updates give each task its share."
 BY_WEIGHT = (
     "Its gradient is not long, its weight makes it so. Try Sum, or IMTLG, whose updates give each task its share."
 )
@@ -62,20 +68,22 @@ def findings_of(seen: Statistics, trends: Trends, groups: Mapping[str, Statistic
     return [*_conflicts(seen, groups), *_shares(seen), *_losses(seen, trends)]
 
 
-def persistent(seen: Statistics) -> list[tuple[int, int]]:
-    """The pairs of tasks that conflict persistently, the worst first."""
+def persistent(seen: Statistics, groups: int = 1) -> list[tuple[int, int]]:
+    """The pairs of tasks that conflict persistently, the worst first; `seen` is of one of so many groups."""
+    pairs = seen.pairs()
+    errors = math.sqrt(ERRORS**2 + 2 * math.log(max(1, len(pairs) * groups)))
     found = [
         (i, j)
-        for i, j in seen.pairs()
+        for i, j in pairs
         if seen.together[i, j] >= LEAST_STEPS
-        and seen.cosines[i, j] < min(CONFLICT, -ERRORS * float(seen.errors[i, j]))
+        and seen.cosines[i, j] < min(CONFLICT, -errors * float(seen.errors[i, j]))
         and seen.conflict_rate[i, j] > 0.5
     ]
     return sorted(found, key=lambda pair: float(seen.cosines[pair]))
 
 
 def _conflicts(seen: Statistics, groups: Mapping[str, Statistics]) -> Iterator[Finding]:
-    within = {name: persistent(of_group) for name, of_group in groups.items()}
+    within = {name: persistent(of_group, len(groups)) for name, of_group in groups.items()}
     overall = persistent(seen)
     for i, j in overall:
         names = (seen.names[i], seen.names[j])
@@ -86,7 +94,7 @@ def _conflicts(seen: Statistics, groups: Mapping[str, Statistics]) -> Iterator[F
             f"negative in {100 * seen.conflict_rate[i, j]:.0f} % of them{_shown(worst)}"
         )
         if longer >= LONGER:
-            text += f"; one gradient is {longer:.0f} times as long as the other"
+            text += f"; one gradient is {_times(longer)} as long as the other"
         advice = BALANCE_FIRST if longer >= LONGER else PROJECT
         if groups and 2 * len(worst) <= len(groups):
             advice += " Keep groups=, since few of the groups conflict."
@@ -118,10 +126,20 @@ def _shown(groups: Mapping[str, float]) -> str:
     return f" ({listed}{f' and {more} more groups' if more > 0 else ''})"
 
 
+def _times(ratio: float) -> str:
+    return f"{ratio:{'.0f' if ratio < 1e6 else '.0e'}} times"
+
+
 def _shares(seen: Statistics) -> Iterator[Finding]:
     """The task that has more of the update than half the way from an equal share to all of it, or those with little."""
+    if seen.steps < LEAST_STEPS:
+        return
+    for k in (seen.shares == 0).nonzero().flatten().tolist():
+        zero, advice = ("gradient", NO_GRADIENT) if seen.norms[k].isnan() else ("weight", NO_WEIGHT)
+        text = f"{seen.names[k]} has no part in the update: its {zero} is 0 in every step."
+        yield Finding("starves", (seen.names[k],), text, advice)
     known = int((seen.shares > 0).sum())
-    if known < 2 or seen.steps < LEAST_STEPS:
+    if known < 2:
         return
     update = "the update" if bool(seen.weights.isfinite().any()) else "the gradients"
     k = int(seen.shares.nan_to_num(0).argmax())
@@ -129,10 +147,10 @@ def _shares(seen: Statistics) -> Iterator[Finding]:
         longer = float(seen.ratios[k].nan_to_num(0).max())
         text = f"{seen.names[k]} dominates {update}: {100 * seen.shares[k]:.0f} % of the summed lengths are its own"
         if longer >= LONGER:
-            text += f", and its gradient is {longer:.0f} times as long as the shortest"
+            text += f", and its gradient is {_times(longer)} as long as the shortest"
         yield Finding("dominates", (seen.names[k],), f"{text}.", BALANCE if longer >= LONGER else BY_WEIGHT)
         return
-    for k in (seen.shares < STARVED / known).nonzero().flatten().tolist():
+    for k in ((seen.shares > 0) & (seen.shares < STARVED / known)).nonzero().flatten().tolist():
         text = f"{seen.names[k]} has little of {update}: {100 * seen.shares[k]:.1f} % of the summed lengths are its own"
         yield Finding("starves", (seen.names[k],), f"{text}.", BALANCE)
 
@@ -170,12 +188,17 @@ def _losses(seen: Statistics, trends: Trends) -> Iterator[Finding]:
 def in_words(seen: Statistics, findings: list[Finding], steps: int) -> str:
     """The report: what was seen of a run of so many steps, then the findings. An advice that some share comes once."""
     window = seen.steps + seen.not_finite
-    first = f"{len(seen.names)} tasks over {'the last ' if steps > window else ''}{window} step{'s' * (window != 1)}"
+    tasks = f"{len(seen.names)} task{'s' * (len(seen.names) != 1)}"
+    first = f"{tasks} over {'the last ' if steps > window else ''}{window} step{'s' * (window != 1)}"
     if seen.not_finite:
         first += f", {seen.not_finite} of which had something that is not finite and do not count"
     lines = [f"{first}."]
+    absent = [name for name, loss in zip(seen.names, seen.losses, strict=True) if loss.isnan()]
+    if seen.steps and absent:
+        lines.append(f"Absent from every step that counts: {', '.join(absent)}.")
     if seen.steps < LEAST_STEPS:
-        lines.append(f"{seen.steps} steps that count are too few to judge by, at least {LEAST_STEPS} are needed.")
+        few = "1 step that counts is" if seen.steps == 1 else f"{seen.steps} steps that count are"
+        lines.append(f"{few} too few to judge by, at least {LEAST_STEPS} are needed.")
     elif not findings:
         lines.append(
             "No pair conflicts persistently, each task has a share of the update, and no loss has stalled or rises."
