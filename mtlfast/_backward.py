@@ -234,7 +234,11 @@ def backward(
         "memory_budget": memory_budget,
         "mixing": mixing,
     }
-    J = jacobian_of(losses, **arguments) if over is None else over.jacobian(losses, aggregator, arguments)
+    if over is None:
+        J = jacobian_of(losses, **arguments)
+    else:
+        options = {"diagnostics": diagnostics, "groups": groups, "loss_scale": loss_scale, "precision": precision}
+        J = over.jacobian(losses, aggregator, arguments, {**options, "storage_dtype": storage_dtype})
     alike = nullcontext if over is None else partial(over.same_random_numbers, aggregator, weighting, J.device)
     losses_known = J.losses is not None  # not before the closures run
     weigh_later = not losses_known or (weighting is not None and weighting.reads_norms)

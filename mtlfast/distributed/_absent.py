@@ -24,7 +24,7 @@ class NoTasks(StoredRows):
 
     def __init__(self, number: int, shared: Columns) -> None:
         super().__init__(Present(number, (), None, [], [], []), shared)
-        self._others = _grad.PlainGradients([])
+        self._others = _grad.PlainGradients([], apart=True)
 
     def obtain(self, loss_weights: Tensor | None = None) -> None:
         """Does nothing."""

@@ -11,35 +11,47 @@ import torch
 from mtlfast.distributed._ranks import Ranks, step_number
 
 FAILED, FITS = 0, 1
-COMPARED = ("number of losses", "names of the losses", "shared parameters", "aggregator or weighting")
+ABSENT, LOSS, CLOSURE = 0, 1, 2
+COMPARED = (
+    "number of losses",
+    "names of the losses",
+    "shared parameters",
+    "set of other parameters that require grad",
+    "aggregator or weighting",
+    "value of diagnostics, groups, loss_scale, precision or storage_dtype",
+)
 
 
 class Offer(NamedTuple):
     """What a rank is about to do. Two ranks whose offers differ cannot take a step together.
 
     Attributes:
-        present: for each task, whether this rank has a loss of it.
+        present: for each task `LOSS`, `CLOSURE` or `ABSENT`, as this rank has it.
         names: the tasks' names, if they have any.
         columns: a description of the shared parameters.
+        others: one of the other parameters whose gradients are averaged, as far as they are known.
         methods: one of the aggregator and the weighting.
+        options: one of other arguments on which collectives and weights depend.
         beside: the number of parameters that the losses reach beside the shared ones, if nothing else says which these
             are; otherwise 0. It may differ.
     """
 
-    present: Sequence[bool]
+    present: Sequence[int]
     names: Sequence[str] | None
     columns: str
+    others: str
     methods: str
+    options: str
     beside: int
 
     def numbers(self) -> list[int]:
         """The number of tasks, and a number for each description, which is the same for the same one."""
-        texts = [repr(self.names), self.columns, self.methods]
+        texts = [repr(self.names), self.columns, self.others, self.methods, self.options]
         return [len(self.present), *(crc32(text.encode()) for text in texts), self.beside]
 
 
-def agree(ranks: Ranks, offer: Offer | None, device: torch.device) -> list[list[bool]]:
-    """Which tasks are present on which rank, [N][number of tasks].
+def agree(ranks: Ranks, offer: Offer | None, device: torch.device) -> list[list[int]]:
+    """How each rank has each task, [N][number of tasks].
 
     Args:
         ranks: the ranks, all of which call it.
@@ -69,7 +81,11 @@ def agree(ranks: Ranks, offer: Offer | None, device: torch.device) -> list[list[
                     "on all"
                 )
     present = torch.tensor(offer.present, dtype=torch.uint8, device=where)
-    of_ranks = ranks.gather("the comparison of the present tasks", present).bool().tolist()
+    of_ranks = ranks.gather("the comparison of the present tasks", present).tolist()
+    if {LOSS, CLOSURE} <= {kind for row in of_ranks for kind in row}:
+        raise ValueError(
+            f"backward: some ranks have functions in step {step_number()} and others tensors, expected one kind for all"
+        )
     if any(row != of_ranks[0] for row in of_ranks) and any(numbers[-1] for numbers in everyone):
         raise ValueError(
             f"backward: the ranks have losses of different tasks in step {step_number()}, expected process_group= to "

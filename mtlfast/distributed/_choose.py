@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtlfast._arguments import Shared, given_parameters, reusable, shared_parameters
 from mtlfast._losses import Losses, Present, present_losses
+from mtlfast._sharded import sharded_parameters
 from mtlfast.aggregation import Aggregator, Reads
 from mtlfast.distributed._absent import NoTasks
-from mtlfast.distributed._agreement import Offer, agree
+from mtlfast.distributed._agreement import ABSENT, CLOSURE, LOSS, Offer, agree
 from mtlfast.distributed._all_reduced import AllReduced
 from mtlfast.distributed._features import FeaturesOfRanks
 from mtlfast.distributed._jacobian import RankedJacobian
@@ -45,7 +46,11 @@ class Over:
         self.ranks, self.replicas, self.sharded = ranks, replicas, sharded
 
     def jacobian(
-        self, losses: Losses | TaskGradientAccumulator, aggregator: Aggregator, arguments: Mapping[str, Any]
+        self,
+        losses: Losses | TaskGradientAccumulator,
+        aggregator: Aggregator,
+        arguments: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> Jacobian:
         """The Jacobian of the mean of all ranks' losses.
 
@@ -53,6 +58,7 @@ class Over:
             losses: those of this rank, which may all be None.
             aggregator: the method, which decides whether the gradients may stay in parts.
             arguments: what `jacobian_of` takes besides the losses.
+            options: other arguments that must be the same on all ranks.
 
         Raises:
             ValueError, TypeError: an argument does not fit, or not to those of the other ranks.
@@ -72,19 +78,27 @@ class Over:
                 raise ValueError(
                     "backward: shared is None, expected the shared parameters beside closures on several ranks"
                 )
+            if _needs_whole(aggregator) and (self.sharded is not None or isinstance(rows, FeaturesJacobian)):
+                raise TypeError(
+                    f"{type(aggregator).__name__}: needs the task gradients as a whole, but each rank holds a part of "
+                    "them; expected a method with weights, or one that sets by_element"
+                )
+            kind = CLOSURE if rows.present.closures else LOSS
             offer = Offer(
-                [task in rows.present.tasks for task in range(rows.present.number)],
+                [kind if task in rows.present.tasks else ABSENT for task in range(rows.present.number)],
                 names,
-                repr([(*p.shape, p.dtype) for p in rows.parameters] if not isinstance(rows, FeaturesJacobian) else 0),
+                "" if isinstance(rows, FeaturesJacobian) else _kinds(rows.parameters),
+                _kinds(self._others(rows) or ()),
                 f"{type(aggregator).__name__} {type(arguments['weighting']).__name__}",
-                0 if self.replicas is not None else rows.num_other_leaves,
+                repr([(name, _described(value)) for name, value in options.items()]),
+                self._beside(rows),
             )
         except Exception:
             agree(ranks, None, _device())
             raise
         of_ranks = agree(ranks, offer, rows.device)
         there = [any(of_task) for of_task in zip(*of_ranks, strict=True)]
-        if self.sharded is not None and any(of_rank != there for of_rank in of_ranks):
+        if self.sharded is not None and any(of_rank != of_ranks[0] for of_rank in of_ranks):
             raise ValueError(
                 f"backward: the ranks have losses of different tasks in step {step_number()}, expected a loss of "
                 "each task on each rank, such as 0 times the output, as fully_shard gathers parameters in each pass"
@@ -102,7 +116,8 @@ class Over:
             return FeaturesOfRanks(rows, ranks, present, others, self.sharded or {})
         storage_dtype = arguments["storage_dtype"]
         reduction = self._reduction(rows, aggregator, storage_dtype)
-        joint = RankedJacobian(rows, ranks, present, reduction, others, storage_dtype)
+        closures = any(CLOSURE in of_rank for of_rank in of_ranks)
+        joint = RankedJacobian(rows, ranks, present, reduction, others, storage_dtype, closures)
         return TwoBatchesJacobian(joint, local.present) if isinstance(local, TwoBatchesJacobian) else joint
 
     def same_random_numbers(
@@ -142,6 +157,13 @@ class Over:
         later = weighting is not None and (weighting.reads_norms or bool(present.closures))
         return FullyShardedJacobian(present, arguments["shared"], self.sharded, arguments["retain_graph"], later)
 
+    def _beside(self, rows: StoredRows) -> int:
+        """How many parameters the losses reach that this rank finds in its own graph alone."""
+        if self.sharded is not None:
+            return 0  # all ranks must have all tasks
+        known = {id(parameter) for parameter in self.replicas or ()}
+        return sum(isinstance(leaf, nn.Parameter) and id(leaf) not in known for leaf in rows.other_leaves)
+
     def _others(self, rows: StoredRows) -> list[Tensor] | None:
         """The parameters that are not shared and whose plain gradients are averaged; None if they are not known."""
         if self.replicas is None:
@@ -155,8 +177,7 @@ class Over:
             from mtlfast.distributed._placed import Placed
 
             return Placed(rows.parameters, storage_dtype)
-        whole = aggregator.reads in (Reads.ROWS, Reads.STATE) and not aggregator.by_element
-        of = AllReduced if whole else Scattered
+        of = AllReduced if _needs_whole(aggregator) else Scattered
         return of(self.ranks, rows.parameters, storage_dtype)
 
 
@@ -200,7 +221,7 @@ def over_ranks(shared: Shared | None, process_group: object, allow_local: bool) 
         return None, shared
     _refuse_flat(shared)
     shared = None if shared is None else reusable(shared)
-    sharded = _sharded(shared)
+    sharded = None if module is not None and shared is None else _sharded(shared)  # a module knows what is whole
     if group is None and sharded is not None:
         group = dist.group.WORLD
     if group is None:
@@ -229,13 +250,25 @@ def _refuse_flat(shared: Shared | None) -> None:
         )
 
 
+def _needs_whole(aggregator: Aggregator) -> bool:
+    """Whether the method reads the gradients themselves, and not element by element."""
+    return aggregator.reads in (Reads.ROWS, Reads.STATE) and not aggregator.by_element
+
+
+def _kinds(parameters: Sequence[Tensor]) -> str:
+    return repr([(*parameter.shape, parameter.dtype) for parameter in parameters])
+
+
+def _described(value: object) -> str:
+    """The same text for the same value on all ranks, as far as the host knows it."""
+    return repr(value) if isinstance(value, bool | int | float | str | torch.dtype | None) else type(value).__name__
+
+
 def _sharded(shared: Shared | None) -> dict[int, Tensor] | None:
     """The sharded parameters, if the shared ones are sharded or may be."""
     if "torch.distributed.tensor" not in sys.modules:
         return None  # nothing has made a DTensor
     from torch.distributed.tensor import DTensor
-
-    from mtlfast.distributed._fully_sharded import sharded_parameters
 
     known = sharded_parameters()
     if shared is None:

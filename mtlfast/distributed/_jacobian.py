@@ -36,6 +36,7 @@ class RankedJacobian(StoredRows):
         reduction: how the rows become those of all ranks.
         others: the parameters that are not shared and whose plain gradients are averaged; None: those that are found.
         storage_dtype: the dtype in which the rows are kept; None: that of the gradients.
+        closures: whether the losses are known only after the backward passes.
     """
 
     way: ClassVar[str] = "ranks"
@@ -48,6 +49,7 @@ class RankedJacobian(StoredRows):
         reduction: Reduction,
         others: Sequence[Tensor] | None,
         storage_dtype: torch.dtype | None,
+        closures: bool = False,
     ) -> None:
         super().__init__(present, local.columns, storage_dtype)
         self._local, self._ranks, self._reduction = local, ranks, reduction
@@ -56,7 +58,7 @@ class RankedJacobian(StoredRows):
         self._there = [[False] * len(self.parameters) for _ in present.tasks]  # which gradients this rank has
         self._started = 0
         self._averaged = AveragedGradients(local, task_of, ranks, others)
-        if local.losses is not None or not task_of:
+        if not closures:
             self._average_losses()
 
     @property
@@ -94,9 +96,8 @@ class RankedJacobian(StoredRows):
             self._start([None] * len(self.parameters))
         if self.losses is None:
             self._average_losses()
-        if loss_weights is not None and loss_weights.device.type != "cpu":
-            assert self.losses is not None
-            self._mask = (loss_weights != 0) | ~self.losses.isfinite()
+        if loss_weights is not None:
+            self._tasks_with_weight(loss_weights)
         self._others = self._averaged
         self.hold(tuple(map(tuple, self._reduction.rows())))
 
@@ -206,8 +207,8 @@ class RankedJacobian(StoredRows):
         finish: Callable[[], None] = do_nothing,
     ) -> None:
         with torch.no_grad():
+            pending = self._plain(loss_weights)
             finish()  # the values themselves are exchanged
             whole = self._reduction.whole(direction)
-            pending = self._plain(loss_weights)
             pending += _grad.prepared(self.parameters, whole, [True] * len(self.parameters))
             _grad.commit(pending)
