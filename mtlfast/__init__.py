@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from mtlfast import aggregation, ops, reference, training, weighting
+from mtlfast import aggregation, monitor, ops, reference, training, weighting
 from mtlfast._backward import backward
 from mtlfast._by_name import methods, weightings
 from mtlfast._step_result import StepResult
@@ -23,6 +23,7 @@ __all__ = [
     "aggregation",
     "backward",
     "methods",
+    "monitor",
     "ops",
     "reference",
     "training",

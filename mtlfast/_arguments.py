@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtlfast._sharded import sharded_parameters
 from mtlfast.aggregation import Aggregator
 from mtlfast.task_gradients import DTYPES
 from mtlfast.weighting import LossWeighting
@@ -150,10 +151,12 @@ def norm_layers(weighting: LossWeighting | None, columns: Sequence[Tensor]) -> l
     name, known = type(weighting).__name__, {id(column) for column in columns}
     if columns and not all(column.is_leaf for column in columns):
         raise ValueError(f"{name}: layers are parameters, expected layers=None as the gradients are those of features")
-    layers = [layer for layer in weighting.layers if layer.requires_grad]
+    sharded = sharded_parameters()
+    given = [sharded.get(id(layer), layer) for layer in weighting.layers]
+    layers = [layer for layer in given if layer.requires_grad]
     if not layers:
         raise ValueError(f"{name}: none of the layers requires grad, expected at least one")
-    for i, layer in enumerate(weighting.layers):
+    for i, layer in enumerate(given):
         if known and layer.requires_grad and id(layer) not in known:
             raise ValueError(
                 f"{name}: layer {i}, of shape {list(layer.shape)}, is not in shared, expected shared parameters alone"

@@ -14,10 +14,10 @@ from torch import Tensor
 from mtlfast import _grad
 from mtlfast._arguments import Shared, check_methods, norm_layers
 from mtlfast._groups import GroupsArgument, partition
+from mtlfast._loss_scale import plain_number
 from mtlfast._losses import Losses
 from mtlfast._step_result import StepResult
 from mtlfast.aggregation import Aggregator, GramAggregator, Reads, Step
-from mtlfast.aggregation._step import plain_number
 from mtlfast.distributed import over_ranks, stored_over_ranks
 from mtlfast.jacobian import Jacobian, TaskGradientAccumulator
 from mtlfast.jacobian._choose import jacobian_of

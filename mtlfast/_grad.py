@@ -64,6 +64,11 @@ def prepared(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], o
     return pending
 
 
+def is_there(parameter: Tensor) -> bool:
+    """Whether the parameter has a `.grad`."""
+    return parameter.grad is not None
+
+
 def any_sparse(parameters: Sequence[Tensor]) -> bool:
     """Whether a gradient that `prepared` adds to is sparse, for which it needs the values of the new one at once."""
     return any(parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mtlfast._arguments import Columns, Shared
+from mtlfast._sharded import sharded_parameters
 from mtlfast.aggregation import Groups
 from mtlfast.distributed._features import FeaturesOfRanks
 from mtlfast.jacobian import FeaturesJacobian, Jacobian
@@ -181,15 +182,15 @@ def _partition(columns: Columns, members: Mapping[str, Sequence[Tensor]]) -> Gro
     """The groups with these parameters, of which those that are not shared do not count."""
     group_of: dict[int, str] = {}
     names = {id(parameter): name for name, parameter in zip(*columns, strict=True)}
+    sharded = sharded_parameters()
     for group, parameters in members.items():
         for parameter in parameters:
             if not isinstance(parameter, Tensor):
                 raise TypeError(f"backward: groups[{group!r}] has a {type(parameter).__name__}, expected parameters")
-            other = group_of.setdefault(id(parameter), group)
-            if other != group and id(parameter) in names:
-                raise ValueError(
-                    f"backward: {names[id(parameter)]} is in the groups {other!r} and {group!r}, expected one"
-                )
+            place = id(sharded.get(id(parameter), parameter))
+            other = group_of.setdefault(place, group)
+            if other != group and place in names:
+                raise ValueError(f"backward: {names[place]} is in the groups {other!r} and {group!r}, expected one")
     for place, name in names.items():
         if place not in group_of:
             raise ValueError(f"backward: {name} is in none of the groups, expected each shared parameter in one")

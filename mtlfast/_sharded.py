@@ -48,3 +48,17 @@ def fully_sharded_modules() -> list[Any]:
     fsdp = sys.modules.get("torch.distributed.fsdp")
     states = getattr(sys.modules.get("torch.distributed._composable_state"), "_module_state_mapping", {})
     return [] if fsdp is None else [module for module in list(states) if isinstance(module, fsdp.FSDPModule)]
+
+
+def sharded_parameters() -> dict[int, Tensor]:
+    """The sharded parameter of each parameter that a module under `fully_shard` holds, sharded or gathered, by its id.
+
+    While a module's parameters are gathered, the graph and `module.parameters()` know plain tensors in their place.
+    """
+    found: dict[int, Tensor] = {}
+    for module in fully_sharded_modules():
+        for group in module._get_fsdp_state()._fsdp_param_groups:
+            for parameter in group.fsdp_params:
+                sharded = parameter.sharded_param
+                found[id(sharded)] = found[id(getattr(parameter, "_unsharded_param", sharded))] = sharded
+    return found

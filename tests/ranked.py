@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import distributed
 
+PRELOADED = ["torch.distributed.tensor.parallel", "torch.distributed.fsdp", "mtlfast"]  # takes seconds, so only once
 TIMEOUT = timedelta(seconds=90)  # of a collective: no test waits longer for a rank that fails
 
 
@@ -26,7 +28,9 @@ def on_ranks(
         collect: whether the program returns. If not, it ends its process itself, and the list is empty.
     """
     with TemporaryDirectory() as folder:
-        mp.spawn(_run, args=(number, folder, timeout, program, arguments), nprocs=number)
+        get_context("forkserver").set_forkserver_preload(PRELOADED)
+        of_rank = (number, folder, timeout, program, arguments)
+        mp.start_processes(_run, of_rank, nprocs=number, start_method="forkserver")
         ranks = range(number) if collect else ()
         return [torch.load(Path(folder, f"result{rank}"), weights_only=False) for rank in ranks]
 

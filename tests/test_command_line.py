@@ -15,7 +15,8 @@ from mtlfast._cli import main
 from mtlfast.bench.contests import PASSES
 
 CHECKOUT = Path(__file__).parents[1]
-EXTRAS = ("rich", "typer", "numpy")  # what a development environment has, and torch does not need
+# What a development environment has, and torch does not need.
+EXTRAS = ("rich", "typer", "numpy", "matplotlib", "tensorboard", "wandb")
 TORCH_ALONE = f"""
 import sys
 sys.modules.update(dict.fromkeys({EXTRAS}))  # each raises ModuleNotFoundError when it is imported
@@ -23,12 +24,14 @@ sys.modules.update(dict.fromkeys({EXTRAS}))  # each raises ModuleNotFoundError w
 TRAIN = """
 import torch, mtlfast
 net = torch.nn.Linear(3, 2)
-mtlfast.backward(
+monitor = mtlfast.monitor.ConflictMonitor()
+monitor.update(mtlfast.backward(
     list(net(torch.ones(4, 3)).square().mean(0)),
     mtlfast.aggregation.PCGrad(),
     shared=net,
     weighting=mtlfast.weighting.DWA(2),
-)
+))
+assert monitor.report().startswith("2 tasks over 1 step.")
 assert net.weight.grad.isfinite().all()
 print("trained")
 """

@@ -29,11 +29,13 @@ def test_pieces(name):
     check("pieces", 2, name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_pieces_of_three_ranks(name):
     check("pieces", 3, name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_whole(name):
     check("whole", 2, name)

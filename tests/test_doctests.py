@@ -12,6 +12,7 @@ import mtlfast
 NOT_IMPORTED = ("mtlfast.__main__", "mtlfast._cli", "mtlfast._methods", "mtlfast.bench")
 # What a newcomer meets first has an example.
 SHOWN = (
+    "ConflictMonitor",
     "FAMO",
     "PCGrad",
     "StepResult",

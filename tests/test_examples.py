@@ -1,6 +1,7 @@
 """The examples run, and learn."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -162,3 +163,19 @@ def test_preferences_are_learned_in_one_pass(tmp_path):
 def test_mixed_margins_have_the_gradients_of_the_rewards_losses():
     run = subprocess.run([sys.executable, "-c", SAME_GRADIENTS], cwd=PREFERENCES, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+DISTRIBUTED = Path(__file__).parents[1] / "examples" / "distributed" / "train.py"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not DISTRIBUTED.exists(), reason="needs the checkout")
+@pytest.mark.parametrize("way", ["--ddp", "--fsdp2"])
+def test_two_processes_train_the_weights_of_one(way):
+    pytest.importorskip("sklearn")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run([*torchrun, str(DISTRIBUTED), way, "--epochs", "1"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    figures = re.findall(r"Largest difference of a weight \(float64\): (\S+)", run.stdout)
+    assert len(figures) == 1  # rank 0 alone tells
+    assert float(figures[0]) < 1e-9

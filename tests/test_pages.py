@@ -1,7 +1,7 @@
 """README.md and docs/: every block of Python runs, every link leads somewhere, and the pages agree with the code.
 
-The blocks of docs/recipes.md have tests of their own, in test_recipes.py. Shell blocks are not run, because they
-install and build; what they name must be there.
+The blocks of docs/recipes.md have tests of their own, in test_recipes.py. Those of docs/distributed.md run on two
+ranks. Shell blocks are not run, because they install and build; what they name must be there.
 """
 
 import re
@@ -9,14 +9,18 @@ import re
 import pytest
 import torch
 from pages import RECIPES, ROOT, SNIPPETS, Snippet, blocks, pages, prose, text_of
-from torch import nn
+from ranked import on_ranks
+from torch import Tensor, distributed, nn
 
 import mtlfast
 from mtlfast.bench.timing import Timing
 
 if not pages():
     pytest.skip("needs the checkout", allow_module_level=True)
-RUN_HERE = [pytest.param(*snippet, id=": ".join(snippet)) for snippet in SNIPPETS if snippet[0] != RECIPES]
+DISTRIBUTED = "docs/distributed.md"
+RUN_HERE = [
+    pytest.param(*snippet, id=": ".join(snippet)) for snippet in SNIPPETS if snippet[0] not in (RECIPES, DISTRIBUTED)
+]
 
 
 @pytest.mark.parametrize("page", pages())
@@ -42,6 +46,61 @@ def test_a_block_runs(page, name):
     finally:
         if name == "accelerate":
             mtlfast.compat.torchjd.restore()
+
+
+class Engine:
+    """Reduces in its own backward pass, as DeepSpeed's engine does."""
+
+    def __init__(self, snippet: Snippet) -> None:
+        self.optimizer, self.parameters = snippet.optimizer, [*snippet.trunk.parameters(), *snippet.heads.parameters()]
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+        for parameter in self.parameters:
+            distributed.all_reduce(parameter.grad)
+            parameter.grad /= distributed.get_world_size()
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def blocks_of_distributed(rank: int, ranks: int) -> dict[str, Tensor]:
+    """All parameters after each block, and after three steps of the engine."""
+    found = {}
+    for page, name in SNIPPETS:
+        if page == DISTRIBUTED:
+            snippet = Snippet(page, name).run()
+            if name == "zero":
+                engine = Engine(snippet)
+                for _ in range(3):
+                    snippet.step(engine, snippet.data.chunk(ranks)[rank])
+            parameters = [*snippet.trunk.parameters(), *snippet.heads.parameters()]
+            whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in parameters]
+            found[name] = torch.cat([p.detach().flatten() for p in whole])
+    return found
+
+
+def in_one_process(name: str) -> Tensor:
+    """What a block of docs/distributed.md should come to, by one process on the samples of all ranks."""
+    snippet = Snippet(RECIPES, "setup").run()
+    parameters = [*snippet.trunk.parameters(), *snippet.heads.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=0.01) if name == "fsdp2" else snippet.optimizer
+    aggregator = mtlfast.aggregation.PCGrad() if name == "ddp" else mtlfast.aggregation.UPGrad()
+    for _ in range(3 if name == "zero" else 20):
+        optimizer.zero_grad()
+        mtlfast.backward(snippet.losses_of(snippet.data), aggregator, shared=snippet.trunk)
+        optimizer.step()
+    return snippet.parameters()
+
+
+@pytest.mark.whole
+def test_the_blocks_for_several_ranks_train_as_one_process():
+    first, second = on_ranks(2, blocks_of_distributed)
+    assert first.keys() == {name for page, name in SNIPPETS if page == DISTRIBUTED}
+    for name, parameters in first.items():
+        assert torch.equal(parameters, second[name])
+        torch.testing.assert_close(parameters, in_one_process(name), rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_the_call_does_what_the_loop_by_hand_does():

@@ -214,7 +214,7 @@ def rank(number: int, ranks: int, file: str) -> None:
     distributed.barrier()  # a rank that leaves first breaks the other's connection
     distributed.destroy_process_group()
 
-    alone, aggregator = recipe_of("ranks"), PCGrad(order="fixed")
+    alone, aggregator = recipe_of("ranks"), PCGrad()
     for _ in range(3):
         alone.optimizer.zero_grad()
         mtlfast.backward(alone.losses_of(alone.data), aggregator, shared=alone.trunk)

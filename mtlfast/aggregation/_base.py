@@ -11,10 +11,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from mtlfast._exact_state import ExactState
+from mtlfast._loss_scale import check_loss_scale, plain_number
 from mtlfast.aggregation._groups import Groups
 from mtlfast.aggregation._jacobian import AsksJacobian, RowsJacobian, do_nothing
 from mtlfast.aggregation._reads import Reads
-from mtlfast.aggregation._step import Step, check_loss_scale, check_tasks, plain_number, task_indices
+from mtlfast.aggregation._step import Step, check_tasks, task_indices
 from mtlfast.ops._check import is_index
 from mtlfast.ops._precision import check_precision
 from mtlfast.task_gradients import TaskGradients

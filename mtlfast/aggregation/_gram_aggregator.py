@@ -10,10 +10,11 @@ from torch import Tensor
 
 from mtlfast import ops
 from mtlfast._by_task import put, take
+from mtlfast._loss_scale import plain_number
 from mtlfast.aggregation._base import Aggregator
 from mtlfast.aggregation._jacobian import AsksJacobian, RowsJacobian
 from mtlfast.aggregation._reads import Reads
-from mtlfast.aggregation._step import Step, plain_number, task_indices
+from mtlfast.aggregation._step import Step, task_indices
 from mtlfast.task_gradients import TaskGradients
 
 

@@ -3,6 +3,7 @@
 `mtlfast.backward(..., process_group=)` uses it. `docs/distributed.md` says how.
 """
 
+from mtlfast.distributed._checkpoint import load_state
 from mtlfast.distributed._choose import over_ranks, stored_over_ranks
 
-__all__ = ["over_ranks", "stored_over_ranks"]
+__all__ = ["load_state", "over_ranks", "stored_over_ranks"]

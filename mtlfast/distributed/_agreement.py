@@ -10,11 +10,17 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from mtlfast.distributed._ranks import Ranks
+from mtlfast.distributed._ranks import Ranks, step_number
 from mtlfast.task_gradients import DTYPES
 
 FAILED, FITS = 0, 1
-COMPARED = ("number of losses", "names of the losses", "shared parameters", "aggregator or weighting")
+COMPARED = (
+    "number of losses",
+    "names of the losses",
+    "shared parameters",
+    "set of other parameters that require grad",
+    "aggregator or weighting",
+)
 SETTINGS = ("loss_scale", "precision", "diagnostics", "storage_dtype", "groups")
 
 
@@ -25,6 +31,7 @@ class Offer(NamedTuple):
         present: for each task, whether this rank has a loss of it.
         names: the tasks' names, if they have any.
         columns: a description of the shared parameters.
+        others: one of the other parameters whose gradients are averaged, as far as they are known.
         methods: one of the aggregator and the weighting.
         closures: whether the losses are closures; None if this rank has no loss at all.
         loss_dtype: the dtype of the losses; None if there are none, or none yet.
@@ -35,6 +42,7 @@ class Offer(NamedTuple):
     present: Sequence[bool]
     names: Sequence[str] | None
     columns: str
+    others: str
     methods: str
     closures: bool | None
     loss_dtype: torch.dtype | None
@@ -92,7 +100,7 @@ def agree(ranks: Ranks, offer: Offer | None, device: torch.device) -> Agreed:
     """
     own = None
     if offer is not None:
-        texts = [repr(offer.names), offer.columns, offer.methods]
+        texts = [repr(offer.names), offer.columns, offer.others, offer.methods]
         forms = {None: 0, False: 1, True: 2}
         own = [len(offer.present), *(crc32(text.encode()) for text in texts)]
         own += [forms[offer.closures], dtype_number(offer.loss_dtype), offer.beside]
@@ -102,14 +110,14 @@ def agree(ranks: Ranks, offer: Offer | None, device: torch.device) -> Agreed:
     *_, of_forms, of_dtypes, beside = zip(*everyone, strict=True)
     if {1, 2} <= set(of_forms):
         raise ValueError(
-            f"backward: some ranks have closures and others have losses in step {ranks.step}, expected one form"
+            f"backward: some ranks have closures and others have losses in step {step_number()}, expected one form"
         )
     present = torch.tensor(offer.present, dtype=torch.uint8, device=ranks.host_device(device))
     of_ranks = ranks.gather("the comparison of the present tasks", present).bool().tolist()
     if any(row != of_ranks[0] for row in of_ranks) and any(beside):
         raise ValueError(
-            f"backward: the ranks have losses of different tasks in step {ranks.step}, expected process_group= to be "
-            "the DistributedDataParallel module, which knows the heads of tasks that are absent"
+            f"backward: the ranks have losses of different tasks in step {step_number()}, expected process_group= to "
+            "be the DistributedDataParallel module, which knows the heads of tasks that are absent"
         )
     return Agreed(list(of_ranks), common_dtype(of_dtypes))
 
@@ -160,12 +168,14 @@ def _compared(
         return []
     for rank, (fits, *_) in enumerate(everyone):
         if fits == FAILED:
-            raise ValueError(f"backward: rank {rank} has an error in step {ranks.step}, expected all ranks to take it")
+            raise ValueError(
+                f"backward: rank {rank} has an error in step {step_number()}, expected all ranks to take it"
+            )
     for rank, (_, *got) in enumerate(everyone):
         for what, one, expected in zip(compared, got, everyone[0][1:], strict=False):
             if one != expected:
                 raise ValueError(
-                    f"backward: rank {rank} has another {what} than rank 0 in step {ranks.step}, expected the same on "
-                    "all"
+                    f"backward: rank {rank} has another {what} than rank 0 in step {step_number()}, expected the same "
+                    "on all"
                 )
     return [got for _, *got in everyone]

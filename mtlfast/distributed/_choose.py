@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtlfast._arguments import Shared, given_parameters, reusable, shared_parameters
 from mtlfast._losses import Losses, Present, present_losses
+from mtlfast._sharded import sharded_parameters
 from mtlfast.aggregation import Aggregator, Reads
 from mtlfast.distributed._absent import NoTasks
 from mtlfast.distributed._agreement import Offer, agree, agree_on_settings, description
@@ -21,7 +22,7 @@ from mtlfast.distributed._all_reduced import AllReduced
 from mtlfast.distributed._features import FeaturesOfRanks
 from mtlfast.distributed._jacobian import RankedJacobian
 from mtlfast.distributed._random_numbers import draws, same_random_numbers
-from mtlfast.distributed._ranks import Ranks
+from mtlfast.distributed._ranks import Ranks, begin_step, step_number
 from mtlfast.distributed._reduction import Reduction
 from mtlfast.distributed._scattered import Scattered
 from mtlfast.jacobian import FeaturesJacobian, Jacobian, TaskGradientAccumulator, TwoBatchesJacobian
@@ -55,7 +56,7 @@ class Over:
 
         `jacobian` and then `same_settings` must be called within it.
         """
-        self.ranks.begin_step()
+        begin_step()
         try:
             yield
         except Exception:
@@ -73,7 +74,10 @@ class Over:
         agree_on_settings(self.ranks, settings, self._device)
 
     def jacobian(
-        self, losses: Losses | TaskGradientAccumulator, aggregator: Aggregator, arguments: Mapping[str, Any]
+        self,
+        losses: Losses | TaskGradientAccumulator,
+        aggregator: Aggregator,
+        arguments: Mapping[str, Any],
     ) -> Jacobian:
         """The Jacobian of the mean of all ranks' losses.
 
@@ -98,23 +102,29 @@ class Over:
             raise ValueError(
                 "backward: shared is None, expected the shared parameters beside closures on several ranks"
             )
+        if _needs_whole(aggregator) and (self.sharded is not None or isinstance(rows, FeaturesJacobian)):
+            raise TypeError(
+                f"{type(aggregator).__name__}: needs the task gradients as a whole, but each rank holds a part of "
+                "them; expected a method with weights, or one that sets by_element"
+            )
         offer = Offer(
             [task in rows.present.tasks for task in range(rows.present.number)],
             names,
-            repr([(*p.shape, p.dtype) for p in rows.parameters] if not isinstance(rows, FeaturesJacobian) else 0),
+            "" if isinstance(rows, FeaturesJacobian) else _kinds(rows.parameters),
+            _kinds(self._others(rows) or ()),
             description([aggregator, arguments["weighting"]]),
             bool(rows.present.closures) if rows.present.tasks else None,
             None if rows.losses is None else rows.losses.dtype,
-            0 if self._replicas is not None else rows.num_other_leaves,
+            self._beside(rows),
         )
         self._awaited, self._device = None, rows.device
         of_ranks, loss_dtype = agree(ranks, offer, rows.device)
         self._awaited = agree_on_settings
         there = [any(of_task) for of_task in zip(*of_ranks, strict=True)]
-        if self.sharded is not None and any(of_rank != there for of_rank in of_ranks):
+        if self.sharded is not None and any(of_rank != of_ranks[0] for of_rank in of_ranks):
             raise ValueError(
-                f"backward: the ranks have losses of different tasks in step {ranks.step}, expected a loss of each "
-                "task on each rank, such as 0 times the output, as fully_shard gathers parameters in each backward pass"
+                f"backward: the ranks have losses of different tasks in step {step_number()}, expected a loss of "
+                "each task on each rank, such as 0 times the output, as fully_shard gathers parameters in each pass"
             )
         tasks = tuple(task for task, of_any in enumerate(there) if of_any)
         if not tasks:
@@ -189,6 +199,13 @@ class Over:
         later = weighting is not None and (weighting.reads_norms or bool(present.closures))
         return FullyShardedJacobian(present, arguments["shared"], self.sharded, arguments["retain_graph"], later)
 
+    def _beside(self, rows: StoredRows) -> int:
+        """How many parameters the losses reach that this rank finds in its own graph alone."""
+        if self.sharded is not None:
+            return 0  # all ranks must have all tasks
+        known = {id(parameter) for parameter in self._replicas or ()}
+        return sum(isinstance(leaf, nn.Parameter) and id(leaf) not in known for leaf in rows.other_leaves)
+
     def _others(self, rows: StoredRows) -> list[Tensor] | None:
         """The parameters that are not shared and whose plain gradients are averaged; None if they are not known."""
         if self._replicas is None:
@@ -202,8 +219,7 @@ class Over:
             from mtlfast.distributed._placed import Placed
 
             return Placed(rows.parameters, storage_dtype)
-        whole = aggregator.reads in (Reads.ROWS, Reads.STATE) and not aggregator.by_element
-        of = AllReduced if whole else Scattered
+        of = AllReduced if _needs_whole(aggregator) else Scattered
         return of(self.ranks, rows.parameters, storage_dtype)
 
 
@@ -247,8 +263,9 @@ def over_ranks(shared: Shared | None, process_group: object, allow_local: bool) 
         )
     if allow_local:
         return None, shared
+    _refuse_flat(shared)
     shared = None if shared is None else reusable(shared)
-    sharded = _sharded(shared)
+    sharded = None if module is not None and shared is None else _sharded(shared)  # a module knows what is whole
     if group is None and sharded is not None:
         group = dist.group.WORLD
     if group is None:
@@ -264,13 +281,31 @@ def over_ranks(shared: Shared | None, process_group: object, allow_local: bool) 
     return Over(ranks, module, sharded), shared
 
 
+def _refuse_flat(shared: Shared | None) -> None:
+    """Raises for a module of FSDP1, whose parameters are views of flat ones."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None or not isinstance(shared, nn.Module):
+        return
+    if any(isinstance(module, fsdp.FullyShardedDataParallel) for module in shared.modules()):
+        raise ValueError(
+            "backward: shared has a module under FullyShardedDataParallel (FSDP1), expected fully_shard (FSDP2)"
+        )
+
+
+def _needs_whole(aggregator: Aggregator) -> bool:
+    """Whether the method reads the gradients themselves, and not element by element."""
+    return aggregator.reads in (Reads.ROWS, Reads.STATE) and not aggregator.by_element
+
+
+def _kinds(parameters: Sequence[Tensor]) -> str:
+    return repr([(*parameter.shape, parameter.dtype) for parameter in parameters])
+
+
 def _sharded(shared: Shared | None) -> dict[int, Tensor] | None:
     """The sharded parameters, if the shared ones are sharded or may be."""
     if "torch.distributed.tensor" not in sys.modules:
         return None  # nothing has made a DTensor
     from torch.distributed.tensor import DTensor
-
-    from mtlfast.distributed._fully_sharded import sharded_parameters
 
     known = sharded_parameters()
     if shared is None:

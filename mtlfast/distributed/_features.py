@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtlfast import _grad
 from mtlfast._losses import Present
@@ -114,6 +114,13 @@ class FeaturesOfRanks(RankedJacobian):
         loss_dtype: torch.dtype | None,
         sharded: Mapping[int, Tensor],
     ) -> None:
+        if any(id(leaf) in sharded for leaf in local.below):
+            for leaf in local.below:
+                if isinstance(leaf, nn.Parameter) and id(leaf) not in sharded:
+                    raise ValueError(
+                        f"backward: a parameter of shape {list(leaf.shape)} below at= is whole on every rank beside "
+                        "sharded ones, expected all to be DTensors"
+                    )
         super().__init__(local, ranks, present, GatheredFeatures(ranks, local.parameters), others, None, loss_dtype)
         self._at_features, self._sharded = local, sharded
 
@@ -133,20 +140,22 @@ class FeaturesOfRanks(RankedJacobian):
         finish: Callable[[], None] = do_nothing,
     ) -> None:
         with torch.no_grad():
+            pending = self._plain(loss_weights)
             finish()
             times = [
                 None if x is None else x * self._ranks.size for x in direction
             ]  # their sum is wanted, not the mean
         below = self._at_features.below
         if any(id(leaf) in self._sharded for leaf in below):
-            with torch.no_grad():
-                pending = self._plain(loss_weights)
             self._at_features.pass_below(times, [self._sharded.get(id(leaf), leaf) for leaf in below])
             _grad.commit(pending)
             return
         gradients = self._at_features.gradients_below(times)
         with torch.no_grad():
-            sums = averaged(self._ranks, "the trunk", below, gradients)
-            pending = self._plain(loss_weights)
-            pending += _grad.prepared(below, sums, [True] * len(below))
+            shared = [t for t, leaf in enumerate(below) if isinstance(leaf, nn.Parameter)]
+            sums = list(gradients)  # another leaf, such as an input, keeps what this rank computed
+            of_trunk = averaged(self._ranks, "the trunk", [below[t] for t in shared], [gradients[t] for t in shared])
+            for t, total in zip(shared, of_trunk, strict=True):
+                sums[t] = total
+            pending += _grad.prepared(below, sums, [t in shared for t in range(len(below))])
             _grad.commit(pending)

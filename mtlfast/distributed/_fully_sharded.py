@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,18 +17,33 @@ from mtlfast.jacobian._graph import reached_by
 from mtlfast.jacobian._rows import StoredRows
 
 
-def sharded_parameters() -> dict[int, Tensor]:
-    """The sharded parameter of each parameter that a module under `fully_shard` holds, sharded or gathered, by its id.
+def refuse_unreduced(parameters: Iterable[Tensor]) -> None:
+    """Raises if a backward pass would not leave the reduced gradient of one of these parameters alone in `.grad`.
 
-    While a module's parameters are gathered, the graph and `module.parameters()` know plain tensors in their place.
+    Raises:
+        ValueError: its reduction is switched off, or a pass before this step left a gradient that is not reduced yet.
     """
-    found: dict[int, Tensor] = {}
+    wanted = {id(parameter) for parameter in parameters}
     for module in fully_sharded_modules():
         for group in module._get_fsdp_state()._fsdp_param_groups:
-            for parameter in group.fsdp_params:
-                sharded = parameter.sharded_param
-                found[id(sharded)] = found[id(getattr(parameter, "_unsharded_param", sharded))] = sharded
-    return found
+            if not any(id(parameter.sharded_param) in wanted for parameter in group.fsdp_params):
+                continue
+            if not (group.reduce_grads and group.all_reduce_grads):
+                raise ValueError(
+                    "backward: a sharded module does not reduce its gradients, expected "
+                    "set_requires_gradient_sync(True) and set_requires_all_reduce(True), as surgery needs reduced ones"
+                )
+            if group._partial_reduce_output is not None or any(map(_has_unreduced, group.fsdp_params)):
+                raise ValueError(
+                    "backward: a sharded module holds gradients of an earlier pass that are not reduced yet, expected "
+                    "none, as this step would count them as those of its first task"
+                )
+
+
+def _has_unreduced(parameter: Any) -> bool:
+    """Whether a parameter under `fully_shard` has a gradient that waits for its reduction."""
+    gathered = getattr(parameter, "_unsharded_param", None)
+    return parameter.unsharded_accumulated_grad is not None or (gathered is not None and _grad.is_there(gathered))
 
 
 class FullyShardedJacobian(StoredRows):
@@ -45,7 +60,8 @@ class FullyShardedJacobian(StoredRows):
         loss_weights_later: whether `weigh` or `write` will be given loss weights.
 
     Raises:
-        ValueError: a shared parameter is no DTensor, or its gradient has other placements.
+        ValueError: a shared parameter is no DTensor, its gradient has other placements, or a module does not reduce
+            its gradients.
     """
 
     way: ClassVar[str] = "stored"
@@ -79,6 +95,7 @@ class FullyShardedJacobian(StoredRows):
             self.losses = torch.stack([loss.detach().to(self.device) for loss in present.losses])
         own = {id(p) for p in columns.parameters}
         leaves = {id(p): p for leaf in reached.leaves if (p := sharded.get(id(leaf), leaf)) is not None}
+        refuse_unreduced([*columns.parameters, *leaves.values()])
         leaves |= {id(p): p for p in sharded.values() if p.requires_grad}
         others = [leaf for leaf in leaves.values() if id(leaf) not in own]
         self._others = _grad.PlainGradients(others, loss_weights_later)
@@ -95,12 +112,15 @@ class FullyShardedJacobian(StoredRows):
     ) -> None:
         """Hands over this rank's shards of each row as soon as its backward pass has made them."""
         leaves, T = [*self.parameters, *self._others.leaves], len(self.parameters)
+        wanted = range(self.num_tasks) if loss_weights is None else self._tasks_with_weight(loss_weights)
         losses: list[Tensor] = []
         with _grad.set_apart(leaves):
             for k, loss in enumerate(self._losses()):
                 losses.append(loss.detach().to(self.device))
+                if k not in wanted:
+                    continue
                 weight = None if loss_weights is None else loss_weights[k].to(loss.dtype)
-                keep = self._retain_graph or (not self.present.closures and k + 1 < self.num_tasks)
+                keep = self._retain_graph or (not self.present.closures and k != wanted[-1])
                 torch.autograd.backward([loss], [weight], retain_graph=keep)
                 del loss
                 gradients = [self._own(t, g, leaves[t]) for t, g in enumerate(_grad.forget(leaves))]

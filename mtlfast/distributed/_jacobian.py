@@ -106,9 +106,8 @@ class RankedJacobian(StoredRows):
             self._start([None] * len(self.parameters))
         if self.losses is None:
             self._average_losses(self._late_dtype())
-        if loss_weights is not None and loss_weights.device.type != "cpu":
-            assert self.losses is not None
-            self._mask = (loss_weights != 0) | ~self.losses.isfinite()
+        if loss_weights is not None:
+            self._tasks_with_weight(loss_weights)
         self._others = self._averaged
         self.hold(tuple(map(tuple, self._reduction.rows())))
 

@@ -22,8 +22,10 @@ class AveragedGradients(_grad.PlainGradients):
         local: the Jacobian of this rank's losses.
         task_of: the task of each row of this rank.
         ranks: the ranks.
-        parameters: those whose gradients are averaged, the same on all ranks. None: the parameters that the losses
-            reach. Other leaves, such as an input that requires grad, keep what this rank computed.
+        parameters: some whose gradients are averaged, the same on all ranks; None: none are known. All parameters
+            that the losses reach beside these are averaged as well, such as heads outside of a
+            DistributedDataParallel module. Other leaves, such as an input that requires grad, keep what this rank
+            computed.
     """
 
     def __init__(
@@ -55,10 +57,14 @@ class AveragedGradients(_grad.PlainGradients):
         return pending + _grad.prepared(beside, own, [False] * len(beside))
 
     def _known(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The parameters whose gradients are averaged. Without a list of them, all ranks must have found the same."""
-        if self._parameters is not None:
-            return self._parameters
-        found = [leaf for leaf in leaves if isinstance(leaf, nn.Parameter) and not hasattr(leaf, "placements")]
+        """The parameters whose gradients are averaged. Beside the listed ones all ranks must have found the same."""
+        listed = self._parameters or ()
+        known = {id(parameter) for parameter in listed}
+        found = [
+            leaf
+            for leaf in leaves
+            if isinstance(leaf, nn.Parameter) and not hasattr(leaf, "placements") and id(leaf) not in known
+        ]
         text = repr([(*parameter.shape, parameter.dtype) for parameter in found])
         where = self._ranks.host_device(self._local.device)
         own = torch.tensor([crc32(text.encode())], device=where)
@@ -68,7 +74,7 @@ class AveragedGradients(_grad.PlainGradients):
                 "absent on one of them; expected process_group= to be the DistributedDataParallel module, which knows "
                 "all"
             )
-        return found
+        return [*listed, *found]
 
 
 def _placed_as(leaf: Tensor, own: Tensor | None) -> Tensor | None:

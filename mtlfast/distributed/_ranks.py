@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_steps: Counter[str] = Counter()  # by the name of a process group: the steps that began there
+_step = 0  # how many steps this process has taken with others
+
+
+def begin_step() -> None:
+    """Counts one more step, whose number errors then give."""
+    global _step
+    _step += 1
+
+
+def step_number() -> int:
+    """The number of the step that began last."""
+    return _step
+
 
 # torch 2.13 has new names for these two, and the old ones warn.
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -49,14 +60,7 @@ class Ranks:
     def __init__(self, group: Any) -> None:
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self._name = str(getattr(group, "group_name", ""))
         self.failed = False  # whether a collective did
-        self.step = _steps[self._name]
-
-    def begin_step(self) -> None:
-        """Counts one more step, whose number errors then give."""
-        _steps[self._name] += 1
-        self.step = _steps[self._name]
 
     @contextmanager
     def named(self, what: str) -> Iterator[None]:
@@ -66,8 +70,8 @@ class Ranks:
         except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors
             self.failed = True
             raise RuntimeError(
-                f"backward: {what} failed in step {self.step} on rank {self.rank} of {self.size}, expected all ranks "
-                f"to take part in it ({str(error).splitlines()[0]})"
+                f"backward: {what} failed in step {step_number()} on rank {self.rank} of {self.size}, expected all "
+                f"ranks to take part in it ({str(error).splitlines()[0]})"
             ) from error
 
     def host_device(self, device: torch.device) -> torch.device:

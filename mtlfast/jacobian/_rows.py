@@ -103,6 +103,18 @@ class StoredRows(RowsJacobian, Jacobian):
         """The shape with the dimension of the groups, if there are any."""
         return shape if self.groups is None else (len(self.groups.names), *shape)
 
+    def _tasks_with_weight(self, weights: Tensor) -> Sequence[int]:
+        """The tasks that need a backward pass.
+
+        If the host cannot read them or there are none, it sets the mask instead.
+        """
+        assert self.losses is not None
+        mask = (weights != 0) | ~self.losses.isfinite()
+        if weights.device.type == "cpu" and (places := mask.nonzero().flatten().tolist()):  # host: a CPU tensor
+            return places
+        self._mask = mask
+        return range(self.num_tasks)
+
     def keep(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """One task's gradients of the shared parameters as they are stored.
 
@@ -333,9 +345,9 @@ class StoredRows(RowsJacobian, Jacobian):
         return self._others.leaves, self._others.summed(self._times_before(loss_weights))
 
     @property
-    def num_other_leaves(self) -> int:
-        """How many leaves get plain gradients; 0 if that is not known before the passes."""
-        return len(self._others.leaves) if hasattr(self, "_others") else 0
+    def other_leaves(self) -> Sequence[Tensor]:
+        """The leaves that get plain gradients; empty if they are not known before the passes."""
+        return self._others.leaves if hasattr(self, "_others") else ()
 
     def leave_out_plain(self, rows: Sequence[int]) -> None:
         """Drops the plain gradients of these rows, which were kept apart."""

@@ -95,15 +95,3 @@ class StoredJacobian(StoredRows):
         losses = self.present.losses
         overwriting = Overwriting(self._reached, [losses[k] for k in wanted])
         return sequential(losses, weights, wanted, inputs, self._retain_graph, overwriting)
-
-    def _tasks_with_weight(self, weights: Tensor) -> Sequence[int]:
-        """The tasks that need a backward pass.
-
-        If the host cannot read them or there are none, it sets the mask instead.
-        """
-        assert self.losses is not None
-        mask = (weights != 0) | ~self.losses.isfinite()
-        if weights.device.type == "cpu" and (places := mask.nonzero().flatten().tolist()):  # host: a CPU tensor
-            return places
-        self._mask = mask
-        return range(self.num_tasks)
