@@ -96,8 +96,8 @@ def failures(tmp_path_factory):
 @pytest.mark.parametrize("what", LATE)
 def test_a_rank_that_does_not_come_in_time(failures, what):
     error, same_gradients, same_state = failures["late", what]
-    expected = f"backward: {LATE[what]} failed in step 2 on rank 0 of 2, expected all ranks to take part in it ("
-    assert error.startswith(expected)
+    sentence = rf"backward: {LATE[what]} failed in step \d+ on rank 0 of 2, expected all ranks to take part in it \("
+    assert re.match(sentence, error)
     assert same_gradients
     assert same_state
 
@@ -107,7 +107,7 @@ def test_a_rank_that_dies(failures, what):
     error, same_gradients, same_state = failures["dies", what]
     # The reduction of loss 0 may still be under way when the rank dies.
     names = "|".join((LATE[what], LATE[what].replace("loss 1", "loss 0")))
-    sentence = rf"backward: ({names}) failed in step 2 on rank 0 of 2, expected all ranks to take part in it \("
+    sentence = rf"backward: ({names}) failed in step \d+ on rank 0 of 2, expected all ranks to take part in it \("
     assert re.match(sentence, error)
     assert same_gradients
     assert same_state

@@ -56,7 +56,7 @@ def test_pieces_of_a_step(size, rank):
         mtlfast.backward(losses, UPGrad(), shared=shared, process_group=group)
     buckets = [padded([15, 0, 120], size), padded([63], size), padded([1, 1030], size)]
     expected = [
-        *(Collective("all-gather", n) for n in (8, 3)),  # the arguments, and which tasks are present
+        *(Collective("all-gather", n) for n in (9, 3)),  # the arguments, and which tasks are present
         Collective("all-reduce", 3),  # the losses
         Collective("all-gather", 6),  # the settings
         *[Collective("reduce-scatter", size * n) for n in buckets] * 3,

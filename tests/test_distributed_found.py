@@ -18,15 +18,14 @@ STEPS = [
     "beside another sharded model",
     "input below features",
 ]
-OTHER = "backward: rank 1 has another value of diagnostics, groups, loss_scale, precision or storage_dtype than rank 0"
 WHOLE = "ByLength: needs the task gradients as a whole, but each rank holds a part of them"
 UNREDUCED = "backward: a sharded module does not reduce its gradients"
 REFUSED = {
     "whole rows under FSDP2": WHOLE,
     "whole rows at features": WHOLE,
-    "diagnostics": OTHER,
-    "loss scale": OTHER,
-    "closures": "backward: some ranks have functions in step",
+    "diagnostics": "backward: rank 1 has another diagnostics than rank 0 in step",
+    "loss scale": "backward: rank 1 has another loss_scale than rank 0 in step",
+    "closures": "backward: some ranks have closures and others have losses in step",
     "frozen on one rank": "backward: rank 1 has another set of other parameters that require grad",
     "no reduction of a part": UNREDUCED,
     "no all-reduce": UNREDUCED,
