@@ -4,6 +4,6 @@
 """
 
 from mtlfast.distributed._checkpoint import load_state
-from mtlfast.distributed._choose import over_ranks, stored_over_ranks
+from mtlfast.distributed._over_ranks import over_ranks, stored_over_ranks
 
 __all__ = ["load_state", "over_ranks", "stored_over_ranks"]
