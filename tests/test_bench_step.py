@@ -50,6 +50,7 @@ def test_the_contestants_do_the_same_step(gradients):
         assert gradients[name].isnan().all()
 
 
+@pytest.mark.long
 def test_everything_is_measured_shown_and_drawn(tmp_path, capsys, monkeypatch):
     pytest.importorskip("rich")
     pytest.importorskip("matplotlib")

@@ -50,6 +50,7 @@ def test_digits_learn_with_every_method(tmp_path):
     assert picture.stat().st_size > 10_000
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not DIGITS.exists(), reason="needs the checkout")
 def test_digits_take_any_aggregator_and_weighting_by_name():
     pytest.importorskip("sklearn")
@@ -90,6 +91,7 @@ def test_gradnorm_brings_the_rates_of_its_toy_problem_together(tmp_path):
     assert picture.stat().st_size > 10_000
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not DIGITS.exists(), reason="needs the checkout")
 def test_digits_run_the_method_once_more_in_groups(tmp_path):
     pytest.importorskip("sklearn")
