@@ -153,59 +153,26 @@ def test_packed_sequences_need_a_mask_of_blocks(masked):
         assert "table.weight: samples meet in" in refusal(net, MIXINGS["dense"]())
 
 
-class SplitAttention(nn.Module):
-    """torch's attention to a memory, which takes its queries' and its memory's matrix out of one parameter."""
+class Overlapping(nn.Module):
+    """A parameter of which two parts are used that have rows in common."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(D, 2, batch_first=True)
+        self.weight = nn.Parameter(torch.randn(D + 1, D))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x, x.sin(), x.sin(), need_weights=False)[0]
+        return torch.tanh(x @ self.weight[:D]) @ self.weight[1:]
 
 
-class Positions(nn.Module):
-    """Embeddings of positions, whose one row for all samples is added to theirs."""
+class Looked(nn.Module):
+    """A table whose rows are a matrix."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.positions, self.linear = nn.Embedding(T, D), nn.Linear(D, D)
+        self.table = nn.Embedding(D, D)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x + self.positions(torch.arange(T)))
-
-
-class Sliced(nn.Module):
-    """Position parameters for longer sequences, of which the first ones are used."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.positions, self.linear = nn.Parameter(torch.randn(T + 3, D)), nn.Linear(D, D)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x + self.positions[:T])
-
-
-class TimeFirst(nn.Module):
-    """A parameter that is broadcast over the second dimension."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.positions, self.linear = nn.Parameter(torch.randn(T, 1, D)), nn.Linear(D, D)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x.transpose(0, 1) + self.positions).transpose(0, 1)
-
-
-class Viewed(nn.Module):
-    """A parameter of which a view is used."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(D * D))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight.view(D, D)
+        return x @ self.table(torch.arange(D) // 2)
 
 
 class TwoForms(nn.Module):
@@ -242,15 +209,9 @@ class Checkpointed(nn.Module):
 
 
 UNKNOWN = {
-    "attention with split weights": (lambda: Model(SplitAttention(), rows(T, D)), "attention.in_proj_weight: Split"),
-    "embeddings of positions": (lambda: Model(Positions(), rows(T, D)), "positions.weight: .*EmbeddingBackward0"),
-    "sliced positions": (lambda: Model(Sliced(), rows(T, D)), "positions: SliceBackward0 uses it"),
-    "BatchNorm in evaluation": (
-        lambda: Model(nn.BatchNorm1d(D).eval(), rows(D)),
-        "weight: .*BatchNormBackward0 uses it",
-    ),
-    "time first": (lambda: Model(TimeFirst(), rows(T, D)), "positions: AddBackward0 uses it"),
-    "a view": (lambda: Model(Viewed(), rows(D)), "weight: ViewBackward0 uses it"),
+    "overlapping parts": (lambda: Model(Overlapping(), rows(D)), "weight: parts of it are used that have elements in"),
+    "a matrix from a table": (lambda: Model(Looked(), rows(D)), "table.weight: samples meet in EmbeddingBackward0"),
+    "BatchNorm in training": (lambda: Model(nn.BatchNorm1d(D), rows(D)), "weight: NativeBatchNormBackward0 uses it"),
     "two forms": (lambda: Model(TwoForms(), rows(T, D)), "weight: it is used in two forms"),
     "grouped": (lambda: Model(AnyConv(nn.Conv2d, 1, groups=2), rows(2, 4)), "conv.weight: a convolution with 2 groups"),
     "transposed": (lambda: Model(AnyConv(nn.ConvTranspose1d, 2), rows(2, 2)), "conv.weight: a transposed convolution"),

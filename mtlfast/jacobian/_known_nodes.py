@@ -1,4 +1,4 @@
-"""The nodes of the autograd graph whose private fields the implicit way reads, and whether this torch has them."""
+"""The nodes of the autograd graph whose private fields are read, and whether this torch has them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,29 @@ import torch
 
 from mtlfast import _native
 
+
+def _fields(saved: str, tensors: str = "") -> frozenset[str]:
+    """The fields that a node has for what it saves: numbers, and tensors, which hooks may have packed."""
+    names = [f"_saved_{name}" for name in (saved + " " + tensors).split()]
+    return frozenset(names + [f"_raw_saved_{name}" for name in tensors.split()])
+
+
 # For each type of node the fields that are read. Their names are not public, so that each version of torch is listed.
 FIELDS: dict[str, frozenset[str]] = {
-    "AddmmBackward0": frozenset({"_saved_mat1", "_saved_mat2", "_saved_alpha", "_raw_saved_mat1", "_raw_saved_mat2"}),
-    "MmBackward0": frozenset({"_saved_self", "_saved_mat2", "_raw_saved_self", "_raw_saved_mat2"}),
-    "EmbeddingBackward0": frozenset(
-        {"_saved_indices", "_saved_padding_idx", "_saved_scale_grad_by_freq", "_saved_sparse", "_raw_saved_indices"}
-    ),
-    "TBackward0": frozenset(),
-    "ToCopyBackward0": frozenset(),
-    "TransposeBackward0": frozenset({"_saved_dim0", "_saved_dim1"}),
-    "PermuteBackward0": frozenset({"_saved_dims"}),
+    "AddmmBackward0": _fields("alpha beta", "mat1 mat2"),
+    "MmBackward0": _fields("", "self mat2"),
+    "EmbeddingBackward0": _fields("padding_idx scale_grad_by_freq sparse", "indices"),
+    "TBackward0": _fields(""),
+    "ToCopyBackward0": _fields(""),
+    "TransposeBackward0": _fields("dim0 dim1"),
+    "PermuteBackward0": _fields("dims"),
+    # What mixtures of samples read besides.
+    "AddBackward0": _fields("alpha"),
+    "MulBackward0": _fields("", "self other"),
+    "NativeLayerNormBackward0": _fields("", "input result1 result2"),
+    "NativeGroupNormBackward0": _fields("N group", "input result1 result2"),
+    "NativeBatchNormBackward0": _fields("training eps", "input running_mean running_var"),
+    "ConvolutionBackward0": _fields("stride padding dilation transposed output_padding groups", "input"),
 }
 OF_EVERY_NODE = frozenset({"_input_metadata", "_sequence_nr", "next_functions"})
 TABLE: dict[str, dict[str, frozenset[str]]] = dict.fromkeys(("2.11", "2.12", "2.13", "2.14"), FIELDS)
@@ -55,6 +67,12 @@ def _examples() -> dict[str, Any]:
             w.to(torch.float64 if w.dtype != torch.float64 else torch.float32),
             w.transpose(0, 1),
             w.permute(1, 0),
+            w + w,
+            w * w,
+            torch.nn.functional.layer_norm(w, [2], w[0]),
+            torch.nn.functional.group_norm(w, 1, w[0]),
+            torch.nn.functional.batch_norm(w, w.detach()[0], w.detach()[0], w[0]),
+            torch.nn.functional.conv1d(w.unsqueeze(0), w.unsqueeze(2)),
         ]
     return {type(result.grad_fn).__name__: result.grad_fn for result in results}
 

@@ -26,7 +26,7 @@ from mtlfast.jacobian._sample_products import (
     factors_of,
     rows_in,
 )
-from mtlfast.jacobian._sample_uses import SampleUse, is_packed, kept_by, sample_uses
+from mtlfast.jacobian._sample_uses import SampleUse, is_packed, kept_by, sample_uses, settings
 from mtlfast.jacobian._samples import Samples
 from mtlfast.jacobian._streamed import StreamedPart
 from mtlfast.jacobian._uses import MOST_NODES, Graph, walk
@@ -73,8 +73,9 @@ class MixingJacobian(ComputedJacobian):
         if way == "auto":
             self._check_cost(moving)
         self._check_budget()
-        shapes = tuple(tuple(use.node._input_metadata[0].shape) for of_parameter in self._uses for use in of_parameter)
-        key = (samples.number, tuple(p.shape for p in self.parameters), graph.structure, shapes)
+        used = [use for of_parameter in self._uses for use in of_parameter]
+        outputs = tuple((tuple(use.node._input_metadata[0].shape), *settings(use)) for use in used)
+        key = (samples.number, tuple(p.shape for p in self.parameters), graph.structure, outputs)
         self._remembered = recall(self.parameters[0], key, self._probe, way == "mixing", moving)
         self._remembered.wide.settle()
         self._absent: frozenset[int] = frozenset()
@@ -87,13 +88,13 @@ class MixingJacobian(ComputedJacobian):
     @property
     def plan(self) -> Plan:
         layers = []
-        for t, (name, parameter, uses) in enumerate(zip(self._names, self.parameters, self._uses, strict=True)):
+        for t, (name, uses) in enumerate(zip(self._names, self._uses, strict=True)):
             rows = [rows_in(use) for use in uses if use.form != "sum"]
             flops = ordinary = None
             if rows:
-                work = [cost_of_gram(rows_in(use), parameter, self._samples.number, use) for use in uses]
-                ordinary = 2 * self.num_tasks * sum(rows) * parameter.numel()
-                flops = int(2 * sum(work)) + 2 * sum(rows) * parameter.numel()
+                one = 2 * sum(rows_in(use) * use.numel for use in uses)
+                ordinary = self.num_tasks * one
+                flops = int(2 * sum(cost_of_gram(self._samples.number, use) for use in uses)) + one
             layers.append(LayerPlan(name, "mixing", _forms(uses), sum(rows) or None, flops, ordinary, self._kept(t)))
         passes = len(self._blocks())
         reason = f"{passes} backward pass{'es' if passes > 1 else ''} for {self._samples.number} samples"
@@ -150,12 +151,12 @@ class MixingJacobian(ComputedJacobian):
         passes = 2 if blocks == 1 else blocks + 2  # input gradients for each block, and an ordinary pass
         passes += 1 + PROBES if probes else 0
         ordinary = mixed = 0.0
-        for parameter, uses in zip(self.parameters, self._uses, strict=True):
+        for uses in self._uses:
             for use in uses:
                 if use.form != "sum":
-                    N = rows_in(use)
-                    ordinary += K * 2 * N * parameter.numel()
-                    mixed += passes * N * parameter.numel() + cost_of_gram(N, parameter, S, use)
+                    one = rows_in(use) * use.numel
+                    ordinary += K * 2 * one
+                    mixed += passes * one + cost_of_gram(S, use)
         if K < 2:
             raise NotMixed("there is one task")
         if mixed > ordinary:
@@ -214,7 +215,7 @@ class MixingJacobian(ComputedJacobian):
         kinds: dict[object, list[SampleLayer]] = {}
         for t in columns:
             factors = [
-                factors_of(use, rows, of_node, delta, self.parameters[t])
+                factors_of(use, rows, of_node, delta)
                 for use, rows in zip(self._uses[t], self._remembered.maps[t], strict=True)
                 if (of_node := next(kept)) is not None and (delta := next(deltas)) is not None
             ]

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from mtlfast.jacobian._plan import MOST_PLANS
 from mtlfast.jacobian._products import Wide
 from mtlfast.jacobian._sample_products import RowMap, rows_of_delta
-from mtlfast.jacobian._sample_uses import SampleUse, by_row
+from mtlfast.jacobian._sample_uses import SampleUse, overlap
 
 AGAIN = 100  # steps after which a plan is probed again
 PROBES = 2  # with different factors, so that two samples with one factor in the first have others in the second
@@ -119,17 +119,18 @@ def probed(
     all_known = True
     place = 0
     for name, parameter, uses in used:
+        if overlap(uses, parameter):
+            raise NotMixed(f"{name}: parts of it are used that have elements in common")
         maps.append([])
         for use in uses:
             delta = before[place]
             if delta is None:
                 raise NotMixed(f"{name}: no sample reaches one of its uses")
-            rows = rows_of_delta(use, delta, parameter)
-            others = [(rows_of_delta(use, x, parameter), f) for f, all_of in after if (x := all_of[place]) is not None]
+            rows = rows_of_delta(use, delta)
+            others = [(rows_of_delta(use, x), f) for f, all_of in after if (x := all_of[place]) is not None]
             found, known = row_map(rows, others, number)
             all_known = all_known and known
-            in_turn = use.form == "product" or by_row(use, parameter.shape)
-            if found is None or not (in_turn or found == (1, number, 1)):
+            if found is None:
                 node = type(use.node).__name__
                 raise NotMixed(f"{name}: samples meet in {node}, or its rows are not in their order")
             maps[-1].append(found)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mtlfast import ops
 from mtlfast.jacobian._products import BLOCK, squared_lengths, summed_by_entry
-from mtlfast.jacobian._sample_uses import SampleUse, by_row, rows_of_sum
+from mtlfast.jacobian._sample_uses import SampleUse, rows_of, terms_of_sum
 from mtlfast.task_gradients import TaskGradients
 
 SLOWER = 2.5  # how much longer than one weight gradient the samples' gradients take for one product (docs/mixing.md)
@@ -57,7 +57,7 @@ class RowMap(NamedTuple):
 
 @dataclass
 class SampleFactors:
-    """One use of a parameter in a step: its rows, and which sample each belongs to.
+    """One use of a parameter, or of a part of it, in a step: its rows, and which sample each belongs to.
 
     Attributes:
         use: what the walk found.
@@ -95,12 +95,30 @@ class SampleLayer:
     def gram(self, dtype: torch.dtype) -> Tensor:
         """[S, S] float64, with products in `dtype`."""
         if self.uses[0].left is None:
-            return _gram([sum_of(self.uses, dtype)])
-        if not takes_samples(self.uses):
-            return _over_pairs(self.uses, dtype)
+            return _gram([self._sums(dtype)])
         total = torch.zeros((), dtype=torch.float64, device=self.parameter.device)
-        for block in _gradients(self.uses, dtype):
-            total = total + _gram([block])
+        for uses in self._by_part():
+            if not takes_samples(uses):
+                total = total + _over_pairs(uses, dtype)
+                continue
+            for block in _gradients(uses, dtype):
+                total = total + _gram([block])
+        return total
+
+    def _by_part(self) -> list[list[SampleFactors]]:
+        """The uses of each part of the parameter. Different parts have no element in common."""
+        parts: dict[object, list[SampleFactors]] = {}
+        for use in self.uses:
+            parts.setdefault(use.use.part_key, []).append(use)
+        return list(parts.values())
+
+    def _sums(self, dtype: torch.dtype) -> Tensor:
+        """[S, P] the gradients of the samples by sums."""
+        total: Tensor | None = None
+        for use in self.uses:
+            of_use = use.use.of_parameters(use.rows.summed(use.right.to(dtype)), self.parameter)
+            total = of_use if total is None else total + of_use
+        assert total is not None
         return total
 
     def gradient(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
@@ -110,12 +128,12 @@ class SampleLayer:
             by_row = use.rows.spread(weights).to(dtype).unsqueeze(1)
             right = use.right.to(dtype)
             if use.left is None:
-                gradient = (by_row.mT @ right).reshape(self.parameter.shape)
+                gradient = by_row.mT @ right
             elif not use.left.is_floating_point():
-                gradient = summed_by_entry(right * by_row, use.left, self.parameter.shape[0], -1)
+                gradient = summed_by_entry(right * by_row, use.left, use.use.shape[0], -1)
             else:
                 gradient = (use.left.to(dtype) * by_row).mT @ right
-            gradient = gradient.reshape(self.parameter.shape)
+            gradient = use.use.of_parameter(gradient, self.parameter)
             total = gradient if total is None else total + gradient
         assert total is not None
         return total.data if total._is_view() else total  # so that to set `.grad` to it makes no other tensor
@@ -140,19 +158,12 @@ def rows_in(use: SampleUse) -> int:
     return use.use.rows
 
 
-def cost_of_gram(N: int, parameter: Tensor, number: int, use: SampleUse) -> float:
+def cost_of_gram(number: int, use: SampleUse) -> float:
     """The multiplications that the Gram matrix of the samples' gradients is predicted to take, or as long as these."""
-    r, c = len(parameter), parameter.numel() // len(parameter)
+    N, r = rows_in(use), use.shape[0]
+    c = use.numel // r
     over_pairs = float(N**2 * ((0 if use.kind == "embedding" else r) + c))
     return over_pairs if use.kind == "embedding" else min(over_pairs, SLOWER * N * r * c + number**2 * r * c)
-
-
-def sum_of(uses: Sequence[SampleFactors], dtype: torch.dtype) -> Tensor:
-    """[S, p] the gradients of the samples by a sum."""
-    first, *others = (use.rows.summed(use.right.to(dtype)) for use in uses)
-    for other in others:
-        first = first + other
-    return first
 
 
 def _gram(matrices: Sequence[Tensor]) -> Tensor:
@@ -220,7 +231,7 @@ def _inner(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     return (x.unsqueeze(1) == y).to(dtype)
 
 
-def factors_of(use: SampleUse, rows: RowMap, kept: Sequence[Tensor], delta: Tensor, parameter: Tensor) -> SampleFactors:
+def factors_of(use: SampleUse, rows: RowMap, kept: Sequence[Tensor], delta: Tensor) -> SampleFactors:
     """The rows of a use.
 
     Args:
@@ -228,19 +239,18 @@ def factors_of(use: SampleUse, rows: RowMap, kept: Sequence[Tensor], delta: Tens
         rows: which row belongs to which sample.
         kept: what `kept_by` returned.
         delta: the gradient at the use's output.
-        parameter: the parameter that is used.
     """
     if use.form == "sum":
-        return SampleFactors(use, rows, None, rows_of_sum(use, kept, delta, parameter.shape))
+        return SampleFactors(use, rows, None, terms_of_sum(use, kept, delta))
     if use.form == "convolution":
         places = delta[0, 0].numel()
-        return SampleFactors(use, rows._replace(inner=places), *_unfolded(use, kept[0], delta, parameter))
+        return SampleFactors(use, rows._replace(inner=rows.inner * places), *_unfolded(use, kept[0], delta))
     assert use.use is not None
     (constant,) = kept
     if use.kind == "embedding":
-        indices, delta = constant.reshape(-1), delta.reshape(-1, parameter.shape[1])
+        indices, delta = constant.reshape(-1), delta.reshape(-1, use.shape[1])
         padding = use.node._saved_padding_idx
-        if 0 <= padding < parameter.shape[0]:
+        if 0 <= padding < use.shape[0]:
             delta = delta.masked_fill((indices == padding).unsqueeze(1), 0)
         return SampleFactors(use, rows, indices, delta)
     delta, constant = (delta.mT, constant.mT) if use.use.turned else (delta, constant)
@@ -248,7 +258,7 @@ def factors_of(use: SampleUse, rows: RowMap, kept: Sequence[Tensor], delta: Tens
     return SampleFactors(use, rows, left, right)
 
 
-def _unfolded(use: SampleUse, given: Tensor, delta: Tensor, parameter: Tensor) -> tuple[Tensor, Tensor]:
+def _unfolded(use: SampleUse, given: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     """A convolution as a product over samples and places."""
     node = use.node
     flat = delta.dim() == 3  # over one dimension
@@ -258,16 +268,14 @@ def _unfolded(use: SampleUse, given: Tensor, delta: Tensor, parameter: Tensor) -
         (neutral, *values) if flat else tuple(values)
         for values, neutral in ((node._saved_stride, 1), (node._saved_padding, 0), (node._saved_dilation, 1))
     )
-    kernel = (1, *parameter.shape[2:]) if flat else tuple(parameter.shape[2:])
+    kernel = (1, *use.shape[2:]) if flat else tuple(use.shape[2:])
     columns = torch.nn.functional.unfold(given, kernel, dilation, padding, stride)  # [S, C * kernel, places]
     return delta.flatten(2).mT.flatten(0, 1), columns.mT.flatten(0, 1)
 
 
-def rows_of_delta(use: SampleUse, delta: Tensor, parameter: Tensor) -> Tensor:
+def rows_of_delta(use: SampleUse, delta: Tensor) -> Tensor:
     """[N, ...] the gradient at the output, with a row for each row of `factors_of`, but for the places of an image."""
     if use.form == "product":
         assert use.use is not None
         return delta.mT if use.use.turned else delta.reshape(-1, delta.shape[-1])
-    if use.form == "sum" and by_row(use, parameter.shape):
-        return delta.reshape(-1, parameter.numel())
-    return delta.reshape(len(delta), -1)
+    return rows_of(use, delta) if use.form == "sum" else delta.reshape(len(delta), -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +24,43 @@ FLAGS = {
     "NativeDropoutBackward0": "_saved_p",
 }
 ON_THE_WAY = ("TBackward0", "ToCopyBackward0", "TransposeBackward0", "PermuteBackward0")
+# Functions whose output is a part of their input, or all of it, in some shape: each element comes from one.
+PARTS = (
+    "AliasBackward0",
+    "CloneBackward0",
+    "ReshapeAliasBackward0",
+    "SelectBackward0",
+    "SliceBackward0",
+    "SplitBackward0",
+    "SplitWithSizesBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "UnbindBackward0",
+    "UnsafeSplitBackward0",
+    "UnsafeViewBackward0",
+    "UnsqueezeBackward0",
+    "ViewBackward0",
+)
+EMBEDDING = "EmbeddingBackward0"
+
+
+RECORDED = frozenset((*ON_THE_WAY, *PARTS, EMBEDDING))
+
+
+class User(NamedTuple):
+    """A function that computes with a parameter or a part of it.
+
+    Attributes:
+        node: the function.
+        operand: the operand's number.
+        transposed: whether that is the transposed parameter or part.
+        part: the node whose output the part is, and the output's number; None for the parameter as a whole.
+    """
+
+    node: Any
+    operand: int
+    transposed: bool
+    part: tuple[Any, int] | None
 
 
 class Use(NamedTuple):
@@ -75,8 +112,8 @@ class Graph(NamedTuple):
 
     Attributes:
         nodes: all nodes but those that accumulate a leaf's gradient; empty if there are too many.
-        users: by the id of a leaf, or by a node that only passes a parameter on: the nodes that use it, each with the
-            operand's number.
+        users: by the id of a leaf, or by a node that may pass a parameter or a part of it on: the nodes that use it,
+            each with the operand's number.
         hooked: the nodes that have a hook.
         structure: what a cached plan is recognised by.
     """
@@ -128,7 +165,7 @@ def walk(losses: Sequence[Tensor]) -> Graph:
                 users.setdefault(leaf, []).append((node, operand))
                 structure.append(("leaf", leaves.setdefault(leaf, len(leaves))))
                 continue
-            if type(behind).__name__ in ON_THE_WAY:
+            if type(behind).__name__ in RECORDED:
                 users.setdefault(behind, []).append((node, operand))
             structure.append(operand)
             waiting.append(behind)
@@ -149,11 +186,11 @@ def layer_of(parameter: Tensor, column: int, graph: Graph) -> Layer | str:
         return f"it is a {type(parameter).__name__}"
     if parameter.dim() != 2:
         return f"its shape {list(parameter.shape)} is no matrix"
-    users = final_users(parameter, graph)
+    users = final_users(id(parameter), graph)
     if isinstance(users, str):
         return users
     found: list[tuple[str, Use]] = []
-    for node, operand, transposed in users:
+    for node, operand, transposed, _ in users:
         use = use_of(node, operand, transposed)
         if isinstance(use, str):
             return use
@@ -178,26 +215,34 @@ def layer_of(parameter: Tensor, column: int, graph: Graph) -> Layer | str:
     return Layer(column, kind, uses, dtype, size, delta_size, recomputed)
 
 
-def final_users(parameter: Tensor, graph: Graph) -> list[tuple[Any, int, bool]] | str:
+def final_users(of: Any, graph: Graph, takes_part: Callable[[Any], bool] = lambda node: False) -> list[User] | str:
     """The functions that compute with a parameter, behind those that only transpose or cast it.
 
+    Args:
+        of: the id of the parameter, or a node in its place.
+        graph: what the walk found.
+        takes_part: whether a node takes a part of the parameter, whose users are then found in place of the node.
+
     Returns:
-        Each with the number of the operand and whether that is the transposed parameter; or why they are not known.
+        The functions, or why they are not known.
     """
-    found: list[tuple[Any, int, bool]] = []
-    waiting = [(node, operand, False) for node, operand in graph.users.get(id(parameter), ())]
+    found: list[User] = []
+    waiting = [User(node, operand, False, None) for node, operand in graph.users.get(of, ())]
     while waiting:
-        node, operand, transposed = waiting.pop()
-        name = type(node).__name__
+        user = waiting.pop()
+        node, name = user.node, type(user.node).__name__
         if node in graph.hooked:
             return f"{name} has a hook"
-        if name not in ON_THE_WAY:
-            found.append((node, operand, transposed))
-            continue
-        if name != "ToCopyBackward0" and not _transposes(node, name):
+        behind = graph.users.get(node, ())
+        if takes_part(node):
+            waiting += [User(x, place, False, (node, x.next_functions[place][1])) for x, place in behind]
+        elif name not in ON_THE_WAY:
+            found.append(user)
+        elif name != "ToCopyBackward0" and not _transposes(node, name):
             return f"{name} uses it"
-        turn = transposed != (name != "ToCopyBackward0")
-        waiting += [(user, place, turn) for user, place in graph.users.get(node, ())]
+        else:
+            turn = user.transposed != (name != "ToCopyBackward0")
+            waiting += [User(x, place, turn, user.part) for x, place in behind]
     return found
 
 
@@ -216,7 +261,7 @@ def _signed(number: int) -> int:
 def use_of(node: Any, operand: int, transposed: bool) -> tuple[str, Use] | str:
     """The form and the use of a parameter by a node, or why it is no product."""
     name = type(node).__name__
-    if name == "EmbeddingBackward0" and not transposed:
+    if name == EMBEDDING and not transposed:
         if node._saved_scale_grad_by_freq:
             return "the embedding scales gradients by frequency"
         if node._saved_sparse:
