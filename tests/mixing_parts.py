@@ -133,6 +133,18 @@ def trained(norm: nn.Module) -> nn.Module:
     return norm.eval()
 
 
+class Grouped(nn.Module):
+    """Convolutions with a kernel for each channel and for each group of channels."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        kind = (nn.Conv1d, nn.Conv2d)[dims - 1]
+        self.layers = nn.Sequential(kind(2, 4, 3, groups=2, padding=1), nn.Tanh(), kind(4, D, 2, stride=2, groups=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).sin().flatten(2).mean(2)
+
+
 class Frames(nn.Module):
     """Convolutions over the frames of all samples, with BatchNorm that has been trained and GroupNorm."""
 
@@ -174,6 +186,8 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "class token, repeated": lambda: Model(ClassToken(True), image(2)),
     "relative positions": lambda: Model(RelativePositions(), rows(T, D)),
     "BatchNorm in evaluation": lambda: Model(trained(nn.BatchNorm1d(D)), rows(D)),
+    "grouped convolutions": lambda: Model(Grouped(2), image(2)),
+    "grouped convolutions over one dimension": lambda: Model(Grouped(1), image(1)),
     "frames": lambda: Model(Frames(False), image(2)),
     "frames, time first": lambda: Model(Frames(True), image(2)),
 }

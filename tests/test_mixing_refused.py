@@ -213,7 +213,10 @@ UNKNOWN = {
     "a matrix from a table": (lambda: Model(Looked(), rows(D)), "table.weight: samples meet in EmbeddingBackward0"),
     "BatchNorm in training": (lambda: Model(nn.BatchNorm1d(D), rows(D)), "weight: NativeBatchNormBackward0 uses it"),
     "two forms": (lambda: Model(TwoForms(), rows(T, D)), "weight: it is used in two forms"),
-    "grouped": (lambda: Model(AnyConv(nn.Conv2d, 1, groups=2), rows(2, 4)), "conv.weight: a convolution with 2 groups"),
+    "grouped": (
+        lambda: Model(AnyConv(nn.Conv2d, 3, stride=3, padding=1, groups=2), rows(2, 4)),
+        "conv.weight: a convolution with 2 groups,",
+    ),
     "transposed": (lambda: Model(AnyConv(nn.ConvTranspose1d, 2), rows(2, 2)), "conv.weight: a transposed convolution"),
     "volumes": (lambda: Model(AnyConv(nn.Conv3d, 1), rows(2, 8)), "conv.weight: .* volumes"),
     "checkpointing": (lambda: Model(Checkpointed(), rows(D)), "as in activation checkpointing"),

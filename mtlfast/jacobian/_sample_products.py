@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mtlfast import ops
 from mtlfast.jacobian._products import BLOCK, squared_lengths, summed_by_entry
-from mtlfast.jacobian._sample_uses import SampleUse, rows_of, terms_of_sum
+from mtlfast.jacobian._sample_uses import SampleUse, rows_of, terms_of_sum, unfolded
 from mtlfast.task_gradients import TaskGradients
 
 SLOWER = 2.5  # how much longer than one weight gradient the samples' gradients take for one product (docs/mixing.md)
@@ -243,8 +243,8 @@ def factors_of(use: SampleUse, rows: RowMap, kept: Sequence[Tensor], delta: Tens
     if use.form == "sum":
         return SampleFactors(use, rows, None, terms_of_sum(use, kept, delta))
     if use.form == "convolution":
-        places = delta[0, 0].numel()
-        return SampleFactors(use, rows._replace(inner=rows.inner * places), *_unfolded(use, kept[0], delta))
+        left, right = (x.mT.flatten(0, 1) for x in (delta.flatten(2), unfolded(use, kept[0])))
+        return SampleFactors(use, rows._replace(inner=rows.inner * delta[0, 0].numel()), left, right)
     assert use.use is not None
     (constant,) = kept
     if use.kind == "embedding":
@@ -256,21 +256,6 @@ def factors_of(use: SampleUse, rows: RowMap, kept: Sequence[Tensor], delta: Tens
     delta, constant = (delta.mT, constant.mT) if use.use.turned else (delta, constant)
     left, right = (delta, constant) if use.kind == "linear" else (constant, delta)
     return SampleFactors(use, rows, left, right)
-
-
-def _unfolded(use: SampleUse, given: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """A convolution as a product over samples and places."""
-    node = use.node
-    flat = delta.dim() == 3  # over one dimension
-    if flat:
-        given = given.unsqueeze(2)
-    stride, padding, dilation = (
-        (neutral, *values) if flat else tuple(values)
-        for values, neutral in ((node._saved_stride, 1), (node._saved_padding, 0), (node._saved_dilation, 1))
-    )
-    kernel = (1, *use.shape[2:]) if flat else tuple(use.shape[2:])
-    columns = torch.nn.functional.unfold(given, kernel, dilation, padding, stride)  # [S, C * kernel, places]
-    return delta.flatten(2).mT.flatten(0, 1), columns.mT.flatten(0, 1)
 
 
 def rows_of_delta(use: SampleUse, delta: Tensor) -> Tensor:

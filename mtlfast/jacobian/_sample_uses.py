@@ -12,6 +12,8 @@ from torch.autograd.graph import GradientEdge
 
 from mtlfast.jacobian._uses import EMBEDDING, PARTS, Graph, Use, User, final_users, packed, use_of
 
+MOST_OF_OUTPUT = 4  # the samples' gradients of a grouped convolution are in memory, beside the gradient at its output
+
 
 class SampleUse(NamedTuple):
     """One use of a parameter, or of a part of it.
@@ -131,7 +133,9 @@ def _sample_use(whole: tuple[int, ...], user: User) -> SampleUse | str:
         if node._saved_transposed or any(node._saved_output_padding) or len(output) not in (3, 4):
             return "a transposed convolution or one over volumes uses it"
         if node._saved_groups != 1:
-            return f"a convolution with {node._saved_groups} groups uses it"
+            if math.prod(shape) > MOST_OF_OUTPUT * math.prod(output[1:]):
+                return f"a convolution with {node._saved_groups} groups, which is larger than its output, uses it"
+            return SampleUse(node, "sum", None, "grouped", *rest)
         if not _only_parts(user):
             return "an embedding of it is the kernel of a convolution"
         return SampleUse(node, "convolution", None, "", *rest)
@@ -201,6 +205,7 @@ KEPT = {
     "layer norm": ("_saved_input", "_saved_result1", "_saved_result2"),
     "group norm": ("_saved_input", "_saved_result1", "_saved_result2"),
     "batch norm": ("_saved_input", "_saved_running_mean", "_saved_running_var"),
+    "grouped": ("_saved_input",),
     "other": ("_saved_other",),
     "self": ("_saved_self",),
 }
@@ -233,6 +238,20 @@ def rows_of(use: SampleUse, delta: Tensor) -> Tensor:
     return delta.permute(*broadcast, *(i for i, size in enumerate(inner) if size > 1)).reshape(-1, use.numel)
 
 
+def unfolded(use: SampleUse, given: Tensor) -> Tensor:
+    """[N, C * kernel, places] the elements of a convolution's input that each place of its output sees."""
+    node = use.node
+    flat = given.dim() == 3  # over one dimension
+    if flat:
+        given = given.unsqueeze(2)
+    stride, padding, dilation = (
+        (neutral, *values) if flat else tuple(values)
+        for values, neutral in ((node._saved_stride, 1), (node._saved_padding, 0), (node._saved_dilation, 1))
+    )
+    kernel = (1, *use.shape[2:]) if flat else tuple(use.shape[2:])
+    return torch.nn.functional.unfold(given, kernel, dilation, padding, stride)
+
+
 def terms_of_sum(use: SampleUse, kept: Sequence[Tensor], delta: Tensor) -> Tensor:
     """[R, p]: the terms whose sums over a sample's rows are its gradient, in the order of `rows_of`."""
     node, kind = use.node, use.kind
@@ -241,6 +260,10 @@ def terms_of_sum(use: SampleUse, kept: Sequence[Tensor], delta: Tensor) -> Tenso
         delta = delta * (given - mean) * rstd
     if kind in ("other", "self"):
         delta = delta * kept[0]
+    if kind == "grouped":
+        delta, columns = delta.flatten(2), unfolded(use, kept[0])
+        apart = (x.unflatten(1, (node._saved_groups, -1)) for x in (delta, columns))
+        return torch.einsum("sgop,sgip->sgoi", *apart).flatten(1)
     if kind in ("group norm", "batch norm", "channels"):
         value = delta
         if kind == "batch norm":
