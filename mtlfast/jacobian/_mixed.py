@@ -107,11 +107,11 @@ class MixedPart(LayeredPart):
         exact = self._exact(precision)
         if exact not in self._grams:
             wide = [exact or layer.column in self._wide.columns for layer in self._layers]
-            grams, own, shares = map(torch.stack, zip(*map(self._of_layer, self._layers, wide), strict=True))
+            grams, squares = map(torch.stack, zip(*map(self._of_layer, self._layers, wide), strict=True))
             if not exact and self.dtype != torch.float64:
-                for i in self._wide.note(shares, self.places()):
-                    grams[i], own[i], _ = self._of_layer(self._layers[i], True)
-            self._grams[exact] = self._without_absent(grams, own)
+                for i in self._wide.note(self._shares(grams, wide), self.places()):
+                    grams[i], squares[i] = self._of_layer(self._layers[i], True)
+            self._grams[exact] = self._without_absent(grams, self._samples.gram_of_diagonal(squares))
         return self._grams[exact]
 
     def _without_absent(self, grams: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,14 +121,17 @@ class MixedPart(LayeredPart):
         absent = torch.tensor(sorted(self._absent), device=grams.device)
         return tuple(x.index_fill(1, absent, 0).index_fill(2, absent, 0) for x in (grams, own))  # type: ignore[return-value]
 
-    def _of_layer(self, layer: SampleLayer, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """What `_by_layer` has of a layer, and [K] the share of each squared norm in the squares of its terms."""
-        dtype = dtype_of_products(self.dtype, wide)
-        of_samples = layer.gram(dtype)
-        gram = self._samples.gram(of_samples)
-        own = self._samples.gram(torch.diag_embed(of_samples.diagonal()))
-        if dtype == torch.float64:
-            return gram, own, gram.new_ones(self.num_tasks)
-        squares = torch.stack([use.squares() for use in layer.uses]).sum(dim=0)
-        sums = self._samples.gram(torch.diag_embed(squares)).diagonal()
-        return gram, own, share_left(gram.diagonal(), sums)
+    def _of_layer(self, layer: SampleLayer, wide: bool) -> tuple[Tensor, Tensor]:
+        """[K, K] a layer's Gram matrix, and [S] the squared norms of its samples' gradients."""
+        return layer.gram(self._samples, dtype_of_products(self.dtype, wide))
+
+    def _shares(self, grams: Tensor, wide: Sequence[bool]) -> Tensor:
+        """[L, K] the share of each squared norm in the squares of its terms; 1 for layers that are float64 already."""
+        unknown = grams.new_zeros(self._samples.number)
+        known: dict[object, Tensor] = {}
+        squares = [
+            unknown if is_wide else torch.stack([use.squares(known) for use in layer.uses]).sum(dim=0)
+            for layer, is_wide in zip(self._layers, wide, strict=True)
+        ]
+        sums = self._samples.gram_of_diagonal(torch.stack(squares)).diagonal(dim1=-2, dim2=-1)
+        return share_left(grams.diagonal(dim1=-2, dim2=-1), sums)

@@ -77,7 +77,8 @@ class MixingJacobian(ComputedJacobian):
         outputs = tuple((tuple(use.node._input_metadata[0].shape), *settings(use)) for use in used)
         key = (samples.number, tuple(p.shape for p in self.parameters), graph.structure, outputs)
         self._remembered = recall(self.parameters[0], key, self._probe, way == "mixing", moving)
-        self._remembered.wide.settle()
+        self._wide = self._remembered.wide[samples.num_tasks, samples.task is None]
+        self._wide.settle()
         self._absent: frozenset[int] = frozenset()
         self._plain_gradients: Sequence[Tensor | None] | None = None
 
@@ -196,17 +197,17 @@ class MixingJacobian(ComputedJacobian):
             self._plain_gradients = self._of_others(None, True)
         blocks = self._blocks()
         if len(blocks) == 1:
-            self._compute(self._parts_of(blocks[0], keep), self._remembered.wide)
+            self._compute(self._parts_of(blocks[0], keep), self._wide)
             return
         parts: list[MixedPart] = []
         for block in blocks:
             for part in self._parts_of(block, True):
                 layers = [SampleLayer(self.parameters[t], t, ()) for t in part.places()]
-                grams, wide = part.compute(), self._remembered.wide
+                grams, wide = part.compute(), self._wide
                 rest = (self._samples, self._absent, wide, part.dtype, grams, self._pass_of_samples)
                 parts.append(StreamedPart(layers, *rest))
                 del part
-        self._compute(parts, self._remembered.wide)
+        self._compute(parts, self._wide)
 
     def _parts_of(self, columns: Sequence[int], retain_graph: bool) -> list[MixedPart]:
         """Runs the backward pass for some columns, and returns these."""
@@ -222,7 +223,7 @@ class MixingJacobian(ComputedJacobian):
             if factors:
                 layer = SampleLayer(self.parameters[t], t, factors)
                 kinds.setdefault((layer.dtype, layer.parameter.device), []).append(layer)
-        return [MixedPart(of, self._samples, self._absent, self._remembered.wide) for of in kinds.values()]
+        return [MixedPart(of, self._samples, self._absent, self._wide) for of in kinds.values()]
 
     def _pass_of_samples(self, weights: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """The gradients of parameters by one ordinary backward pass of the samples' weighted losses [S]."""

@@ -7,6 +7,7 @@ back multiplied by that sample's factor, bit for bit, and a row that several sam
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -146,14 +147,14 @@ class Remembered:
         maps: which row belongs to which sample.
         known: whether the maps hold for later steps as well.
         why_not: why there are no maps; "" if there are.
-        wide: the parameters whose products are computed in float64.
+        wide: the parameters whose products are computed in float64, by K and whether A is a matrix.
         steps: how many steps have used it.
     """
 
     maps: Maps = field(default_factory=list)
     known: bool = False
     why_not: str = ""
-    wide: Wide = field(default_factory=Wide)
+    wide: defaultdict[tuple[int, bool], Wide] = field(default_factory=lambda: defaultdict(Wide))
     steps: int = 0
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from mtlfast import ops
 from mtlfast.jacobian._products import BLOCK, squared_lengths, summed_by_entry
 from mtlfast.jacobian._sample_uses import SampleUse, rows_of, terms_of_sum, unfolded
+from mtlfast.jacobian._samples import Samples
 from mtlfast.task_gradients import TaskGradients
 
 SLOWER = 2.5  # how much longer than one weight gradient the samples' gradients take for one product (docs/mixing.md)
@@ -45,6 +46,8 @@ class RowMap(NamedTuple):
 
     def summed(self, rows: Tensor, dim: int = 0) -> Tensor:
         """The sums of each sample's rows along a dimension, which becomes S long."""
+        if self.outer == self.inner == 1:
+            return rows
         shape = rows.shape
         apart = rows.reshape(*shape[:dim], self.outer, self.number, self.inner, *shape[dim + 1 :])
         return apart.sum(dim=(dim, dim + 2))
@@ -71,12 +74,23 @@ class SampleFactors:
     left: Tensor | None
     right: Tensor
 
-    def squares(self) -> Tensor:
-        """[S] float64: the sums over each sample's rows of |p_n|^2 |q_n|^2."""
-        square = squared_lengths(self.right)
+    def squares(self, known: dict[object, Tensor]) -> Tensor:
+        """[S] float64: the sums over each sample's rows of |p_n|^2 |q_n|^2.
+
+        Args:
+            known: the squared lengths of the rows of tensors, which a layer's weight and its bias share.
+        """
+        square = _squared_lengths(self.right, known)
         if self.left is not None and self.left.is_floating_point():
-            square = square * squared_lengths(self.left)
+            square = square * _squared_lengths(self.left, known)
         return self.rows.summed(square)
+
+
+def _squared_lengths(rows: Tensor, known: dict[object, Tensor]) -> Tensor:
+    key = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype)
+    if key not in known:
+        known[key] = squared_lengths(rows)
+    return known[key]
 
 
 @dataclass
@@ -92,18 +106,26 @@ class SampleLayer:
         """That of the factors."""
         return self.uses[0].right.dtype
 
-    def gram(self, dtype: torch.dtype) -> Tensor:
-        """[S, S] float64, with products in `dtype`."""
+    def gram(self, samples: Samples, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """[K, K] float64 of the tasks, with products in `dtype`, and [S] the squared norms of the samples' gradients."""
         if self.uses[0].left is None:
-            return _gram([self._sums(dtype)])
+            return self._gram_of_sums(samples, dtype)
         total = torch.zeros((), dtype=torch.float64, device=self.parameter.device)
         for uses in self._by_part():
             if not takes_samples(uses):
                 total = total + _over_pairs(uses, dtype)
                 continue
             for block in _gradients(uses, dtype):
-                total = total + _gram([block])
-        return total
+                total = total + _gram(block)
+        return samples.gram(total), total.diagonal()
+
+    def _gram_of_sums(self, samples: Samples, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The same for sums, whose few elements are mixed first if there are fewer tasks than samples."""
+        sums = self._sums(dtype)
+        if samples.num_tasks < samples.number:
+            return _gram(samples.mixed(sums)), squared_lengths(sums)
+        gram = _gram(sums)
+        return samples.gram(gram), gram.diagonal()
 
     def _by_part(self) -> list[list[SampleFactors]]:
         """The uses of each part of the parameter. Different parts have no element in common."""
@@ -131,8 +153,10 @@ class SampleLayer:
                 gradient = by_row.mT @ right
             elif not use.left.is_floating_point():
                 gradient = summed_by_entry(right * by_row, use.left, use.use.shape[0], -1)
-            else:
+            elif use.left.shape[1] < right.shape[1]:
                 gradient = (use.left.to(dtype) * by_row).mT @ right
+            else:
+                gradient = use.left.to(dtype).mT @ (right * by_row)
             gradient = use.use.of_parameter(gradient, self.parameter)
             total = gradient if total is None else total + gradient
         assert total is not None
@@ -166,10 +190,9 @@ def cost_of_gram(number: int, use: SampleUse) -> float:
     return over_pairs if use.kind == "embedding" else min(over_pairs, SLOWER * N * r * c + number**2 * r * c)
 
 
-def _gram(matrices: Sequence[Tensor]) -> Tensor:
-    """[S, S] float64 of the rows of matrices [S, p]."""
-    rows = list(zip(*(matrix.unbind(0) for matrix in matrices), strict=True))
-    return ops.gram(TaskGradients.from_rows(rows))
+def _gram(rows: Tensor) -> Tensor:
+    """[n, n] float64 of rows [n, p]."""
+    return ops.gram(TaskGradients.from_rows([[row] for row in rows.unbind(0)]))
 
 
 def _gradients(uses: Sequence[SampleFactors], dtype: torch.dtype) -> Iterator[Tensor]:

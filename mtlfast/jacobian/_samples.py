@@ -53,6 +53,25 @@ class Samples:
         both = rows.new_zeros(*shape, self.num_tasks + 1, self.num_tasks + 1).index_add(-1, self.task, rows)
         return both[..., :-1, :-1] * self.factors.outer(self.factors)
 
+    def gram_of_diagonal(self, diagonal: Tensor) -> Tensor:
+        """A diag(d) A^T [..., K, K] for d [..., S] float64."""
+        if self.task is None:
+            assert self.matrix is not None
+            scaled = self.factors.unsqueeze(1) * self.matrix
+            return (scaled * diagonal.unsqueeze(-2)) @ scaled.mT
+        shape = diagonal.shape[:-1]
+        sums = diagonal.new_zeros(*shape, self.num_tasks + 1).index_add(-1, self.task, diagonal)[..., :-1]
+        return torch.diag_embed(sums * self.factors.square())
+
+    def mixed(self, of_samples: Tensor) -> Tensor:
+        """[K, p] float64 the rows of tasks, for rows [S, p] of samples."""
+        rows = of_samples.double()
+        if self.task is None:
+            assert self.matrix is not None
+            return (self.factors.unsqueeze(1) * self.matrix) @ rows
+        sums = rows.new_zeros(self.num_tasks + 1, rows.shape[1]).index_add(0, self.task, rows)[:-1]
+        return sums * self.factors.unsqueeze(1)
+
     def weights(self, weights: Tensor) -> Tensor:
         """w^T A, [S] or [G, S], for weights [K] or [G, K] of the tasks."""
         scaled = weights.double().to(self.factors.device) * self.factors
