@@ -148,7 +148,8 @@ def _beside(gram: Tensor, scale: Tensor) -> Tensor:
     inside = values > NOTHING * values[..., -1:]
     factors = torch.where(inside, values, 1.0).rsqrt() * inside
     rotated = vectors.mT @ gram @ vectors
-    return rotated * factors.unsqueeze(-1) * factors.unsqueeze(-2) + torch.diag_embed((~inside).double())
+    ratios: Tensor = rotated * factors.unsqueeze(-1) * factors.unsqueeze(-2)
+    return ratios + torch.diag_embed((~inside).double())
 
 
 def dtype_of_products(dtype: torch.dtype, wide: bool = False) -> torch.dtype:
@@ -199,7 +200,7 @@ def products(factors: Sequence[Factors], wide: Sequence[bool]) -> tuple[Tensor, 
 def squared_lengths(rows: Tensor) -> Tensor:
     """[..., N] float64, the squared lengths of rows [..., N, b], also where float32 could not hold them."""
     if rows.device.type == "cpu" and rows.dtype == torch.float32:  # which takes a third of the time
-        lengths = torch.linalg.vector_norm(rows, dim=-1)
+        lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1)
         if bool(((lengths > SAFE[0]) & (lengths < SAFE[1])).all()):  # host: a CPU tensor
             return lengths.double().square()
     lengths = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)

@@ -107,7 +107,7 @@ class SampleLayer:
         return self.uses[0].right.dtype
 
     def gram(self, samples: Samples, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """[K, K] float64 of the tasks, with products in `dtype`, and [S] the squared norms of the samples' gradients."""
+        """[K, K] float64 of the tasks, with products in `dtype`, and [S] the samples' squared norms."""
         if self.uses[0].left is None:
             return self._gram_of_sums(samples, dtype)
         total = torch.zeros((), dtype=torch.float64, device=self.parameter.device)

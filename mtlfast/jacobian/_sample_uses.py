@@ -262,7 +262,7 @@ def terms_of_sum(use: SampleUse, kept: Sequence[Tensor], delta: Tensor) -> Tenso
         delta = delta * kept[0]
     if kind == "grouped":
         delta, columns = delta.flatten(2), unfolded(use, kept[0])
-        apart = (x.unflatten(1, (node._saved_groups, -1)) for x in (delta, columns))
+        apart = (x.reshape(len(x), node._saved_groups, -1, x.shape[-1]) for x in (delta, columns))
         return torch.einsum("sgop,sgip->sgoi", *apart).flatten(1)
     if kind in ("group norm", "batch norm", "channels"):
         value = delta
