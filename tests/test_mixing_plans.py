@@ -107,3 +107,24 @@ def test_a_plan_is_probed_again_until_no_gradient_leaves_it_open(monkeypatch):
     with torch.no_grad():
         net.trunk.last.weight.normal_()
     assert counted(monkeypatch, net, 3) == [5, 2, 2]
+
+
+@pytest.mark.parametrize("tasks", [3, S, S + 3])
+@pytest.mark.parametrize("apart", [1.0, 1e-3])
+def test_float64_products_are_for_samples_that_nearly_depend_on_each_other(tasks, apart):
+    net = of_rows(nn.Tanh()).float()
+    net.given = net.given[:1].float() + apart * torch.randn(S, D)
+    run(net, A=torch.randn(tasks, S))
+    known = _probe._cache[net.trunk.first.weight]
+    (found,) = (plan.wide for plan in known.values())
+    assert list(found) == [(tasks, True)]
+    assert found[tasks, True].everything == (apart < 1)
+
+
+def test_what_needs_float64_is_remembered_for_each_number_of_tasks():
+    net = of_rows(nn.Tanh()).float()
+    net.given = net.given[:1].float() + 1e-3 * torch.randn(S, D)
+    run(net, A=torch.randn(3, S))
+    run(net, A=torch.ones(1, S))
+    (found,) = (plan.wide for plan in _probe._cache[net.trunk.first.weight].values())
+    assert {tasks: wide.everything for (tasks, _), wide in found.items()} == {3: True, 1: False}
