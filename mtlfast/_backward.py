@@ -144,7 +144,8 @@ def backward(
             parameters that have no names. Decisions about ranks take the precision of the coarsest dtype in any group.
             None: one surgery for all shared parameters.
         jacobian: how the gradients of the shared parameters are computed, for losses of one forward pass. None:
-            "stored", or "auto" beside `mixing`.
+            "auto" on a CPU, and beside `mixing` or `memory_budget`; else "stored", because "auto" is not yet measured
+            on a GPU.
 
             - "stored": one backward pass for each task, whose K gradients are all kept.
             - "implicit": of linear layers and embeddings no task's gradient is computed. The backward passes stop at
@@ -152,7 +153,8 @@ def backward(
               stored gradients but for rounding. That takes less time and memory where a layer sees few rows (samples
               times tokens) beside its width. A layer for which it would take more FLOPs, and every parameter of
               another kind, is stored. Element-wise methods are refused.
-            - "auto": "implicit" where that saves FLOPs, "stored" otherwise and for element-wise methods.
+            - "auto": "implicit" where that saves FLOPs, "stored" otherwise, for element-wise methods and for small
+              models.
 
             `print(result.plan)` says for each layer what was chosen and why. With the environment variable
             MTLFAST_CHECK=1 the implicit update is compared with an ordinary backward pass of the weighted losses.
@@ -213,9 +215,9 @@ def backward(
         check_methods(aggregator, weighting)
         if over is not None:
             jacobian = stored_over_ranks(jacobian, mixing)
-        if jacobian is None:
-            jacobian = "stored" if mixing is None else "auto"
-        whole = jacobian == "auto" and aggregator.reads in (Reads.ROWS, Reads.STATE)
+        if jacobian is None and not (mixing is None and memory_budget is None):
+            jacobian = "auto"
+        whole = jacobian in (None, "auto") and aggregator.reads in (Reads.ROWS, Reads.STATE)
         if whole:
             if memory_budget is not None:
                 raise ValueError(

@@ -10,6 +10,7 @@ from cases import DEVICES
 from sampling import GRID, SEED, chosen, takes_long
 
 from mtlfast import _native
+from mtlfast.jacobian import _plan
 
 with warnings.catch_warnings():
     # Without the extension the first op warns once; MTLFAST_REQUIRE_NATIVE=1 makes this line fail instead.
@@ -90,6 +91,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `jacobian="auto"` look at the graphs of small models, too."""
+    monkeypatch.setattr(_plan, "SMALL", 0)
 
 
 @pytest.fixture(params=DEVICES)

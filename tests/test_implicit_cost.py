@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mtlfast
 from mtlfast.aggregation import Constant
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("every_size")]
 
 
 GAINS_LITTLE = ("LoRA", "a weight in two forms", "LSTM", "GRU")

@@ -14,7 +14,7 @@ from mtlfast.jacobian import _factored, _implicit, _plan
 from mtlfast.jacobian._known_nodes import TABLE, _examples, unreadable
 from mtlfast.jacobian._uses import Layer
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("every_size")]
 
 F = nn.functional
 

@@ -26,7 +26,7 @@ from zoo import (
 import mtlfast
 from mtlfast.aggregation import MGDA, CAGrad, PCGrad, UPGrad
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("every_size")]
 METHODS = {"PCGrad": lambda: PCGrad(order="fixed"), "UPGrad": UPGrad, "MGDA": MGDA, "CAGrad": lambda: CAGrad(c=0.5)}
 
 

@@ -31,11 +31,11 @@ def jacobian_of(
     weighting: LossWeighting | None,
     second: Losses | None,
     storage_dtype: torch.dtype | None,
-    way: str = "stored",
+    way: str | None = "stored",
     memory_budget: int | None = None,
     mixing: Tensor | None = None,
 ) -> Jacobian:
-    """The Jacobian for these arguments, which are those of `mtlfast.backward`.
+    """The Jacobian for these arguments, which are those of `mtlfast.backward`; `way` is its `jacobian`.
 
     Raises:
         ValueError, TypeError: an argument does not fit, or two of them exclude each other.
@@ -89,6 +89,8 @@ def jacobian_of(
         refuse_both("features", given, ("shared",))
     if present.closures:
         refuse_both("closures", given, ("features", "at"))
+    if way is None:
+        way = "auto" if all(loss.device.type == "cpu" for loss in present.losses) else "stored"
     if at is not None:
         return FeaturesJacobian(present, named_features(at, "at"), retain_graph, later)
     columns: Columns | None
@@ -114,9 +116,9 @@ def jacobian_of(
     return TwoBatchesJacobian(_rows(both(present, other), columns, retain_graph, True, storage_dtype), present)
 
 
-def _check_way(way: str, memory_budget: int | None) -> None:
+def _check_way(way: str | None, memory_budget: int | None) -> None:
     """Raises unless the arguments `jacobian` and `memory_budget` of `mtlfast.backward` fit."""
-    if way not in ("stored", "implicit", "auto", "mixing"):
+    if way not in (None, "stored", "implicit", "auto", "mixing"):
         raise ValueError(f"backward: jacobian is {way!r}, expected 'stored', 'implicit', 'auto' or 'mixing'")
     if memory_budget is None:
         return

@@ -16,10 +16,10 @@ from mtlfast.jacobian._batched import NotBatched, batched, meeting_of, where, wh
 from mtlfast.jacobian._computed import ComputedJacobian
 from mtlfast.jacobian._factored import FactoredPart
 from mtlfast.jacobian._overwriting import Overwriting
-from mtlfast.jacobian._plan import Plan, chosen_for
+from mtlfast.jacobian._plan import Plan, chosen_for, without_walk
 from mtlfast.jacobian._products import Factors
 from mtlfast.jacobian._sequential import Pass, Targets, sequential
-from mtlfast.jacobian._uses import Layer, Use, padding_of, walk
+from mtlfast.jacobian._uses import Graph, Layer, Use, padding_of, walk
 from mtlfast.task_gradients import Rows
 
 
@@ -52,13 +52,18 @@ class ImplicitJacobian(ComputedJacobian):
         why_not_mixed: str = "",
     ) -> None:
         super().__init__(present, shared, retain_graph, loss_weights_later, storage_dtype)
-        self._mode = mode
-        self._graph = walk(present.losses)
+        self._mode, K = mode, len(present.losses)
+        small = without_walk(self.parameters, K) if mode == "auto" and memory_budget is None else None
+        self._graph, self._layers = Graph([], {}, frozenset(), ()), dict[int, Layer]()
+        if small is not None:
+            self._chosen = small
+        else:
+            self._graph = walk(present.losses)
+            self._chosen, self._layers = chosen_for(
+                mode, self._names, self.parameters, K, self._graph, memory_budget
+            )
         if self._checks and self._graph.nodes:
             self.coarsest = self._graph.coarsest()
-        self._chosen, self._layers = chosen_for(
-            mode, self._names, self.parameters, len(present.losses), self._graph, memory_budget
-        )
         self._chosen.wide.settle()
         self._plan = self._chosen.plan
         if why_not_mixed:

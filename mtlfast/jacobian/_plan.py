@@ -12,6 +12,7 @@ from mtlfast import _grad
 from mtlfast.jacobian._products import Wide
 from mtlfast.jacobian._uses import Graph, Layer, layer_of
 
+SMALL = 2**20  # elements of all gradients, below which a walk of the graph often takes longer than it saves
 WORTH = 0.05  # of the FLOPs of all layers: below that "auto" stores all rows, because the walk costs time as well
 
 
@@ -135,6 +136,14 @@ def chosen_for(
         chosen = plans[key] = _choose(mode, names, parameters, num_tasks, found, budget)
     layers = {x.column: x for x in found if isinstance(x, Layer) and x.column in chosen.columns}
     return chosen, layers
+
+
+def without_walk(parameters: Sequence[Tensor], num_tasks: int) -> Chosen | None:
+    """The plan to store the gradients of few parameters, for which the graph need not be known; None for more."""
+    elements = num_tasks * sum(parameter.numel() for parameter in parameters)
+    if elements >= SMALL:
+        return None
+    return Chosen(Plan("stored", f"{num_tasks} gradients of {elements // num_tasks} elements are small"), frozenset())
 
 
 def flops(layer: Layer, num_tasks: int) -> tuple[int, int]:
