@@ -144,8 +144,8 @@ def backward(
             parameters that have no names. Decisions about ranks take the precision of the coarsest dtype in any group.
             None: one surgery for all shared parameters.
         jacobian: how the gradients of the shared parameters are computed, for losses of one forward pass. None:
-            "auto" on a CPU, and beside `mixing` or `memory_budget`; else "stored", because "auto" is not yet measured
-            on a GPU.
+            "auto" on a CPU without `storage_dtype`, and beside `mixing` or `memory_budget`; else "stored", because
+            "auto" is not yet measured on a GPU.
 
             - "stored": one backward pass for each task, whose K gradients are all kept.
             - "implicit": of linear layers and embeddings no task's gradient is computed. The backward passes stop at

@@ -17,6 +17,7 @@ import mtlfast
 from mtlfast.jacobian import _implicit
 
 
+@pytest.mark.usefixtures("every_size")
 @pytest.mark.filterwarnings(at_benchmarks.VMAP)
 def test_the_contestants_do_the_same_step():
     contestants = jacobian_ways.ways(2, QUICK["tiny-transformer"], Passes())
@@ -59,6 +60,7 @@ def test_an_engine_that_fails_or_is_wrong_is_left_out():
     assert failed == "ValueError: no such layer"
 
 
+@pytest.mark.usefixtures("every_size")
 def test_flops_are_those_of_the_backward_passes():
     contestants = jacobian_ways.ways(2, QUICK["tiny-transformer"], Passes())
     of = {name: bench_jacobian.flops(contestants[name]) for name in (PLAIN, BARE, STORED, AUTO)}

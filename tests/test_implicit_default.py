@@ -6,7 +6,7 @@ from implicit_steps import Tasks
 from torch import nn
 
 import mtlfast
-from mtlfast.aggregation import GradDrop, PCGrad, UPGrad
+from mtlfast.aggregation import GradDrop, PCGrad, Sum, UPGrad
 from mtlfast.jacobian import _plan
 
 pytestmark = pytest.mark.native
@@ -42,7 +42,7 @@ def test_a_small_model_is_stored_without_a_walk(way, monkeypatch):
     model = large(WIDTH // 2)
     monkeypatch.setattr("mtlfast.jacobian._implicit.walk", lambda losses: pytest.fail("it walked"))
     plan = step(model, jacobian=way)[0].plan
-    assert str(plan) == "stored: 4 gradients of 65792 elements are small"
+    assert str(plan) == "stored: the tasks' gradients have 263,168 elements, and a plan is made from 1,048,576 on"
 
 
 def test_a_budget_has_a_small_model_walked():
@@ -59,8 +59,13 @@ def test_rows_that_save_nothing_and_methods_that_need_gradients_are_stored():
     assert str(step(model, GradDrop())[0].plan) == "stored: GradDrop needs the task gradients themselves"
 
 
+def test_a_storage_dtype_stores():
+    made = step(large(), PCGrad(order="fixed"), storage_dtype=torch.bfloat16)[0]
+    assert (made.plan.way, made.plan.reason) == ("stored", "")
+
+
 def test_another_device_stores_until_it_is_measured():
     with torch.device("meta"):
         model = large()
-    plan = step(model, PCGrad(order="fixed"))[0].plan
+    plan = step(model, Sum())[0].plan
     assert (plan.way, plan.reason) == ("stored", "")

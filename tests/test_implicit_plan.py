@@ -120,6 +120,7 @@ def plans(module):
 
 
 @pytest.mark.native
+@pytest.mark.usefixtures("every_size")
 def test_a_structure_keeps_its_plan():
     model = Tasks(mlp(16, 2), 16, 3)
     x = torch.randn(4, 16)
@@ -174,6 +175,7 @@ def test_few_plans_are_kept_and_none_for_a_model_that_is_gone():
 
 
 @pytest.mark.native
+@pytest.mark.usefixtures("every_size")
 def test_a_budget_turns_layers_to_the_way_of_less_memory():
     # Of 12 rows at a width of 16 the implicit way keeps less, but takes more FLOPs.
     trunk = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 64, bias=False)).double()

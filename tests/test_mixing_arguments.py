@@ -92,6 +92,7 @@ def test_an_element_wise_method_stores_the_gradients():
     assert made.plan.way == "stored"
 
 
+@pytest.mark.usefixtures("every_size")
 @pytest.mark.parametrize("way", ["auto", "mixing", "stored"])
 @pytest.mark.parametrize("tasks", [1, 6])
 def test_shared_may_be_a_generator(tasks, way):

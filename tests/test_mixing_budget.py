@@ -86,3 +86,17 @@ def test_rows_that_an_index_moves_are_probed_at_each_step():
             )
             found.append((result.gram, layer.weight.grad.clone()))
         torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
+
+
+def test_a_budget_below_k_gradients_takes_one_pass_that_takes_more_flops():
+    net, A = model("MLP over tokens"), torch.randn(2, 5, dtype=torch.float64)
+    assert step(net, A, "auto", UPGrad())[0].plan.way != "mixing"
+    budget = largest_layer(net, A)
+    expected = step(net, A, "stored", UPGrad())[1]
+    within, got = step(net, A, "auto", UPGrad(), memory_budget=budget)
+    assert within.plan.way == "mixing"
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+    net.zero_grad()
+    with pytest.raises(ValueError, match=r"memory_budget is 1 bytes, .*; not mixed, because memory_budget is 1 bytes"):
+        step(net, A, "auto", UPGrad(), memory_budget=1)
+    assert all(p.grad is None for p in net.parameters())

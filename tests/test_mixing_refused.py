@@ -95,7 +95,7 @@ def balanced(net: Model) -> Tensor:
 
 ORDER = torch.randperm(S, generator=torch.Generator().manual_seed(3))
 MEETING = {
-    "BatchNorm": (lambda: of_rows(nn.BatchNorm1d(D)), None, "AddmmBackward0|NativeBatchNormBackward0"),
+    "BatchNorm": (lambda: of_rows(nn.BatchNorm1d(D)), None, "BatchNorm in training, in which samples meet"),
     "BatchNorm without parameters": (lambda: of_rows(nn.BatchNorm1d(D, affine=False)), None, "samples meet"),
     "losses over their mean": (lambda: of_rows(nn.Tanh()), normalised, "samples meet in AddmmBackward0"),
     "a contrastive loss": (lambda: of_rows(nn.Tanh()), contrastive, "samples meet in AddmmBackward0"),
@@ -211,7 +211,10 @@ class Checkpointed(nn.Module):
 UNKNOWN = {
     "overlapping parts": (lambda: Model(Overlapping(), rows(D)), "weight: parts of it are used that have elements in"),
     "a matrix from a table": (lambda: Model(Looked(), rows(D)), "table.weight: samples meet in EmbeddingBackward0"),
-    "BatchNorm in training": (lambda: Model(nn.BatchNorm1d(D), rows(D)), "weight: NativeBatchNormBackward0 uses it"),
+    "BatchNorm in training": (
+        lambda: Model(nn.BatchNorm1d(D), rows(D)),
+        "weight: BatchNorm in training, in which samples meet, uses it",
+    ),
     "two forms": (lambda: Model(TwoForms(), rows(T, D)), "weight: it is used in two forms"),
     "grouped": (
         lambda: Model(AnyConv(nn.Conv2d, 3, stride=3, padding=1, groups=2), rows(2, 4)),

@@ -133,7 +133,8 @@ def peak(trunk: nn.Module, num_tasks: int, storage_dtype: torch.dtype | None) ->
     heads = [nn.Linear(4, 1) for _ in range(num_tasks)]
     features = trunk(torch.randn(4, 512))[..., :4]
     losses = [head(features).square().mean() for head in heads]
-    most = peak_bytes(lambda: mtlfast.backward(losses, PCGrad(), shared=trunk, storage_dtype=storage_dtype))
+    options = {"shared": trunk, "jacobian": "stored", "storage_dtype": storage_dtype}
+    most = peak_bytes(lambda: mtlfast.backward(losses, PCGrad(), **options))
     return most / sum(p.numel() * p.element_size() for p in trunk.parameters())
 
 

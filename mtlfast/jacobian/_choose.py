@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from mtlfast.jacobian._features import Features, FeaturesJacobian, named_feature
 from mtlfast.jacobian._graph import reached_by
 from mtlfast.jacobian._implicit import ImplicitJacobian
 from mtlfast.jacobian._mixing import MixingJacobian
+from mtlfast.jacobian._plan import OverBudget
 from mtlfast.jacobian._probe import NotMixed
 from mtlfast.jacobian._rows import StoredRows
 from mtlfast.jacobian._samples import samples_of
@@ -43,25 +46,26 @@ def jacobian_of(
     given = {"shared": shared, "features": features, "at": at, "storage_dtype": storage_dtype, "second": second}
     later = weighting is not None and weighting.reads_norms
     _check_way(way, memory_budget)
-    why_not_mixed = ""
+    why_not_mixed, mixed = "", None
     if mixing is not None:
         refuse_both("mixing", given, ("features", "at", "second"))
         per_sample, samples = samples_of(mixing, losses)
         losses = list(samples.losses(per_sample).unbind())
         if way in ("auto", "mixing"):
             shared = None if shared is None else reusable(shared)
+            mixed = partial(
+                MixingJacobian,
+                present_losses(losses),
+                None if shared is None else shared_parameters(shared),
+                retain_graph,
+                later,
+                storage_dtype,
+                per_sample,
+                samples,
+                memory_budget=memory_budget,
+            )
             try:
-                return MixingJacobian(
-                    present_losses(losses),
-                    None if shared is None else shared_parameters(shared),
-                    retain_graph,
-                    later,
-                    storage_dtype,
-                    per_sample,
-                    samples,
-                    way,
-                    memory_budget,
-                )
+                return mixed(way=way)
             except NotMixed as error:
                 if way == "mixing":
                     raise ValueError(f'backward: jacobian is "mixing", but {error}') from None
@@ -90,7 +94,8 @@ def jacobian_of(
     if present.closures:
         refuse_both("closures", given, ("features", "at"))
     if way is None:
-        way = "auto" if all(loss.device.type == "cpu" for loss in present.losses) else "stored"
+        on_cpu = all(loss.device.type == "cpu" for loss in present.losses)
+        way = "auto" if on_cpu and storage_dtype is None else "stored"
     if at is not None:
         return FeaturesJacobian(present, named_features(at, "at"), retain_graph, later)
     columns: Columns | None
@@ -105,7 +110,17 @@ def jacobian_of(
     if present.closures:
         later = weighting is not None  # the losses are known after the passes
     if second is None and not present.closures and way != "stored":
-        return ImplicitJacobian(present, columns, retain_graph, later, storage_dtype, way, memory_budget, why_not_mixed)
+        try:
+            return ImplicitJacobian(
+                present, columns, retain_graph, later, storage_dtype, way, memory_budget, why_not_mixed
+            )
+        except OverBudget as error:
+            if mixed is None:
+                raise
+            try:
+                return mixed(way="mixing")  # K passes are over the budget, and so one pass need not take fewer FLOPs
+            except NotMixed as why:
+                raise ValueError(f"{error}; not mixed, because {why}") from None
     if second is None:
         return _rows(present, columns, retain_graph, later, storage_dtype)
     if isinstance(second, TaskGradientAccumulator):
@@ -125,7 +140,9 @@ def _check_way(way: str | None, memory_budget: int | None) -> None:
     if isinstance(memory_budget, bool) or not isinstance(memory_budget, int) or memory_budget < 1:
         raise ValueError(f"backward: memory_budget is {memory_budget!r}, expected a number of bytes above 0, or None")
     if way == "stored":
-        raise ValueError("backward: got memory_budget= beside jacobian='stored', expected 'implicit' or 'auto'")
+        raise ValueError(
+            "backward: got memory_budget= beside jacobian='stored', expected 'implicit', 'auto' or 'mixing'"
+        )
 
 
 def _rows(

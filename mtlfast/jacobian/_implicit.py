@@ -59,9 +59,7 @@ class ImplicitJacobian(ComputedJacobian):
             self._chosen = small
         else:
             self._graph = walk(present.losses)
-            self._chosen, self._layers = chosen_for(
-                mode, self._names, self.parameters, K, self._graph, memory_budget
-            )
+            self._chosen, self._layers = chosen_for(mode, self._names, self.parameters, K, self._graph, memory_budget)
         if self._checks and self._graph.nodes:
             self.coarsest = self._graph.coarsest()
         self._chosen.wide.settle()

@@ -26,7 +26,7 @@ from mtlfast.jacobian._sample_products import (
     factors_of,
     rows_in,
 )
-from mtlfast.jacobian._sample_uses import SampleUse, is_packed, kept_by, sample_uses, settings
+from mtlfast.jacobian._sample_uses import SampleUse, is_packed, kept_by, sample_uses, settings, widened
 from mtlfast.jacobian._samples import Samples
 from mtlfast.jacobian._streamed import StreamedPart
 from mtlfast.jacobian._uses import MOST_NODES, Graph, walk
@@ -170,10 +170,13 @@ class MixingJacobian(ComputedJacobian):
             raise NotMixed(f"memory_budget is {self._budget} bytes, expected at least {most}, which one layer takes")
 
     def _kept(self, t: int) -> int:
-        """The bytes that a parameter's rows take."""
-        return sum(
-            math.prod(out.shape) * out.dtype.itemsize for out in (u.node._input_metadata[0] for u in self._uses[t])
-        )
+        """The bytes that a parameter's rows take, and the samples' gradients of one of whose parts there are sums."""
+        outputs = [use.node._input_metadata[0] for use in self._uses[t]]
+        rows: int = sum(math.prod(output.shape) * output.dtype.itemsize for output in outputs)
+        if self._uses[t][0].form != "sum" or not widened(self._uses[t]):
+            return rows
+        size: int = outputs[0].dtype.itemsize
+        return rows + self._samples.number * self.parameters[t].numel() * size
 
     def _probe(self, seed: int) -> tuple[Maps, bool]:
         everything = range(len(self.parameters))

@@ -16,6 +16,10 @@ SMALL = 2**20  # elements of all gradients, below which a walk of the graph ofte
 WORTH = 0.05  # of the FLOPs of all layers: below that "auto" stores all rows, because the walk costs time as well
 
 
+class OverBudget(ValueError):
+    """No plan keeps to the budget of memory."""
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """How one shared parameter's part of the Jacobian is computed.
@@ -121,7 +125,7 @@ def chosen_for(
         budget: the most bytes that task gradients may take; None: those of the stored way.
 
     Raises:
-        ValueError: no plan keeps to the budget.
+        OverBudget: no plan keeps to the budget.
     """
     found = [layer_of(parameter, t, graph) for t, parameter in enumerate(parameters)]
     facts = tuple(x if isinstance(x, str) else (x.kind, x.rows, x.dtype, x.recomputed, len(x.uses)) for x in found)
@@ -143,7 +147,8 @@ def without_walk(parameters: Sequence[Tensor], num_tasks: int) -> Chosen | None:
     elements = num_tasks * sum(parameter.numel() for parameter in parameters)
     if elements >= SMALL:
         return None
-    return Chosen(Plan("stored", f"{num_tasks} gradients of {elements // num_tasks} elements are small"), frozenset())
+    reason = f"the tasks' gradients have {elements:,} elements, and a plan is made from {SMALL:,} on"
+    return Chosen(Plan("stored", reason), frozenset())
 
 
 def flops(layer: Layer, num_tasks: int) -> tuple[int, int]:
@@ -225,7 +230,7 @@ def _within(
     """Turns layers to the way of less memory until all together keep to the budget, those that save most first.
 
     Raises:
-        ValueError: they do not, even if each takes the way of less memory.
+        OverBudget: they do not, even if each takes the way of less memory.
     """
     if budget is None:
         return rows
@@ -250,7 +255,7 @@ def _within(
             break
         rows[t], total = other, total - saved
     if total > budget:
-        raise ValueError(
+        raise OverBudget(
             f"backward: memory_budget is {budget} bytes, expected at least {total}, which the gradients of {num_tasks} "
             "tasks take"
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mtlfast import ops
 from mtlfast.jacobian._products import BLOCK, squared_lengths, summed_by_entry
-from mtlfast.jacobian._sample_uses import SampleUse, rows_of, terms_of_sum, unfolded
+from mtlfast.jacobian._sample_uses import SampleUse, rows_of, terms_of_sum, unfolded, widened
 from mtlfast.jacobian._samples import Samples
 from mtlfast.task_gradients import TaskGradients
 
@@ -135,10 +135,12 @@ class SampleLayer:
         return list(parts.values())
 
     def _sums(self, dtype: torch.dtype) -> Tensor:
-        """[S, P] the gradients of the samples by sums."""
+        """[S, P] the gradients of the samples by sums, or [S, p] those of the one part that is used."""
         total: Tensor | None = None
+        wide = widened([use.use for use in self.uses])
         for use in self.uses:
-            of_use = use.use.of_parameters(use.rows.summed(use.right.to(dtype)), self.parameter)
+            of_use = use.rows.summed(use.right.to(dtype))
+            of_use = use.use.of_parameters(of_use, self.parameter) if wide else of_use
             total = of_use if total is None else total + of_use
         assert total is not None
         return total

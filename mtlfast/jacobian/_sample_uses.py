@@ -101,6 +101,12 @@ def _takes_part(node: Any, graph: Graph) -> bool:
     )
 
 
+def widened(uses: Sequence[SampleUse]) -> bool:
+    """Whether sums over parts have to be brought to the parameter's shape, to have products of samples' gradients."""
+    parts = {use.part_key: use.part for use in uses}
+    return len(parts) > 1 or not all(only_selects(part) for part in parts.values())
+
+
 def _shape_of(whole: tuple[int, ...], user: User) -> tuple[int, ...]:
     """The shape of what a function uses of a whole."""
     if user.part is None:
@@ -113,7 +119,7 @@ def _sample_use(whole: tuple[int, ...], user: User) -> SampleUse | str:
     node, operand, name, shape = user.node, user.operand, type(user.node).__name__, _shape_of(whole, user)
     rest = (shape, None if user.part is None else GradientEdge(*user.part))
     if len(shape) == 2 and not isinstance(product := use_of(node, operand, user.transposed), str):
-        if not _only_parts(user):
+        if not only_selects(rest[1]):
             return "an embedding of it is a matrix"
         return SampleUse(node, "product", product[1], product[0], *rest)
     if user.transposed:
@@ -125,7 +131,9 @@ def _sample_use(whole: tuple[int, ...], user: User) -> SampleUse | str:
         return SampleUse(node, "sum", None, "layer norm" if operand == 1 else "last", *rest)
     if name == "NativeGroupNormBackward0" and operand in (1, 2):
         return SampleUse(node, "sum", None, "group norm" if operand == 1 else "channels", *rest)
-    if name == "NativeBatchNormBackward0" and operand in (1, 2) and not node._saved_training:
+    if name == "NativeBatchNormBackward0" and operand in (1, 2):
+        if node._saved_training:
+            return "BatchNorm in training, in which samples meet, uses it"
         return SampleUse(node, "sum", None, "batch norm" if operand == 1 else "channels", *rest)
     if name == "ConvolutionBackward0" and operand == 2:
         return SampleUse(node, "sum", None, "channels", *rest)
@@ -136,7 +144,7 @@ def _sample_use(whole: tuple[int, ...], user: User) -> SampleUse | str:
             if math.prod(shape) > MOST_OF_OUTPUT * math.prod(output[1:]):
                 return f"a convolution with {node._saved_groups} groups, which is larger than its output, uses it"
             return SampleUse(node, "sum", None, "grouped", *rest)
-        if not _only_parts(user):
+        if not only_selects(rest[1]):
             return "an embedding of it is the kernel of a convolution"
         return SampleUse(node, "convolution", None, "", *rest)
     if name == "AddBackward0" and operand == 1 and node._saved_alpha != 1:
@@ -146,9 +154,9 @@ def _sample_use(whole: tuple[int, ...], user: User) -> SampleUse | str:
     return f"{name} uses it"
 
 
-def _only_parts(user: User) -> bool:
-    """Whether no element of the parameter comes twice in its part, as in an embedding."""
-    waiting = [] if user.part is None else [user.part[0]]
+def only_selects(part: GradientEdge | None) -> bool:
+    """Whether no element of a parameter can come twice in its part, as it can in an embedding."""
+    waiting = [] if part is None else [part.node]
     while waiting:
         node = waiting.pop()
         if type(node).__name__ == EMBEDDING:

@@ -97,18 +97,22 @@ def samples_of(mixing: object, per_sample: object) -> tuple[Tensor, Samples]:
     if not isinstance(mixing, Tensor):
         raise TypeError(f"backward: mixing is a {type(mixing).__name__}, expected a Tensor [K, S] or [S] of integers")
     device = per_sample.device
+    if mixing.requires_grad:
+        raise ValueError("backward: mixing requires grad, expected mixing.detach(), because A gets no gradient")
     if mixing.layout != torch.strided:
         raise TypeError(
             f"backward: mixing has layout {mixing.layout}, expected a dense Tensor, as mixing.to_dense() is"
         )
+    whole = not (mixing.is_floating_point() or mixing.is_complex() or mixing.dtype == torch.bool)
     if mixing.dim() == 2:
         if mixing.shape[1] != S or len(mixing) == 0 or mixing.is_complex():
             turned = ", such as mixing.T" if len(mixing) == S and not mixing.is_complex() else ""
+            if whole and mixing.shape == (S, 1):
+                turned = f", or [{S}] integers, such as mixing.squeeze(1)"
             got = f"{list(mixing.shape)} {mixing.dtype}"
             raise ValueError(f"backward: mixing is {got}, expected a real [K, {S}] for {S} losses{turned}")
         matrix = mixing.detach().to(device, torch.float64)
         return per_sample, Samples(len(mixing), matrix, None, matrix.new_ones(len(mixing)))
-    whole = not (mixing.is_floating_point() or mixing.is_complex() or mixing.dtype == torch.bool)
     if mixing.dim() != 1 or len(mixing) != S or not whole:
         raise ValueError(
             f"backward: mixing is {list(mixing.shape)} {mixing.dtype}, expected [K, {S}], or [{S}] integers, each "
