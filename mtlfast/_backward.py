@@ -153,20 +153,25 @@ def backward(
               stored gradients but for rounding. That takes less time and memory where a layer sees few rows (samples
               times tokens) beside its width. A layer for which it would take more FLOPs, and every parameter of
               another kind, is stored. Element-wise methods are refused.
-            - "auto": "implicit" where that saves FLOPs, "stored" otherwise, for element-wise methods and for small
-              models.
+            - "auto": "implicit" where that saves at least 5 % of the weight gradients' FLOPs. "stored" otherwise, for
+              element-wise methods, and where all tasks' gradients together have fewer than 2**20 elements. Closures,
+              accumulators, `at` and `second` have ways of their own.
+            - "mixing": one backward pass for all tasks, beside `mixing` alone.
 
             `print(result.plan)` says for each layer what was chosen and why. With the environment variable
-            MTLFAST_CHECK=1 the implicit update is compared with an ordinary backward pass of the weighted losses.
+            MTLFAST_CHECK=1 each update of "implicit" or "mixing" is compared with an ordinary backward pass of the
+            weighted losses.
         memory_budget: with "implicit" or "auto", the most bytes that the K gradients and what stands in place of them
             may take. Layers then take the way of less memory until all keep to it. With "mixing" the layers are
             computed in blocks, a pass each. A budget that cannot be kept, such as one below a single layer of a
-            mixture, is refused, and "auto" runs K passes if these keep to it. None: no limit.
+            mixture, is refused, and "auto" runs K passes if these keep to it. A budget makes "auto" plan for small
+            models too. None: no limit.
         mixing: tasks that are mixtures of the losses of samples, L_k = sum_s A[k, s] l_s. `losses` are then those of
-            the samples, a tensor [S], and `mixing` is A, a tensor [K, S] of any real dtype, or [S] integers: each
-            sample's task, or -1 for a sample of none; K is then the largest task plus 1. A task without samples keeps
-            its place with a gradient of zero, with which MGDA's update is 0. One backward pass then holds the gradients
-            of all tasks, if no sample's loss depends on another sample, as it does through a BatchNorm in training.
+            the samples, a tensor [S], and `mixing` is A, a tensor [K, S] of any real dtype that does not require grad,
+            or [S] integers: each sample's task, or -1 for a sample of none; K is then the largest task plus 1. A task
+            without samples keeps its place with a gradient of zero, with which MGDA's update is 0. One backward pass
+            then holds the gradients of all tasks, if no sample's loss depends on another sample, as it does through a
+            BatchNorm in training.
             `jacobian` None or "auto" takes that way where it pays and a probe finds that it is exact, and else K
             passes, with the reason in the plan. "mixing" refuses instead, and "implicit" and "stored" run K passes.
             `StepResult.losses` are those of the tasks.
@@ -188,13 +193,14 @@ def backward(
         RuntimeError: several ranks are initialised, and neither `process_group` nor `allow_local` is given; or a rank
             does not take part in a collective.
 
-    Memory: the K gradients of the shared parameters, or 2 K of them with `second`. Where `.grad` is None and autograd's
+    Memory of "stored": the K gradients of the shared parameters, or 2 K of them with `second`. Where `.grad` is None and autograd's
     own tensors can become `.grad`, nothing else of that size is allocated. With a `storage_dtype`: the K stored
     gradients, and one task's gradients, then the result, in the parameters' dtype. Sparse gradients: K times the places
     that any task touches. With `at`: the K gradients of the features, and a copy of each `.grad` that exists below
     them.
 
-    Cost: K backward passes and the aggregator's cost. The weights of up to 8192 tasks on the CPU and 512 on a GPU are
+    Cost: K backward passes, of which "implicit" leaves parts out and for which "mixing" has one, and the aggregator's
+    cost. The weights of up to 8192 tasks on the CPU and 512 on a GPU are
     computed natively. With more tasks the plain-PyTorch reference computes them, on a GPU with a warning.
 
     Example:
