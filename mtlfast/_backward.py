@@ -193,11 +193,11 @@ def backward(
         RuntimeError: several ranks are initialised, and neither `process_group` nor `allow_local` is given; or a rank
             does not take part in a collective.
 
-    Memory of "stored": the K gradients of the shared parameters, or 2 K of them with `second`. Where `.grad` is None and autograd's
-    own tensors can become `.grad`, nothing else of that size is allocated. With a `storage_dtype`: the K stored
-    gradients, and one task's gradients, then the result, in the parameters' dtype. Sparse gradients: K times the places
-    that any task touches. With `at`: the K gradients of the features, and a copy of each `.grad` that exists below
-    them.
+    Memory of "stored": the K gradients of the shared parameters, or 2 K of them with `second`. Where `.grad` is None
+    and autograd's own tensors can become `.grad`, nothing else of that size is allocated. With a `storage_dtype`: the K
+    stored gradients, and one task's gradients, then the result, in the parameters' dtype. Sparse gradients: K times the
+    places that any task touches. With `at`: the K gradients of the features, and a copy of each `.grad` that exists
+    below them.
 
     Cost: K backward passes, of which "implicit" leaves parts out and for which "mixing" has one, and the aggregator's
     cost. The weights of up to 8192 tasks on the CPU and 512 on a GPU are

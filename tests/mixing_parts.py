@@ -96,6 +96,31 @@ class Product(nn.Module):
         return x
 
 
+class Labels(nn.Module):
+    """An embedding of each sample's label, which scales and shifts all of its positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift, self.linear = nn.Embedding(3, D), nn.Embedding(3, D), nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        label = torch.arange(S) % 3
+        return torch.tanh(self.linear(x) * self.scale(label)[:, None] + self.shift(label)[:, None])
+
+
+class SharedAttention(nn.Module):
+    """One attention of torch to a memory, in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(D, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for memory in (x.sin(), x.cos()):
+            x = x + self.attention(x, memory, memory, need_weights=False)[0]
+        return x
+
+
 class ClassToken(nn.Module):
     """A vision transformer's way to put a token and positions before the tokens of each sample."""
 
@@ -182,6 +207,8 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "slices of a turned matrix": lambda: Model(Product((D, 2 * D), lambda w: list(w.T.split(D))), rows(D)),
     "a stack of matrices": lambda: Model(Product((3, D, D), lambda w: [*w.unbind(), w[0]][:3]), rows(D)),
     "a slice used twice": lambda: Model(Product((D + 2, D), lambda w: [w[:D]] * 2), rows(D)),
+    "labels": lambda: Model(Labels(), rows(T, D)),
+    "one attention in two layers": lambda: Model(SharedAttention(), rows(T, D)),
     "class token": lambda: Model(ClassToken(False), image(2)),
     "class token, repeated": lambda: Model(ClassToken(True), image(2)),
     "relative positions": lambda: Model(RelativePositions(), rows(T, D)),

@@ -54,7 +54,7 @@ class ImplicitJacobian(ComputedJacobian):
         super().__init__(present, shared, retain_graph, loss_weights_later, storage_dtype)
         self._mode, K = mode, len(present.losses)
         small = without_walk(self.parameters, K) if mode == "auto" and memory_budget is None else None
-        self._graph, self._layers = Graph([], {}, frozenset(), ()), dict[int, Layer]()
+        self._graph, self._layers = Graph([], {}, frozenset(), (), {}), dict[int, Layer]()
         if small is not None:
             self._chosen = small
         else:

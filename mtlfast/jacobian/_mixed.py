@@ -108,7 +108,7 @@ class MixedPart(LayeredPart):
         if exact not in self._grams:
             wide = [exact or layer.column in self._wide.columns for layer in self._layers]
             grams, squares = map(torch.stack, zip(*map(self._of_layer, self._layers, wide), strict=True))
-            if not exact and self.dtype != torch.float64:
+            if not exact:
                 for i in self._wide.note(self._shares(grams, wide), self.places()):
                     grams[i], squares[i] = self._of_layer(self._layers[i], True)
             self._grams[exact] = self._without_absent(grams, self._samples.gram_of_diagonal(squares))
@@ -122,8 +122,16 @@ class MixedPart(LayeredPart):
         return tuple(x.index_fill(1, absent, 0).index_fill(2, absent, 0) for x in (grams, own))  # type: ignore[return-value]
 
     def _of_layer(self, layer: SampleLayer, wide: bool) -> tuple[Tensor, Tensor]:
-        """[K, K] a layer's Gram matrix, and [S] the squared norms of its samples' gradients."""
-        return layer.gram(self._samples, dtype_of_products(self.dtype, wide))
+        """[K, K] a layer's Gram matrix, and [S] the squared norms of its samples' gradients.
+
+        Where products in float64 are not enough, because the rows are float64 already and cancel, the Gram matrix is
+        that of the tasks' gradients.
+        """
+        gram, squares = layer.gram(self._samples, dtype_of_products(self.dtype, wide))
+        if wide and self.dtype == torch.float64:
+            exact = layer.gram_of_tasks(self._samples)
+            gram = torch.where(exact.isfinite(), exact, gram)  # 0 times NaN, of a sample of another task, is NaN
+        return gram, squares
 
     def _shares(self, grams: Tensor, wide: Sequence[bool]) -> Tensor:
         """[L, K] the share of each squared norm in the squares of its terms; 1 for layers that are float64 already."""

@@ -17,16 +17,17 @@ from mtlfast.jacobian._certificate import certify
 from mtlfast.jacobian._computed import ComputedJacobian
 from mtlfast.jacobian._known_nodes import why_unreadable
 from mtlfast.jacobian._mixed import MixedPart
+from mtlfast.jacobian._moves import arrangement, moves_by_values
 from mtlfast.jacobian._overwriting import COMPILED
 from mtlfast.jacobian._plan import LayerPlan, Plan
-from mtlfast.jacobian._probe import PROBES, Maps, NotMixed, moves_rows, probed, recall
+from mtlfast.jacobian._probe import PROBES, Maps, NotMixed, probed, recall
 from mtlfast.jacobian._sample_products import (
     SampleLayer,
     cost_of_gram,
     factors_of,
     rows_in,
 )
-from mtlfast.jacobian._sample_uses import SampleUse, is_packed, kept_by, sample_uses, settings, widened
+from mtlfast.jacobian._sample_uses import SampleUse, is_packed, kept_by, sample_uses, widened
 from mtlfast.jacobian._samples import Samples
 from mtlfast.jacobian._streamed import StreamedPart
 from mtlfast.jacobian._uses import MOST_NODES, Graph, walk
@@ -69,13 +70,14 @@ class MixingJacobian(ComputedJacobian):
         if self._checks and graph.nodes:
             self.coarsest = graph.coarsest()
         self._uses = self._classified(graph)
-        moving = moves_rows(graph.nodes)
+        moving = moves_by_values(graph.nodes, samples.number)
         if way == "auto":
             self._check_cost(moving)
         self._check_budget()
         used = [use for of_parameter in self._uses for use in of_parameter]
-        outputs = tuple((tuple(use.node._input_metadata[0].shape), *settings(use)) for use in used)
-        key = (samples.number, tuple(p.shape for p in self.parameters), graph.structure, outputs)
+        outputs = tuple(tuple(use.node._input_metadata[0].shape) for use in used)
+        places = tuple((p.shape, graph.leaves.get(id(p))) for p in self.parameters)
+        key = (samples.number, places, graph.structure, arrangement(graph.nodes), outputs)
         self._remembered = recall(self.parameters[0], key, self._probe, way == "mixing", moving)
         self._wide = self._remembered.wide[samples.num_tasks, samples.task is None]
         self._wide.settle()
@@ -98,7 +100,8 @@ class MixingJacobian(ComputedJacobian):
                 flops = int(2 * sum(cost_of_gram(self._samples.number, use) for use in uses)) + one
             layers.append(LayerPlan(name, "mixing", _forms(uses), sum(rows) or None, flops, ordinary, self._kept(t)))
         passes = len(self._blocks())
-        reason = f"{passes} backward pass{'es' if passes > 1 else ''} for {self._samples.number} samples"
+        passes_of = f"{passes} backward pass{'es' if passes > 1 else ''}"
+        reason = f"{passes_of} for {self._samples.number} samples in place of {self.num_tasks} for tasks"
         return Plan(self.way, reason, layers=tuple(layers))
 
     def _blocks(self) -> list[list[int]]:
@@ -131,7 +134,7 @@ class MixingJacobian(ComputedJacobian):
             raise NotMixed("storage_dtype= needs the gradients")
         found = []
         for name, parameter in zip(self._names, self.parameters, strict=True):
-            uses = sample_uses(parameter, graph)
+            uses = sample_uses(parameter, graph, self._samples.number)
             if isinstance(uses, str):
                 raise NotMixed(f"{name}: {uses}")
             if any(is_packed(use) for use in uses):
@@ -173,7 +176,7 @@ class MixingJacobian(ComputedJacobian):
         """The bytes that a parameter's rows take, and the samples' gradients of one of whose parts there are sums."""
         outputs = [use.node._input_metadata[0] for use in self._uses[t]]
         rows: int = sum(math.prod(output.shape) * output.dtype.itemsize for output in outputs)
-        if self._uses[t][0].form != "sum" or not widened(self._uses[t]):
+        if not any(use.form == "sum" for use in self._uses[t]) or not widened(self._uses[t]):
             return rows
         size: int = outputs[0].dtype.itemsize
         return rows + self._samples.number * self.parameters[t].numel() * size

@@ -161,15 +161,6 @@ class Remembered:
 _cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by the first shared parameter
 
 
-# Functions that move rows by indices, which are values: another step may move them in another way.
-MOVING = ("IndexBackward0", "IndexSelectBackward0", "IndexPutBackward0", "IndexAddBackward0", "IndexCopyBackward0")
-
-
-def moves_rows(nodes: Sequence[object]) -> bool:
-    """Whether a graph moves rows by indices, so that each step has to be probed."""
-    return any(type(node).__name__ in MOVING for node in nodes)
-
-
 def recall(
     first: Tensor,
     key: object,

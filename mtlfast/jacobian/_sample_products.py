@@ -119,6 +119,12 @@ class SampleLayer:
                 total = total + _gram(block)
         return samples.gram(total), total.diagonal()
 
+    def gram_of_tasks(self, samples: Samples) -> Tensor:
+        """[K, K] float64 from the gradients of all tasks, which are in memory for this layer."""
+        unit = torch.eye(samples.num_tasks, dtype=torch.float64, device=self.parameter.device)
+        rows = [self.gradient(weights, torch.float64).flatten() for weights in samples.weights(unit)]
+        return ops.gram(TaskGradients.from_rows([[row] for row in rows]))
+
     def _gram_of_sums(self, samples: Samples, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The same for sums, whose few elements are mixed first if there are fewer tasks than samples."""
         sums = self._sums(dtype)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from mtlfast.jacobian._moves import numbers_of
 from mtlfast.jacobian._uses import EMBEDDING, PARTS, Graph, Use, User, final_users, packed, use_of
 
 MOST_OF_OUTPUT = 4  # the samples' gradients of a grouped convolution are in memory, beside the gradient at its output
@@ -43,8 +44,16 @@ class SampleUse(NamedTuple):
 
     @property
     def part_key(self) -> object:
-        """The same for uses of the same part."""
-        return None if self.part is None else (self.part.node, self.part.output_nr)
+        """The same for uses of the same part, also where several functions take it. Lookups are told apart."""
+        if self.part is None:
+            return None
+        key: list[object] = []
+        node: Any = self.part.node
+        output = self.part.output_nr
+        while node is not None and node.next_functions:
+            key.append((*numbers_of(node), output) if type(node).__name__ != EMBEDDING else node)
+            node, output = node.next_functions[0]
+        return tuple(key)
 
     def of_parameter(self, gradient: Tensor, parameter: Tensor) -> Tensor:
         """The parameter's gradient, for the part's gradient of any shape."""
@@ -65,11 +74,11 @@ class SampleUse(NamedTuple):
         return found.to(gradients.dtype).reshape(len(gradients), -1)
 
 
-def sample_uses(parameter: Tensor, graph: Graph) -> list[SampleUse] | str:
-    """The uses of a parameter, or why its gradient is not known by sample."""
+def sample_uses(parameter: Tensor, graph: Graph, number: int) -> list[SampleUse] | str:
+    """The uses of a parameter, or why its gradient is not known by each of S samples."""
     if parameter._backward_hooks:
         return "it has a tensor hook"
-    users = final_users(id(parameter), graph, lambda node: _takes_part(node, graph))
+    users = final_users(id(parameter), graph, lambda node: _takes_part(node, graph, number))
     if isinstance(users, str):
         return users
     found: list[SampleUse] = []
@@ -77,6 +86,8 @@ def sample_uses(parameter: Tensor, graph: Graph) -> list[SampleUse] | str:
         use = _sample_use(tuple(parameter.shape), user)
         if isinstance(use, str):
             return use
+        if use.numel == 0:
+            return "a part of it without elements is used"
         found.append(use)
     return found
 
@@ -88,7 +99,7 @@ def _is_part(node: Any) -> bool:
     return turns or name in PARTS
 
 
-def _takes_part(node: Any, graph: Graph) -> bool:
+def _takes_part(node: Any, graph: Graph, number: int) -> bool:
     """Whether a node makes a part of a parameter, or an embedding's output, that is the same for all samples."""
     if type(node).__name__ != EMBEDDING or node._saved_scale_grad_by_freq or node._saved_sparse:
         return _is_part(node)
@@ -97,7 +108,7 @@ def _takes_part(node: Any, graph: Graph) -> bool:
     return (
         bool(users)
         and not isinstance(users, str)
-        and all(_kind_of_broadcast(_shape_of(own, user), user) is not None for user in users)
+        and all(_over_samples(_shape_of(own, user), user, number) for user in users)
     )
 
 
@@ -165,19 +176,6 @@ def only_selects(part: GradientEdge | None) -> bool:
     return True
 
 
-def settings(use: SampleUse) -> tuple[object, ...]:
-    """What says which part of a parameter is used: the numbers that the functions have kept which take it."""
-    found: list[object] = []
-    waiting = [] if use.part is None else [use.part.node]
-    while waiting:
-        node = waiting.pop()
-        if type(node).__name__ in PARTS:
-            kept = (getattr(node, name) for name in sorted(dir(node)) if name.startswith("_saved_"))
-            found += [x for x in kept if isinstance(x, int | tuple)]
-        waiting += [behind for behind, _ in node.next_functions if behind is not None]
-    return tuple(found)
-
-
 def overlap(uses: Sequence[SampleUse], parameter: Tensor) -> bool:
     """Whether an element of a parameter is in several of the parts that products take."""
     parts = {use.part_key: use for use in uses if use.form != "sum"}
@@ -206,6 +204,13 @@ def _kind_of_broadcast(shape: tuple[int, ...], user: User) -> str | None:
     inner = (1,) * (len(output) - len(shape)) + shape
     broadcast = all(size in (1, of_output) for size, of_output in zip(inner, output, strict=True))
     return kinds[user.operand] if broadcast and (1 in inner) else None
+
+
+def _over_samples(shape: tuple[int, ...], user: User, number: int) -> bool:
+    """Whether something is broadcast, and not one for each of S samples in the first dimension, as labels are."""
+    output = tuple(user.node._input_metadata[0].shape)
+    of_labels = len(shape) == len(output) and shape[0] == output[0] == number > 1
+    return _kind_of_broadcast(shape, user) is not None and not of_labels
 
 
 # What a sum needs of a node beside the gradient at its output.

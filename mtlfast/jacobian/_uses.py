@@ -116,12 +116,14 @@ class Graph(NamedTuple):
             each with the operand's number.
         hooked: the nodes that have a hook.
         structure: what a cached plan is recognised by.
+        leaves: the number of each leaf in the structure, by its id.
     """
 
     nodes: list[Any]
     users: dict[Any, list[tuple[Any, int]]]
     hooked: frozenset[Any]
     structure: tuple[object, ...]
+    leaves: dict[int, int]
 
     def coarsest(self) -> torch.dtype:
         """The dtype of least precision that a function of the graph computed in."""
@@ -131,7 +133,7 @@ class Graph(NamedTuple):
 
     def without_nodes(self) -> Graph:
         """The same without the nodes, which would keep the graph alive."""
-        return Graph([], {}, frozenset(), self.structure)
+        return Graph([], {}, frozenset(), self.structure, {})
 
 
 def walk(losses: Sequence[Tensor]) -> Graph:
@@ -154,10 +156,10 @@ def walk(losses: Sequence[Tensor]) -> Graph:
         numbers[node] = len(nodes)
         nodes.append(node)
         if len(nodes) > MOST_NODES:
-            return Graph([], {}, hooked, ())
+            return Graph([], {}, hooked, (), {})
         name = type(node).__name__
         structure.append(name if name not in FLAGS else (name, getattr(node, FLAGS[name], None)))
-        for operand, (behind, _) in enumerate(node.next_functions):
+        for operand, (behind, output) in enumerate(node.next_functions):
             if behind is None:
                 continue
             if type(behind) is AccumulateGrad:
@@ -167,9 +169,9 @@ def walk(losses: Sequence[Tensor]) -> Graph:
                 continue
             if type(behind).__name__ in RECORDED:
                 users.setdefault(behind, []).append((node, operand))
-            structure.append(operand)
+            structure.append((operand, output) if output else operand)
             waiting.append(behind)
-    return Graph(nodes, users, hooked, tuple(structure))
+    return Graph(nodes, users, hooked, tuple(structure), leaves)
 
 
 def layer_of(parameter: Tensor, column: int, graph: Graph) -> Layer | str:
