@@ -21,12 +21,8 @@ from mtlfast.jacobian._moves import arrangement, moves_by_values
 from mtlfast.jacobian._overwriting import COMPILED
 from mtlfast.jacobian._plan import LayerPlan, Plan
 from mtlfast.jacobian._probe import PROBES, Maps, NotMixed, probed, recall
-from mtlfast.jacobian._sample_products import (
-    SampleLayer,
-    cost_of_gram,
-    factors_of,
-    rows_in,
-)
+from mtlfast.jacobian._sample_costs import cost_of_gram, rows_in
+from mtlfast.jacobian._sample_products import SampleLayer, factors_of
 from mtlfast.jacobian._sample_uses import SampleUse, is_packed, kept_by, sample_uses, widened
 from mtlfast.jacobian._samples import Samples
 from mtlfast.jacobian._streamed import StreamedPart
@@ -97,7 +93,7 @@ class MixingJacobian(ComputedJacobian):
             if rows:
                 one = 2 * sum(rows_in(use) * use.numel for use in uses)
                 ordinary = self.num_tasks * one
-                flops = int(2 * sum(cost_of_gram(self._samples.number, use) for use in uses)) + one
+                flops = int(2 * sum(cost_of_gram(self._samples, use) for use in uses)) + one
             layers.append(LayerPlan(name, "mixing", _forms(uses), sum(rows) or None, flops, ordinary, self._kept(t)))
         passes = len(self._blocks())
         passes_of = f"{passes} backward pass{'es' if passes > 1 else ''}"
@@ -150,7 +146,7 @@ class MixingJacobian(ComputedJacobian):
         Args:
             probes: whether each step is probed.
         """
-        S, K = self._samples.number, self._samples.num_tasks
+        K = self._samples.num_tasks
         blocks = len(self._blocks())
         passes = 2 if blocks == 1 else blocks + 2  # input gradients for each block, and an ordinary pass
         passes += 1 + PROBES if probes else 0
@@ -160,7 +156,7 @@ class MixingJacobian(ComputedJacobian):
                 if use.form != "sum":
                     one = rows_in(use) * use.numel
                     ordinary += K * 2 * one
-                    mixed += passes * one + cost_of_gram(S, use)
+                    mixed += passes * one + cost_of_gram(self._samples, use)
         if K < 2:
             raise NotMixed("there is one task")
         if mixed > ordinary:

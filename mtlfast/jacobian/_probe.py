@@ -17,7 +17,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from mtlfast.jacobian._plan import MOST_PLANS
 from mtlfast.jacobian._products import Wide
-from mtlfast.jacobian._sample_products import RowMap, rows_of_delta
+from mtlfast.jacobian._row_map import RowMap
+from mtlfast.jacobian._sample_products import rows_of_delta
 from mtlfast.jacobian._sample_uses import SampleUse, overlap
 
 AGAIN = 100  # steps after which a plan is probed again

@@ -5,57 +5,25 @@ and q_n the input, or the other way round. Its Gram matrix over the samples can 
 
     over pairs of rows        G_st = sum over n of s and m of t of <p_n, p_m> <q_n, q_m>     N^2 (a + b)
     over samples' gradients   M_s = P_s^T Q_s, block by block, and G_st = <M_s, M_t>         N a b + S^2 a b
+
+Where each sample belongs to one task, the same can be done with the tasks' gradients, for K in place of S.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mtlfast import ops
 from mtlfast.jacobian._products import BLOCK, squared_lengths, summed_by_entry
+from mtlfast.jacobian._row_map import RowMap
+from mtlfast.jacobian._sample_costs import takes_samples, takes_tasks
 from mtlfast.jacobian._sample_uses import SampleUse, rows_of, terms_of_sum, unfolded, widened
 from mtlfast.jacobian._samples import Samples
 from mtlfast.task_gradients import TaskGradients
-
-SLOWER = 2.5  # how much longer than one weight gradient the samples' gradients take for one product (docs/mixing.md)
-
-
-class RowMap(NamedTuple):
-    """Which row belongs to which sample: row n to sample (n // inner) % number, for outer * number * inner rows.
-
-    Attributes:
-        outer: how often all samples come in turn.
-        number: S.
-        inner: how many rows of one sample stand together.
-    """
-
-    outer: int
-    number: int
-    inner: int
-
-    def by_sample(self, rows: Tensor) -> Tensor:
-        """[S, outer * inner, ...] for rows [N, ...]."""
-        rest = rows.shape[1:]
-        return rows.reshape(self.outer, self.number, self.inner, *rest).transpose(0, 1).reshape(self.number, -1, *rest)
-
-    def summed(self, rows: Tensor, dim: int = 0) -> Tensor:
-        """The sums of each sample's rows along a dimension, which becomes S long."""
-        if self.outer == self.inner == 1:
-            return rows
-        shape = rows.shape
-        apart = rows.reshape(*shape[:dim], self.outer, self.number, self.inner, *shape[dim + 1 :])
-        return apart.sum(dim=(dim, dim + 2))
-
-    def spread(self, of_samples: Tensor) -> Tensor:
-        """[N] each row's entry of [S]."""
-        one = of_samples.repeat_interleave(self.inner)
-        return one.repeat(self.outer)
 
 
 @dataclass
@@ -110,6 +78,8 @@ class SampleLayer:
         """[K, K] float64 of the tasks, with products in `dtype`, and [S] the samples' squared norms."""
         if self.uses[0].left is None:
             return self._gram_of_sums(samples, dtype)
+        if all(takes_tasks(use.use, samples) for use in self.uses) and len(self._by_part()) == 1:
+            return self._gram_by_task(samples, dtype)
         total = torch.zeros((), dtype=torch.float64, device=self.parameter.device)
         for uses in self._by_part():
             if not takes_samples(uses):
@@ -118,6 +88,13 @@ class SampleLayer:
             for block in _gradients(uses, dtype):
                 total = total + _gram(block)
         return samples.gram(total), total.diagonal()
+
+    def _gram_by_task(self, samples: Samples, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The same where each sample belongs to one task. A task's squared norm is shared out among its samples."""
+        total = torch.zeros((), dtype=torch.float64, device=self.parameter.device)
+        for block in _gradients_by_task(self.uses, samples, dtype):
+            total = total + _gram(block)
+        return total * samples.factors.outer(samples.factors), samples.shared_out(total.diagonal())
 
     def gram_of_tasks(self, samples: Samples) -> Tensor:
         """[K, K] float64 from the gradients of all tasks, which are in memory for this layer."""
@@ -171,33 +148,6 @@ class SampleLayer:
         return total.data if total._is_view() else total  # so that to set `.grad` to it makes no other tensor
 
 
-def takes_samples(uses: Sequence[SampleFactors]) -> bool:
-    """Whether the samples' gradients are cheaper than pairs of rows."""
-    N, S = sum(len(use.right) for use in uses), uses[0].rows.number
-    if any(use.left is None or not use.left.is_floating_point() for use in uses):
-        return False
-    assert uses[0].left is not None
-    r, c = uses[0].left.shape[1], uses[0].right.shape[1]
-    return SLOWER * N * r * c + S**2 * r * c < N**2 * (r + c)
-
-
-def rows_in(use: SampleUse) -> int:
-    """N, the number of rows of a product."""
-    if use.form == "convolution":
-        shape = use.node._input_metadata[0].shape
-        return int(shape[0] * math.prod(shape[2:]))
-    assert use.use is not None
-    return use.use.rows
-
-
-def cost_of_gram(number: int, use: SampleUse) -> float:
-    """The multiplications that the Gram matrix of the samples' gradients is predicted to take, or as long as these."""
-    N, r = rows_in(use), use.shape[0]
-    c = use.numel // r
-    over_pairs = float(N**2 * ((0 if use.kind == "embedding" else r) + c))
-    return over_pairs if use.kind == "embedding" else min(over_pairs, SLOWER * N * r * c + number**2 * r * c)
-
-
 def _gram(rows: Tensor) -> Tensor:
     """[n, n] float64 of rows [n, p]."""
     return ops.gram(TaskGradients.from_rows([[row] for row in rows.unbind(0)]))
@@ -210,6 +160,32 @@ def _gradients(uses: Sequence[SampleFactors], dtype: torch.dtype) -> Iterator[Te
     each = max(1, BLOCK // (left.shape[0] * right.shape[2] * right.element_size()))
     for start in range(0, left.shape[2], each):
         yield (left[:, :, start : start + each].mT @ right).flatten(1)
+
+
+def _gradients_by_task(uses: Sequence[SampleFactors], samples: Samples, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The gradients of the tasks, [K, p], block by block of the parameter's rows, for samples of one task each."""
+    assert samples.task is not None
+    assert samples.sizes is not None
+    of_tasks: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(samples.num_tasks)]
+    for use in uses:
+        order = use.rows.spread(samples.task).argsort(stable=True)
+        rows = [size * use.rows.outer * use.rows.inner for size in samples.sizes]
+        both = (torch.split_with_sizes(x[order].to(dtype), rows) for x in (_dense(use.left), use.right))
+        for task, pair in zip(of_tasks, zip(*both, strict=True), strict=False):  # without the samples of no task
+            task.append(pair)
+    r, c = _dense(uses[0].left).shape[1], uses[0].right.shape[1]
+    each = max(1, BLOCK // (samples.num_tasks * c * dtype.itemsize))
+    for start in range(0, r, each):
+        place = slice(start, start + each)
+        yield torch.stack([sum_of([left[:, place].mT @ right for left, right in task]).flatten() for task in of_tasks])
+
+
+def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum, without adding to a zero."""
+    first, *others = tensors
+    for other in others:
+        first = first + other
+    return first
 
 
 def _dense(left: Tensor | None) -> Tensor:

@@ -17,12 +17,14 @@ class Samples:
         matrix: [K, S] float64; None if `task` is given.
         task: [S] int64, each sample's task, or K for a sample of none; None if `matrix` is given.
         factors: [K] float64, what each task's row is multiplied by.
+        sizes: beside `task`, the numbers of samples of the K tasks and of none, which the host knows.
     """
 
     num_tasks: int
     matrix: Tensor | None
     task: Tensor | None
     factors: Tensor
+    sizes: tuple[int, ...] | None = None
 
     @property
     def number(self) -> int:
@@ -62,6 +64,13 @@ class Samples:
         shape = diagonal.shape[:-1]
         sums = diagonal.new_zeros(*shape, self.num_tasks + 1).index_add(-1, self.task, diagonal)[..., :-1]
         return torch.diag_embed(sums * self.factors.square())
+
+    def shared_out(self, of_tasks: Tensor) -> Tensor:
+        """[S] each sample's equal share in what its task has, for [K]; 0 for a sample of none."""
+        assert self.task is not None
+        assert self.sizes is not None
+        sizes = torch.tensor(self.sizes[:-1], dtype=of_tasks.dtype).to(of_tasks.device, non_blocking=True)
+        return torch.nn.functional.pad(of_tasks / sizes.clamp(min=1), (0, 1))[self.task]
 
     def mixed(self, of_samples: Tensor) -> Tensor:
         """[K, p] float64 the rows of tasks, for rows [S, p] of samples."""
@@ -126,5 +135,7 @@ def samples_of(mixing: object, per_sample: object) -> tuple[Tensor, Samples]:
         raise ValueError(f"backward: mixing has {least}, expected tasks from 0 on, or -1 for a sample of no task")
     if most < 0:
         raise ValueError("backward: mixing has -1 for every sample, expected at least one sample of a task")
-    task = torch.where(task < 0, most + 1, task).to(device)
-    return per_sample, Samples(most + 1, None, task, torch.ones(most + 1, dtype=torch.float64, device=device))
+    task = torch.where(task < 0, most + 1, task)
+    sizes = tuple(task.bincount(minlength=most + 2).tolist())  # host: a CPU tensor
+    ones = torch.ones(most + 1, dtype=torch.float64, device=device)
+    return per_sample, Samples(most + 1, None, task.to(device), ones, sizes)
