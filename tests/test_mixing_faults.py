@@ -231,13 +231,14 @@ def wide_transformer(samples: int, length: int) -> Model:
     return Model(trunk, torch.randn(samples, length, WIDTH), WIDTH)
 
 
-@pytest.mark.parametrize("tasks", [2, 8, 32])
+@pytest.mark.parametrize("tasks", [2, 8, 32, "disjoint"])
 @pytest.mark.parametrize(("samples", "length", "most"), [(4, 8, 1.25), (8, 16, 1.4)])
 def test_flops_of_a_whole_step(samples, length, most, tasks):
-    net, A = wide_transformer(samples, length), torch.randn(tasks, samples)
+    net = wide_transformer(samples, length)
+    A = disjoint(2, samples) if tasks == "disjoint" else torch.randn(tasks, samples)
 
     def plain(losses: Tensor) -> None:
-        (A @ losses).sum().backward()
+        losses.sum().backward()
 
     def mixed(losses: Tensor) -> None:
         made = mtlfast.backward(losses, UPGrad(), shared=net.trunk, mixing=A, jacobian="mixing")
@@ -254,6 +255,21 @@ def test_flops_of_a_whole_step(samples, length, most, tasks):
     mixed(net.losses())  # which probes
     ratio = counted(mixed) / counted(plain)
     assert ratio <= most, ratio
+
+
+def test_samples_of_one_task_each_take_the_work_of_one_weight_gradient():
+    net = wide_transformer(16, 32)  # four times as many rows as the width
+    flops = {}
+    for tasks in ("dense", "disjoint"):
+        A = disjoint(2, 16) if tasks == "disjoint" else torch.randn(2, 16)
+        for _ in range(2):
+            losses = net.losses()
+            with FlopCounterMode(display=False) as counter:
+                mtlfast.backward(losses, UPGrad(), shared=net.trunk, mixing=A, jacobian="mixing")
+        flops[tasks] = counter.get_total_flops()
+    each = 2 * 16 * 32 * sum(p.numel() for p in net.trunk.parameters() if p.dim() == 2)
+    assert flops["disjoint"] < 3.2 * each  # input gradients, weight gradients of tasks, and one weight gradient
+    assert flops["disjoint"] < flops["dense"]
 
 
 @pytest.mark.parametrize("mixing", ["dense", "disjoint"])

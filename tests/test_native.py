@@ -150,6 +150,27 @@ def test_a_machine_without_a_driver_imports_and_says_so():
 
 
 @pytest.mark.skipif(not (CHECKOUT / "setup.py").exists(), reason="needs the checkout")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_may_fork_after_the_import():
+    """The import must start no threads of OpenMP, for which a forked process would wait forever."""
+    code = """
+import os, torch, mtlfast
+child = os.fork()
+if not child:
+    torch.ones(1000, 1000).mul(2).clone()
+    os._exit(0)
+for _ in range(300):
+    if os.waitpid(child, os.WNOHANG)[0]:
+        break
+    __import__("time").sleep(0.1)
+else:
+    os.kill(child, 9)
+    raise SystemExit("the child waits")
+"""
+    run = python(code, OMP_NUM_THREADS="2")
+    assert run.returncode == 0, run.stderr
+
+
 def test_a_build_without_torch_says_what_to_type(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('No module named torch')")
     run = subprocess.run(
