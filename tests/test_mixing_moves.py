@@ -71,7 +71,41 @@ MOVES = {
     "slices": lambda x, order: torch.cat([x[i : i + 1] for i in order.tolist()]),
     "roll": lambda x, order: x.roll(int(order[0]), 0),
     "flip": lambda x, order: x.flip([0 if order[0] else 1]),
+    "into a copy": lambda x, order: into(torch.zeros_like(x), x, order),
+    "padding": lambda x, order: F.pad(x, (0, 0, int(order[0]), -int(order[0]))),
+    "one row more": lambda x, order: torch.cat([x, x.new_zeros(1, D)]).index_select(0, order),
+    "within groups": lambda x, order: torch.cat([within(x[:4], order), x[4:]]),
+    "a list stacked twice": lambda x, order: twice([torch.tanh(row) for row in x.unbind(0)], order),
 }
+
+
+def within(x: Tensor, order: Tensor) -> Tensor:
+    """Two groups of two samples, whose places are changed in a group alone."""
+    return x.view(2, 2, D).take_along_dim(order[:4].view(2, 2, 1) % 2, 1).flatten(0, 1)
+
+
+def into(out: Tensor, x: Tensor, order: Tensor) -> Tensor:
+    for i, place in enumerate(order.tolist()):
+        out[place] = x[i]
+    return out
+
+
+def twice(rows: list[Tensor], order: Tensor) -> Tensor:
+    return torch.stack([rows[i] for i in order.tolist()]) * torch.stack(rows)
+
+
+def test_dimensions_of_one_size_are_told_apart():
+    """Here there are as many places as samples."""
+    mixed = {
+        "softmax": lambda x, number: x.softmax(1 - number),
+        "cumsum": lambda x, number: x.cumsum(1 - number),
+        "a mean in another shape": lambda x, number: x + x.mean(1).reshape((S, 1, D) if number == 0 else (1, S, D)),
+    }
+    for between in mixed.values():
+        torch.manual_seed(0)
+        net = Model(Moved(between), rows(S, D)).double()
+        net.given = net.given.double()
+        assert assert_each_step_as_stored(net, (0, 1, 0)) == ["mixing", "stored", "mixing"]
 
 
 @pytest.mark.whole
@@ -83,9 +117,10 @@ def test_rows_that_are_moved_in_another_way_than_before_are_noticed(name):
     assert assert_each_step_as_stored(net)[1] != "mixing"
 
 
-def test_a_gather_of_something_else_than_samples_is_not_probed_at_each_step(monkeypatch):
+def test_reading_labels_is_not_probed_at_each_step(monkeypatch):
     torch.manual_seed(0)
-    net = Model(Moved(lambda x, number: x.gather(1, torch.arange(D).expand(S, D))), rows(D)).double()
+    labels = torch.arange(S).unsqueeze(1)
+    net = Model(Moved(lambda x, number: x.log_softmax(1).gather(1, labels) * x), rows(D)).double()
     net.given, calls = net.given.double(), []
     grad = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *args, **how: calls.append(1) or grad(*args, **how))
@@ -111,6 +146,28 @@ def test_other_parts_than_before_are_noticed(take):
     net = Model(Chosen(take), rows(D)).double()
     net.given = net.given.double()
     assert assert_each_step_as_stored(net) == ["mixing"] * 4
+
+
+class Viewed(nn.Module):
+    """Two views of one parameter with elements in different orders, whose nodes keep the same numbers."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.weight, self.number, self.form = nn.Parameter(torch.randn(36)), 0, form
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight
+        if self.form == "scales":
+            views = (w.view(2, 3, 6).permute(1, 0, 2), w.view(3, 2, 6).permute(1, 0, 2))
+            return sum((x[:, None, None, :6] * view).cos().sum((1, 2)) for view in views)
+        return torch.tanh(x[:, :4] @ w.view(4, 9))[:, :9] @ w.view(9, 4)
+
+
+@pytest.mark.parametrize("form", ["scales", "matrices"])
+def test_views_in_other_orders_are_other_parts(form):
+    net = Model(Viewed(form), rows(D), 6 if form == "scales" else 4).double()
+    net.given = net.given.double()
+    assert_each_step_as_stored(net)
 
 
 def test_dimensions_that_are_turned_in_another_way_are_noticed():

@@ -17,7 +17,7 @@ from mtlfast.jacobian._certificate import certify
 from mtlfast.jacobian._computed import ComputedJacobian
 from mtlfast.jacobian._known_nodes import why_unreadable
 from mtlfast.jacobian._mixed import MixedPart
-from mtlfast.jacobian._moves import arrangement, moves_by_values
+from mtlfast.jacobian._moves import fingerprint, moves_by_values
 from mtlfast.jacobian._overwriting import COMPILED
 from mtlfast.jacobian._plan import LayerPlan, Plan
 from mtlfast.jacobian._probe import PROBES, Maps, NotMixed, probed, recall
@@ -70,10 +70,7 @@ class MixingJacobian(ComputedJacobian):
         if way == "auto":
             self._check_cost(moving)
         self._check_budget()
-        used = [use for of_parameter in self._uses for use in of_parameter]
-        outputs = tuple(tuple(use.node._input_metadata[0].shape) for use in used)
-        places = tuple((p.shape, graph.leaves.get(id(p))) for p in self.parameters)
-        key = (samples.number, places, graph.structure, arrangement(graph.nodes), outputs)
+        key = (samples.number, tuple(graph.leaves.get(id(p)) for p in self.parameters), fingerprint(graph))
         self._remembered = recall(self.parameters[0], key, self._probe, way == "mixing", moving)
         self._wide = self._remembered.wide[samples.num_tasks, samples.task is None]
         self._wide.settle()

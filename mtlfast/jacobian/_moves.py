@@ -6,98 +6,92 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtlfast.jacobian._graph import AccumulateGrad
-from mtlfast.jacobian._uses import EMBEDDING, PARTS
+from mtlfast.jacobian._uses import EMBEDDING, Graph
 
-# Functions that move rows by numbers, which their nodes keep.
-BY_NUMBERS = frozenset(
-    {
-        *PARTS,
-        "AsStridedBackward0",
-        "CatBackward0",
-        "DiagonalBackward0",
-        "ExpandBackward0",
-        "FlipBackward0",
-        "MeanBackward1",
-        "PermuteBackward0",
-        "RepeatBackward0",
-        "RollBackward0",
-        "Rot90Backward0",
-        "StackBackward0",
-        "SumBackward1",
-        "TransposeBackward0",
-        "UnfoldBackward0",
-    }
-)
-# Functions that move elements by values: another step may move them in another way.
+# Functions that move elements by values, or by numbers that their nodes do not show: another step may move them in
+# another way.
 BY_VALUES = frozenset(
     {
-        "IndexBackward0",
-        "IndexPutBackward0",
-        "IndexPutImplBackward0",
-        "MaskedScatterBackward0",
-        "MaskedSelectBackward0",
-        "PutBackward0",
-        "TakeBackward0",
-    }
-)
-# The same along one dimension.
-ALONG = frozenset(
-    {
+        "CopySlices",
         "GatherBackward0",
+        "GridSampler2DBackward0",
+        "GridSampler3DBackward0",
         "IndexAddBackward0",
+        "IndexBackward0",
         "IndexCopyBackward0",
         "IndexFillBackward0",
+        "IndexPutBackward0",
+        "IndexPutImplBackward0",
         "IndexReduceBackward0",
         "IndexSelectBackward0",
         "KthvalueBackward0",
+        "MaskedScatterBackward0",
+        "MaskedSelectBackward0",
+        "MaxUnpool2DBackward0",
+        "MaxUnpool3DBackward0",
+        "PutBackward0",
         "ScatterAddBackward0",
         "ScatterBackward0",
         "ScatterBackward1",
         "ScatterReduceBackward0",
+        "SegmentReduceBackward0",
         "SortBackward0",
         "SortBackward1",
+        "SparseAddmmBackward0",
+        "TakeBackward0",
         "TopkBackward0",
     }
 )
+LOOKUPS = (EMBEDDING, "EmbeddingBagBackward0")  # of anything but a parameter they look up rows
 
-_fields: dict[str, list[str]] = {}  # by the type of a node, those it keeps
+_fields: dict[str, list[str]] = {}  # by the type of a node, the numbers that it keeps
 
 
 def numbers_of(node: Any) -> tuple[object, ...]:
-    """The numbers that a node of a function of `BY_NUMBERS` keeps, such as the dimension and the start of a slice."""
+    """The type of a node and the numbers that it keeps, such as the dimension and the start of a slice."""
     name = type(node).__name__
     if name not in _fields:
-        _fields[name] = sorted(field for field in dir(node) if field.startswith("_saved_"))
+        names = set(dir(node))
+        saved = (field for field in names if field.startswith("_saved_"))
+        _fields[name] = sorted(field for field in saved if f"_raw{field}" not in names)  # those are tensors
     return (name, *(x for field in _fields[name] if isinstance(x := getattr(node, field), int | tuple)))
 
 
-def arrangement(nodes: Sequence[Any]) -> tuple[object, ...]:
-    """What tells apart two graphs of one structure that move rows by other numbers."""
-    return tuple(numbers_of(node) for node in nodes if type(node).__name__ in BY_NUMBERS)
+def shapes_of(node: Any) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a function's outputs."""
+    return tuple(tuple(output.shape) for output in node._input_metadata)
+
+
+def fingerprint(graph: Graph) -> tuple[object, ...]:
+    """What tells apart two graphs that may move rows in different ways: all of a graph but its values."""
+    places: dict[Any, int] = {node: i for i, node in enumerate(graph.nodes)}
+    found: list[object] = []
+    for node in graph.nodes:
+        behind = (
+            (-1 - graph.leaves[id(other.variable)] if type(other) is AccumulateGrad else places[other], output)
+            for other, output in node.next_functions
+            if other is not None
+        )
+        found.append((numbers_of(node), shapes_of(node), *behind))
+    return tuple(found)
 
 
 def moves_by_values(nodes: Sequence[Any], number: int) -> bool:
-    """Whether a graph may move rows of one sample to another by values, so that each step has to be probed.
-
-    Along one dimension only a multiple of S elements can be those of samples.
-
-    Args:
-        nodes: those of the graph.
-        number: S.
-    """
+    """Whether a graph may move rows of one of S samples to another by values, so that each step has to be probed."""
     return number > 1 and any(_moves(node, number) for node in nodes)
 
 
 def _moves(node: Any, number: int) -> bool:
     name = type(node).__name__
-    if name == EMBEDDING:  # of anything but a parameter it looks up rows
+    if name in LOOKUPS:
         return type(node.next_functions[0][0]) is not AccumulateGrad
-    if name not in ALONG:
-        return name in BY_VALUES
-    behind, output = node.next_functions[0]
-    if behind is None or type(behind) is AccumulateGrad:
-        return True
-    shape = tuple(behind._input_metadata[output].shape)
-    dim = getattr(node, "_saved_dim", 0)
-    dim = dim - 2**64 if dim >= 2**63 else dim
-    return not shape or shape[dim] % number == 0
+    return name in BY_VALUES and not _takes_labels(node, number)
+
+
+def _takes_labels(node: Any, number: int) -> bool:
+    """Whether a node takes one element of each row, and samples are in another dimension, as where labels are read."""
+    if type(node).__name__ != "GatherBackward0":
+        return False
+    (shape,) = shapes_of(node)
+    last = node._saved_dim in (len(shape) - 1, 2**64 - 1)
+    return len(shape) > 1 and last and shape[-1] == 1 and any(size % number == 0 for size in shape[:-1])

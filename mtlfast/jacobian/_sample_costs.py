@@ -39,6 +39,8 @@ def takes_tasks(use: SampleUse, samples: Samples) -> bool:
     """Whether the tasks' gradients are cheaper than products of samples."""
     if samples.sizes is None or use.kind == "embedding" or use.form == "sum":
         return False
+    if 2 * samples.num_tasks > samples.number:  # many small products take longer than one of all samples
+        return False
     return _over_tasks(samples, use) < _over_samples(samples.number, use)
 
 

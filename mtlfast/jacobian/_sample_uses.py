@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from mtlfast.jacobian._moves import numbers_of
+from mtlfast.jacobian._moves import numbers_of, shapes_of
 from mtlfast.jacobian._uses import EMBEDDING, PARTS, Graph, Use, User, final_users, packed, use_of
 
 MOST_OF_OUTPUT = 4  # the samples' gradients of a grouped convolution are in memory, beside the gradient at its output
@@ -51,7 +51,7 @@ class SampleUse(NamedTuple):
         node: Any = self.part.node
         output = self.part.output_nr
         while node is not None and node.next_functions:
-            key.append((*numbers_of(node), output) if type(node).__name__ != EMBEDDING else node)
+            key.append((numbers_of(node), shapes_of(node), output) if type(node).__name__ != EMBEDDING else node)
             node, output = node.next_functions[0]
         return tuple(key)
 
