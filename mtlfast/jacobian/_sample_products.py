@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -52,6 +53,18 @@ class SampleFactors:
         if self.left is not None and self.left.is_floating_point():
             square = square * _squared_lengths(self.left, known)
         return self.rows.summed(square)
+
+    def weighted(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weighted sum of the samples' gradients by this use, for weights [S] float64."""
+        by_row, right = self.rows.spread(weights).to(dtype).unsqueeze(1), self.right.to(dtype)
+        if self.left is None:
+            return by_row.mT @ right
+        if not self.left.is_floating_point():
+            return summed_by_entry(right * by_row, self.left, self.use.shape[0], -1)
+        left = self.left.to(dtype)
+        if left.shape[1] < right.shape[1]:  # the smaller one is multiplied
+            return (left * by_row).mT @ right
+        return left.mT @ (right * by_row)
 
 
 def _squared_lengths(rows: Tensor, known: dict[object, Tensor]) -> Tensor:
@@ -119,32 +132,15 @@ class SampleLayer:
 
     def _sums(self, dtype: torch.dtype) -> Tensor:
         """[S, P] the gradients of the samples by sums, or [S, p] those of the one part that is used."""
-        total: Tensor | None = None
-        wide = widened([use.use for use in self.uses])
-        for use in self.uses:
-            of_use = use.rows.summed(use.right.to(dtype))
-            of_use = use.use.of_parameters(of_use, self.parameter) if wide else of_use
-            total = of_use if total is None else total + of_use
-        assert total is not None
-        return total
+        sums = ((use, use.rows.summed(use.right.to(dtype))) for use in self.uses)
+        if not widened([use.use for use in self.uses]):
+            return reduce(torch.add, (x for _, x in sums))
+        return reduce(torch.add, (use.use.of_parameters(x, self.parameter) for use, x in sums))
 
     def gradient(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
         """The weighted sum of the samples' gradients, for weights [S] float64."""
-        total: Tensor | None = None
-        for use in self.uses:
-            by_row = use.rows.spread(weights).to(dtype).unsqueeze(1)
-            right = use.right.to(dtype)
-            if use.left is None:
-                gradient = by_row.mT @ right
-            elif not use.left.is_floating_point():
-                gradient = summed_by_entry(right * by_row, use.left, use.use.shape[0], -1)
-            elif use.left.shape[1] < right.shape[1]:
-                gradient = (use.left.to(dtype) * by_row).mT @ right
-            else:
-                gradient = use.left.to(dtype).mT @ (right * by_row)
-            gradient = use.use.of_parameter(gradient, self.parameter)
-            total = gradient if total is None else total + gradient
-        assert total is not None
+        of_uses = (use.use.of_parameter(use.weighted(weights, dtype), self.parameter) for use in self.uses)
+        total: Tensor = reduce(torch.add, of_uses)
         return total.data if total._is_view() else total  # so that to set `.grad` to it makes no other tensor
 
 
@@ -177,15 +173,8 @@ def _gradients_by_task(uses: Sequence[SampleFactors], samples: Samples, dtype: t
     each = max(1, BLOCK // (samples.num_tasks * c * dtype.itemsize))
     for start in range(0, r, each):
         place = slice(start, start + each)
-        yield torch.stack([sum_of([left[:, place].mT @ right for left, right in task]).flatten() for task in of_tasks])
-
-
-def sum_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum, without adding to a zero."""
-    first, *others = tensors
-    for other in others:
-        first = first + other
-    return first
+        products = ((left[:, place].mT @ right for left, right in task) for task in of_tasks)
+        yield torch.stack([reduce(torch.add, of_uses).flatten() for of_uses in products])
 
 
 def _dense(left: Tensor | None) -> Tensor:
