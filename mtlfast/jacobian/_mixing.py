@@ -161,8 +161,10 @@ class MixingJacobian(ComputedJacobian):
 
     def _check_budget(self) -> None:
         """Raises if the rows of one parameter are more than the budget."""
+        if self._budget is None:
+            return
         most = max(self._kept(t) for t in range(len(self.parameters)))
-        if self._budget is not None and most > self._budget:
+        if most > self._budget:
             raise NotMixed(f"memory_budget is {self._budget} bytes, expected at least {most}, which one layer takes")
 
     def _kept(self, t: int) -> int:
