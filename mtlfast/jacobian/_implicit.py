@@ -19,7 +19,7 @@ from mtlfast.jacobian._overwriting import Overwriting
 from mtlfast.jacobian._plan import Plan, chosen_for, without_walk
 from mtlfast.jacobian._products import Factors
 from mtlfast.jacobian._sequential import Pass, Targets, sequential
-from mtlfast.jacobian._uses import Graph, Layer, Use, padding_of, walk
+from mtlfast.jacobian._uses import NO_GRAPH, Layer, Use, padding_of, walk
 from mtlfast.task_gradients import Rows
 
 
@@ -53,13 +53,12 @@ class ImplicitJacobian(ComputedJacobian):
     ) -> None:
         super().__init__(present, shared, retain_graph, loss_weights_later, storage_dtype)
         self._mode, K = mode, len(present.losses)
-        small = without_walk(self.parameters, K) if mode == "auto" and memory_budget is None else None
-        self._graph, self._layers = Graph([], {}, frozenset(), (), {}), dict[int, Layer]()
-        if small is not None:
-            self._chosen = small
-        else:
+        self._graph, self._layers = NO_GRAPH, dict[int, Layer]()
+        chosen = without_walk(self.parameters, K) if mode == "auto" and memory_budget is None else None
+        if chosen is None:
             self._graph = walk(present.losses)
-            self._chosen, self._layers = chosen_for(mode, self._names, self.parameters, K, self._graph, memory_budget)
+            chosen, self._layers = chosen_for(mode, self._names, self.parameters, K, self._graph, memory_budget)
+        self._chosen = chosen
         if self._checks and self._graph.nodes:
             self.coarsest = self._graph.coarsest()
         self._chosen.wide.settle()

@@ -42,8 +42,6 @@ PARTS = (
     "ViewBackward0",
 )
 EMBEDDING = "EmbeddingBackward0"
-
-
 RECORDED = frozenset((*ON_THE_WAY, *PARTS, EMBEDDING))
 
 
@@ -133,7 +131,10 @@ class Graph(NamedTuple):
 
     def without_nodes(self) -> Graph:
         """The same without the nodes, which would keep the graph alive."""
-        return Graph([], {}, frozenset(), self.structure, {})
+        return NO_GRAPH._replace(structure=self.structure)
+
+
+NO_GRAPH = Graph([], {}, frozenset(), (), {})
 
 
 def walk(losses: Sequence[Tensor]) -> Graph:
@@ -156,7 +157,7 @@ def walk(losses: Sequence[Tensor]) -> Graph:
         numbers[node] = len(nodes)
         nodes.append(node)
         if len(nodes) > MOST_NODES:
-            return Graph([], {}, hooked, (), {})
+            return NO_GRAPH._replace(hooked=hooked)
         name = type(node).__name__
         structure.append(name if name not in FLAGS else (name, getattr(node, FLAGS[name], None)))
         for operand, (behind, output) in enumerate(node.next_functions):
