@@ -32,7 +32,7 @@ def takes_samples(uses: Sequence[SampleFactors]) -> bool:
         return False
     assert uses[0].left is not None
     r, c = uses[0].left.shape[1], uses[0].right.shape[1]
-    return SLOWER * N * r * c + S**2 * r * c < N**2 * (r + c)
+    return _by_sample(N, S, r * c) < N**2 * (r + c)
 
 
 def takes_tasks(use: SampleUse, samples: Samples) -> bool:
@@ -59,4 +59,8 @@ def _over_samples(number: int, use: SampleUse) -> float:
     N, r = rows_in(use), use.shape[0]
     c = use.numel // r
     over_pairs = float(N**2 * ((0 if use.kind == "embedding" else r) + c))
-    return over_pairs if use.kind == "embedding" else min(over_pairs, SLOWER * N * r * c + number**2 * r * c)
+    return over_pairs if use.kind == "embedding" else min(over_pairs, _by_sample(N, number, r * c))
+
+
+def _by_sample(N: int, number: int, elements: int) -> float:
+    return (SLOWER * N + number**2) * elements
