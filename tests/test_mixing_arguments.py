@@ -22,6 +22,16 @@ def losses_of(*shape: int, **how) -> Tensor:
 
 
 BAD = {
+    "requires grad": (
+        lambda: backward(A=torch.ones(2, 4, requires_grad=True)),
+        ValueError,
+        "mixing requires grad, expected mixing.detach(), because A gets no gradient",
+    ),
+    "a column of integers": (
+        lambda: backward(A=torch.zeros(4, 1, dtype=torch.long)),
+        ValueError,
+        "for 4 losses, or [4] integers, such as mixing.squeeze(1)",
+    ),
     "a list of losses": (lambda: backward([losses_of()]), TypeError, "losses is a list, expected a Tensor [S]"),
     "closures": (lambda: backward([lambda: losses_of()]), TypeError, "losses is a list, expected a Tensor [S]"),
     "a dict": (lambda: backward({"a": losses_of()}), TypeError, "losses is a dict, expected a Tensor [S]"),

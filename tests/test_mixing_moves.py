@@ -45,8 +45,8 @@ def assert_each_step_as_stored(net: nn.Module, numbers=(0, 1, 0, 1)) -> list[str
     return ways
 
 
-def put_back(move: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
-    """Moves rows to an order, and the result back again by an index that no gradient passes."""
+def in_order(move: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
+    """Moves rows to the order of the step, so that in odd steps a row belongs to another sample than its place says."""
 
     def moved(x: Tensor, number: int) -> Tensor:
         return move(x, ORDERS[number])
@@ -112,7 +112,7 @@ def test_dimensions_of_one_size_are_told_apart():
 @pytest.mark.parametrize("name", MOVES)
 def test_rows_that_are_moved_in_another_way_than_before_are_noticed(name):
     torch.manual_seed(0)
-    net = Model(Moved(put_back(MOVES[name])), rows(D)).double()
+    net = Model(Moved(in_order(MOVES[name])), rows(D)).double()
     net.given = net.given.double()
     assert assert_each_step_as_stored(net)[1] != "mixing"
 

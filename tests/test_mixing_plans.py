@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import mtlfast
 from mtlfast.aggregation import Constant, UPGrad
 from mtlfast.jacobian import _probe
+from mtlfast.jacobian._samples import samples_of
 
 pytestmark = pytest.mark.native
 
@@ -121,6 +122,15 @@ def test_float64_products_are_for_samples_that_nearly_depend_on_each_other(tasks
     assert found[tasks, True].everything == (apart < 1)
 
 
+@pytest.mark.parametrize("apart", [1.0, 1e-3])
+def test_float64_products_are_for_tasks_of_samples_that_nearly_depend_on_each_other(apart):
+    net = of_rows(nn.Tanh(), T).float()  # rows enough for products of tasks' gradients
+    net.given = net.given[:1].float() + apart * torch.randn(S, T, D)
+    run(net, A=torch.arange(S) % 2)
+    (found,) = (plan.wide for plan in _probe._cache[net.trunk.first.weight].values())
+    assert found[2, False].everything == (apart < 1)
+
+
 def test_what_needs_float64_is_remembered_for_each_number_of_tasks():
     net = of_rows(nn.Tanh()).float()
     net.given = net.given[:1].float() + 1e-3 * torch.randn(S, D)
@@ -128,3 +138,12 @@ def test_what_needs_float64_is_remembered_for_each_number_of_tasks():
     run(net, A=torch.ones(1, S))
     (found,) = (plan.wide for plan in _probe._cache[net.trunk.first.weight].values())
     assert {tasks: wide.everything for (tasks, _), wide in found.items()} == {3: True, 1: False}
+
+
+def test_what_a_task_has_is_shared_out_among_its_samples():
+    task = torch.tensor([0, 2, 2, -1, 0])
+    samples = samples_of(task, torch.ones(S, requires_grad=True) * 1)[1]
+    of_tasks = torch.tensor([4.0, 7.0, 6.0], dtype=torch.float64)
+    shares = samples.shared_out(of_tasks)
+    assert shares.tolist() == [2, 3, 3, 0, 2]
+    assert samples.gram_of_diagonal(shares).diagonal().tolist() == [4, 0, 6]  # task 1 has no samples
